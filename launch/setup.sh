@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository's root: TensorFlow, this package, and Horovod, which is built from source.
+#
+#   bash launch/setup.sh
+#
+# Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing.
+# Variables, all optional:
+#   PYTHON          the Python to use; otherwise python3.12, 3.11, 3.10 or python3, the first that fits
+#   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
+#   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
+#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+uv_version=0.13.9
+horovod_version=0.28.1
+venv=$PWD/.venv
+log=$venv/setup.log
+PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not make it anew
+unset PYTHONHOME PYTHONPATH
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+stop() { # what is wrong, then lines that say how to mend it
+    printf '\nset-up: %s\n' "$1" >&2
+    shift
+    printf '  %s\n' "$@" >&2
+    exit 1
+}
+
+# --- What this machine has, and whether all is done -----------------------------------------------------
+device=${RESREP_DEVICE:-cpu}
+if [[ -z ${RESREP_DEVICE:-} ]] && has nvidia-smi && [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then device=gpu; fi
+[[ $device == cpu || $device == gpu ]] || stop "RESREP_DEVICE is '$device'; it may be cpu or gpu."
+mpi=${RESREP_MPI:-$(has mpicxx && echo 1 || echo 0)}
+cuda=${CUDA_HOME:-/usr/local/cuda}
+nccl=${RESREP_NCCL:-0}
+if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/nvcc ]]; }; then
+    for folder in "${HOROVOD_NCCL_HOME:-$cuda}/include" /usr/include /usr/local/include; do
+        if [[ -f $folder/nccl.h ]]; then nccl=1; fi
+    done
+fi
+features="$device nccl=$nccl mpi=$mpi"
+if [[ $mpi == 1 ]]; then features+=" $(mpicxx --version 2>/dev/null | head -n 1) $(readlink -f "$(command -v mpicxx)")"; fi
+stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features ${PYTHON:-} $PWD" | cksum)
+finished() { [[ -x $venv/bin/resrep && $(cat "$venv/setup.stamp" 2>/dev/null) == "$stamp" ]]; }
+if finished; then exit 0; fi
+
+# One set-up at a time. The lock is on this file, and goes when the process goes.
+exec 9<launch/setup.sh
+if has flock && ! flock -n 9; then
+    echo 'set-up: another one is at work here; waiting for it'
+    flock 9 || true
+    if finished; then exit 0; fi
+fi
+
+# --- What must be here before anything is fetched -------------------------------------------------------
+python=
+seen=()
+for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
+    version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+    if [[ $version != 3.1[012].* ]]; then
+        seen+=("$candidate is $version")
+    elif "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
+        python=$candidate
+        break
+    else
+        seen+=("$candidate is $version, without the module venv; Debian, Ubuntu: apt-get install python${version%.*}-venv")
+    fi
+done
+if [[ -z $python ]]; then
+    stop 'no suitable Python. Wanted: 3.10, 3.11 or 3.12, with its module venv. Found:' "${seen[@]:-none}" \
+        'Install one, or name it: PYTHON=/path/to/python3.11 bash launch/setup.sh'
+fi
+for tool in "${CXX:-g++}" make; do
+    has "$tool" || stop "$tool is missing. Horovod has no wheels and is compiled here." \
+        'Debian, Ubuntu: apt-get install g++ make' 'Fedora, Rocky: dnf install gcc-c++ make'
+done
+free=$(df -Pm . | awk 'NR == 2 { print $4 }')
+if [[ ! -d $venv && $free -lt 4000 ]]; then stop "only $free MB of disk are free; .venv and the build need 4000." 'Free some.'; fi
+
+# --- How a stage is run ---------------------------------------------------------------------------------
+ticker=
+stop_ticker() {
+    if [[ $ticker ]]; then kill "$ticker" && wait "$ticker"; fi 2>/dev/null
+    ticker=
+}
+trap 'stop_ticker || true' EXIT
+
+explain() { # the log's last lines, and the mend for what goes wrong most often
+    printf '\n\nset-up: this stage failed. The last lines of %s:\n\n' "$log"
+    tail -n 15 "$log"
+    printf '\n'
+    case $(tail -n 100 "$log") in
+        *'No space left'*) echo 'The disk is full: free some, or set TMPDIR and UV_CACHE_DIR to folders on another one.' ;;
+        *'Killed signal'* | *'out of memory'*) echo 'Memory ran out: build with fewer compilers at once, MAKEFLAGS=-j1.' ;;
+        *'error sending request'* | *'dns error'* | *'Failed to fetch'* | *'No matching distribution'* | *'timed out'*)
+            echo 'The package registry cannot be reached. Check the network. For a proxy set HTTPS_PROXY, for a mirror'
+            echo 'PIP_INDEX_URL, for a certificate of your own PIP_CERT and SSL_CERT_FILE.' ;;
+    esac
+    echo 'Run this again when that is mended: it goes on from this stage.'
+}
+
+stage() { # number, title, function: one line with a dot every 10 s; what it prints goes to the log
+    local start=$SECONDS code
+    printf '[%s/4] %s ' "$1" "$2"
+    printf '\n===== [%s/4] %s\n' "$1" "$2" >>"$log"
+    (while sleep 10 >/dev/null 2>&1; do printf .; done) 9<&- &
+    ticker=$!
+    set +e # `if "$3"` would run on after an error inside the function
+    (set -e; "$3") >>"$log" 2>&1 </dev/null
+    code=$?
+    set -e
+    stop_ticker || true
+    if ((code)); then explain >&2; exit 1; fi
+    printf ' %d s\n' $((SECONDS - start))
+}
+
+# --- The four stages ------------------------------------------------------------------------------------
+make_venv() {
+    [[ $(cat "$venv/made-for" 2>/dev/null) == "$made_for" ]] && return
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --disable-pip-version-check "uv==$uv_version"
+    echo "$made_for" >"$venv/made-for"
+}
+
+install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip is told to use
+    local index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
+    if [[ $index ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+    "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"
+}
+
+install_packages() { install --editable ".[$device,prune,dev,horovod-build]"; }
+
+build_horovod() {
+    local include key
+    include=$("$venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tensorflow").submodule_search_locations[0])')/include
+    export CPLUS_INCLUDE_PATH=$include/external/highwayhash:$include/external/farmhash_archive/src
+    export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
+    export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1
+    if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
+    if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi
+    if [[ $nccl == 1 && -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=$cuda; fi
+    # uv keeps the wheels that it builds; this key tells one build from another.
+    key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
+    key=$(cksum <<<"$key $features" | tr ' ' -)
+    install --config-settings-package "horovod:resrep-build=$key" "horovod==$horovod_version"
+}
+
+verify() { # TensorFlow is imported by the package, which chooses Keras 2
+    "$venv/bin/python" - "$mpi" "$nccl" <<'PYTHON'
+import sys
+import resrep_dist
+import horovod.tensorflow as hvd
+assert hvd.gloo_built(), "Horovod was built without Gloo"
+assert bool(hvd.mpi_built()) == (sys.argv[1] == "1"), "Horovod's MPI is not as wanted"
+assert bool(hvd.nccl_built()) == (sys.argv[2] == "1"), "Horovod's NCCL is not as wanted"
+PYTHON
+}
+
+made_for="$PWD $version $device uv $uv_version"
+if [[ -d $venv && $(cat "$venv/made-for" 2>/dev/null) != "$made_for" ]]; then
+    echo 'set-up: .venv is half made, moved, or for something else; making it anew'
+    rm -rf "$venv"
+fi
+mkdir -p "$venv"
+: >"$log"
+stage 1 "Python $version and uv" make_venv
+stage 2 "TensorFlow ($device) and the other packages" install_packages
+stage 3 'Horovod, compiled here: 3 to 4 minutes the first time' build_horovod
+stage 4 'Does it start?' verify
+echo "$stamp" >"$venv/setup.stamp"
+echo "set-up: ready in $SECONDS s (Horovod with Gloo$([[ $mpi == 1 ]] && echo ', MPI')$([[ $nccl == 1 ]] && echo ', NCCL'))"

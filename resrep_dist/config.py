@@ -1,0 +1,264 @@
+"""A run's configuration: YAML -> frozen, typed, validated dataclasses.
+
+Units are in the names. Every error is one line: what was received, where, what was expected.
+"""
+
+import dataclasses
+import difflib
+import io
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from resrep_dist.errors import ConfigError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Positive = Annotated[int, Gt(0)]
+NotNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NotNegativeFloat = Annotated[float, Ge(0)]
+Momentum = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    name: str
+    """A model by name; `resrep inspect` lists the names when one is unknown."""
+    num_classes: Annotated[int, Ge(2)]
+    """Number of classes of the last layer."""
+    image_size: Annotated[int, Ge(8)]
+    """Height and width of the images, pixels."""
+    weights: str | None = None
+    """A Keras weights file (.h5) of the base model; without one the `base` phase trains it."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    source: Literal["digits"]
+    """Where the images come from."""
+    global_batch_size: Positive
+    """Samples per step over all ranks together."""
+    augmentation: Literal["none", "shift"] = "none"
+    """`shift`: translate by up to an eighth of the image, zeros moving in."""
+    evaluation_batch_size: Positive = 256
+    """Samples per evaluation step on one rank."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PhaseConfig:
+    num_epochs: PositiveFloat
+    """Length of the phase, epochs of the training set."""
+    learning_rate: PositiveFloat
+    """Peak learning rate at the reference batch size; a cosine takes it to zero."""
+    warmup_epochs: NotNegativeFloat = 0.0
+    """Linear rise from zero to the peak, epochs; counted in `num_epochs`."""
+    reference_batch_size: Positive | None = None
+    """The rate is scaled by global_batch_size / reference_batch_size; none means no scaling."""
+    momentum: Momentum = 0.9
+    """Momentum of all weights but the compactors'."""
+    weight_decay: NotNegativeFloat = 1e-4
+    """Decay of all weights but compactors, bias and batch norm."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PruneConfig:
+    target_macs_fraction: Annotated[float, Gt(0), Lt(1)]
+    """Multiply-adds to keep, as a fraction of the base model's."""
+    lasso_strength: PositiveFloat = 1e-4
+    """lambda of the penalty, section 3.3 of the paper."""
+    compactor_momentum: Momentum = 0.99
+    """Momentum of the compactors."""
+    rule: Literal["radial", "paper"] = "radial"
+    """How masked rows die: in a straight line to exactly zero, or by the paper's plain update."""
+    mask_start_epochs: NotNegativeFloat = 5.0
+    """No mask is chosen before."""
+    mask_interval_steps: Positive = 200
+    """Steps from one choice of masks to the next."""
+    channels_per_update: Positive = 4
+    """At most so many channels more are chosen at each update."""
+    mask_stop_fraction: Annotated[float, Gt(0), Le(1)] = 0.7
+    """Masks change only in this part of the phase, so that the last masked rows have time to die."""
+    min_channels: Positive = 1
+    """Every layer keeps at least so many channels."""
+    round_to: Positive = 1
+    """Surviving widths are rounded up to multiples of this; 8 suits tensor cores."""
+    dead_row_norm: NotNegativeFloat = 1e-5
+    """With the rule `paper`, a masked row below this norm counts as dead (the authors' threshold)."""
+    max_extension_epochs: NotNegativeFloat = 10.0
+    """The run goes on at most so long when masked rows are still alive at its end."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CheckpointConfig:
+    interval_steps: Positive = 1000
+    """Steps from one checkpoint to the next."""
+    num_kept: Positive = 3
+    """The newest ones that are kept."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LoggingConfig:
+    interval_steps: Positive = 100
+    """Steps from one line in the log and one point in TensorBoard to the next."""
+    evaluation_epochs: PositiveFloat = 1.0
+    """Epochs from one evaluation to the next."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MergeConfig:
+    num_images: Annotated[int, Ge(256)] = 256
+    """Validation images on which the slim model is compared with the trained one."""
+    tolerance: PositiveFloat = 1e-4
+    """Largest difference of the logits that is accepted, relative to the largest logit."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    model: ModelConfig
+    data: DataConfig
+    train: PhaseConfig
+    """The pruning phase."""
+    prune: PruneConfig
+    base: PhaseConfig | None = None
+    """Plain training before pruning, unless `model.weights` names a file."""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
+    seed: NotNegative = 0
+    """Weights, sample order and augmentation follow from it."""
+
+    def __post_init__(self) -> None:
+        if (self.base is None) == (self.model.weights is None):
+            state = "both are" if self.base else "neither is"
+            raise ValueError(
+                f"model.weights, base: {state} given; expected one of them: "
+                "`model.weights` names a trained model, `base` says how to train one"
+            )
+        for name, phase in (("base", self.base), ("train", self.train)):
+            if phase is not None and phase.warmup_epochs >= phase.num_epochs:
+                raise ValueError(
+                    f"{name}.warmup_epochs: received {phase.warmup_epochs:g}, "
+                    f"expected less than {name}.num_epochs ({phase.num_epochs:g})"
+                )
+        last_mask_epochs = self.prune.mask_stop_fraction * self.train.num_epochs
+        if self.prune.mask_start_epochs >= last_mask_epochs:
+            raise ValueError(
+                f"prune.mask_start_epochs: received {self.prune.mask_start_epochs:g}, expected less than "
+                f"mask_stop_fraction * train.num_epochs ({last_mask_epochs:g}), or no mask is ever chosen"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and numbers, defaults filled in."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.dump(self.to_dict(), stream)
+        return stream.getvalue()
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: for a missing file, text that is not YAML, an unknown key, a wrong type or an
+            impossible value; one line that says what, where and what was expected.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config {path}: cannot be read ({reason}); give the path of a YAML file") from None
+    document = _parse_yaml(text, str(path))
+    if not isinstance(document, dict):
+        raise ConfigError(f"config {path}: expected sections like `model:` and `train:`, received {document!r}")
+    for override in overrides:
+        _apply_override(document, override)
+    return build_config(document, str(path))
+
+
+def build_config(document: dict[str, Any], origin: str = "config") -> Config:
+    """Validate plain dicts as a Config; `origin` stands at the head of the error."""
+    try:
+        return TypeAdapter(Config).validate_python(document)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_describe(error.errors()[0])}") from None
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    # The safe loader in pure Python: YAML 1.2, no tags that build objects, a key given twice is an error.
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise ConfigError(f"{origin}{place}: not valid YAML: {' '.join(str(problem).split())}") from None
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override}: expected section.key=value, as in --set train.num_epochs=10")
+    section = document
+    for part in parts[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: `{part}` is a value, not a section")
+    section[parts[-1]] = _parse_yaml(text, f"--set {override}")
+
+
+def _describe(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    received = error["input"]
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _describe_unknown_key(error["loc"])
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{place}: missing; expected {_expected_type(error['loc'])}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if error["type"].startswith("dataclass"):
+        expected = "a section with keys below it"
+    return f"{place}: received {received!r}, expected {expected}"
+
+
+def _describe_unknown_key(location: tuple[Any, ...]) -> str:
+    section = _type_at(location[:-1])
+    names = [field.name for field in dataclasses.fields(section)] if section else []
+    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
+    return f"{'.'.join(map(str, location))}: unknown key; {hint}"
+
+
+def _type_at(location: tuple[Any, ...]) -> Any:
+    current: Any = Config
+    for part in location:
+        hints = typing.get_type_hints(current)
+        current = hints.get(str(part))
+        if typing.get_origin(current) in (typing.Union, types.UnionType):
+            current = next(arg for arg in typing.get_args(current) if arg is not type(None))
+        if current is None or not dataclasses.is_dataclass(current):
+            return None
+    return current
+
+
+def _expected_type(location: tuple[Any, ...]) -> str:
+    section = _type_at(location[:-1])
+    hint = typing.get_type_hints(section).get(str(location[-1])) if section else None
+    if dataclasses.is_dataclass(hint):
+        return "a section with keys " + ", ".join(field.name for field in dataclasses.fields(hint))
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return f"a value of type {getattr(hint, '__name__', hint)}"

@@ -1,0 +1,37 @@
+"""The errors that end a run, each with the exit code that the command line returns for it."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message is one line with the mend in it."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration that is refused."""
+
+
+class ModelError(UserError):
+    """A model that cannot be traced, pruned or loaded."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+class DisagreementError(RuntimeError):
+    """The ranks do not hold the same state; going on would train different models."""
+
+    exit_code = 3
+
+
+class CertificateError(RuntimeError):
+    """The slim model differs from the trained one by more than the tolerance; it was not written."""
+
+    exit_code = 4
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row gave a loss or gradient that is not finite."""
+
+    exit_code = 5
