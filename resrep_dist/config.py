@@ -6,6 +6,7 @@ Units are in the names. Every error is one line: what was received, where, what 
 import dataclasses
 import difflib
 import io
+import json
 import types
 import typing
 from pathlib import Path
@@ -190,7 +191,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 def build_config(document: dict[str, Any], origin: str = "config") -> Config:
     """Validate plain dicts as a Config; `origin` stands at the head of the error."""
     try:
-        return TypeAdapter(Config).validate_python(document)
+        # Strict validation takes sections from JSON only; YAML's dates become text on the way.
+        return TypeAdapter(Config).validate_json(json.dumps(document, default=str))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_describe(error.errors()[0])}") from None
 

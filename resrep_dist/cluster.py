@@ -1,0 +1,139 @@
+"""The ranks of a run. The only file that knows Horovod.
+
+Started as a single process, a run is a cluster of one and Horovod is not imported.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from resrep_dist.errors import DisagreementError, UserError
+from resrep_dist.launch_environment import launched_local_size, launched_size
+
+
+class Cluster:
+    """Start Horovod where a launcher started several processes, and pin this rank's devices.
+
+    Every method but the properties is a collective: all ranks call it, in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.local_rank = 0, 1, 0
+        self._horovod: Any = None
+        if launched_size() > 1:
+            self._start_horovod()
+        _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+
+    @property
+    def is_root(self) -> bool:
+        """True on the rank that writes files."""
+        return self.rank == 0
+
+    def _start_horovod(self) -> None:
+        try:
+            import horovod.tensorflow as horovod
+        except ImportError as error:
+            raise UserError(
+                f"a launcher started {launched_size()} processes, but Horovod cannot be imported ({error}); "
+                "`resrep doctor` gives the command that installs it"
+            ) from None
+        horovod.init()
+        self._horovod = horovod
+        self.rank, self.size, self.local_rank = horovod.rank(), horovod.size(), horovod.local_rank()
+
+    def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`."""
+        if self._horovod is None:
+            return list(tensors)
+        return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name="step"))
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Give all ranks the values that rank 0 holds."""
+        if self._horovod is not None:
+            self._horovod.broadcast_variables(list(variables), root_rank=0)
+
+    def from_root(self, function: Callable[[], Any]) -> Any:
+        """Call `function` on rank 0 while the others wait without a time limit; all get its JSON value.
+
+        An error of ours that it raises on rank 0 is raised on all ranks.
+        """
+        if self._horovod is None:
+            return function()
+        answer: dict[str, Any] = {}
+        error: UserError | RuntimeError | None = None
+        if self.is_root:
+            try:
+                answer = {"value": function()}
+            except (UserError, RuntimeError) as raised:
+                error = raised
+                answer = {"error": str(raised), "exit_code": getattr(raised, "exit_code", 1)}
+        answer = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
+        if error is not None:
+            raise error
+        if "error" in answer:
+            failure = RuntimeError(answer["error"])
+            failure.exit_code = answer["exit_code"]  # type: ignore[attr-defined]
+            raise failure
+        return answer["value"]
+
+    def agree(self, names: Sequence[str], digests: np.ndarray) -> None:
+        """Compare one digest per name over the ranks.
+
+        Raises:
+            DisagreementError: on every rank alike, with the names and the ranks that differ.
+        """
+        if self._horovod is None:
+            return
+        table = self._horovod.allgather(tf.constant(digests[np.newaxis]), name="agree").numpy()
+        differences = [
+            f"{name} on rank {rank}"
+            for column, name in enumerate(names)
+            for rank in _ranks_that_differ(table[:, column])
+        ]
+        if differences:
+            more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
+            against = "rank 0" if self.size == 2 else "the majority"
+            raise DisagreementError(
+                f"the ranks hold different state: {', '.join(differences[:8])}{more} "
+                f"(compared with {against}); resume from the last checkpoint"
+            )
+
+    def shutdown(self) -> None:
+        """Leave the cluster; afterwards no collective may be called."""
+        if self._horovod is not None:
+            self._horovod.shutdown()
+
+    def _broadcast_bytes(self, data: bytes) -> bytes:
+        length = self._horovod.broadcast(tf.constant(len(data)), root_rank=0, name="length")
+        array = np.zeros(int(length), np.uint8)
+        if self.is_root:
+            array[:] = np.frombuffer(data, np.uint8)
+        return self._horovod.broadcast(tf.constant(array), root_rank=0, name="bytes").numpy().tobytes()
+
+
+def _ranks_that_differ(column: np.ndarray) -> list[int]:
+    values, counts = np.unique(column, return_counts=True)
+    # A tie cannot tell who is wrong; rank 0 is then the reference.
+    tied = values[counts == counts.max()]
+    reference = column[0] if column[0] in tied else tied[0]
+    return [rank for rank, value in enumerate(column) if value != reference]
+
+
+def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if local_size > len(gpus):
+            raise UserError(
+                f"{local_size} ranks on this host but {len(gpus)} GPUs; start at most {len(gpus)} ranks per host"
+            )
+        tf.config.set_visible_devices(gpus[local_rank], "GPU")
+        tf.config.experimental.set_memory_growth(gpus[local_rank], True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # TensorFlow refuses a change once it has started; a user's own program may have started it.
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // local_size))

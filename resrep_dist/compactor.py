@@ -1,0 +1,55 @@
+"""The compactor: a 1x1 convolution behind a convolution and its batch norm, initially the identity."""
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import keras
+
+from resrep_dist.graph import Graph, copy_weights, rebuild
+
+
+@keras.utils.register_keras_serializable("resrep_dist")
+class Compactor(keras.layers.Layer):
+    """y = Q x at every pixel (section 3.2), channels last, without bias.
+
+    Weights: `kernel` [1, 1, D_in, D_out], the transpose of the paper's Q, initially the identity; `mask`
+    [D_out], not trained: 1 where the objective trains the row, 0 where it is left to decay.
+    """
+
+    def __init__(self, channels: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        width = int(input_shape[-1])
+        channels = self.channels or width
+        initial = tf.eye(width, channels, dtype=self.dtype)[tf.newaxis, tf.newaxis]
+        self.kernel = self.add_weight(
+            "kernel", [1, 1, width, channels], initializer=lambda shape, dtype=None: tf.cast(initial, dtype)
+        )
+        self.mask = self.add_weight("mask", [channels], initializer="ones", trainable=False)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "channels": self.channels}
+
+
+def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
+    """The same model with an identity compactor behind every prunable layer; equal outputs, own weights."""
+    sites = {layer.site: layer.compactor for layer in graph.layers}
+
+    def with_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Any) -> Any:
+        outputs = clone(*inputs.args, **inputs.kwargs)
+        return Compactor(name=sites[layer.name])(outputs) if layer.name in sites else outputs
+
+    pruned = rebuild(model, with_compactor)
+    copy_weights(model, pruned)
+    return pruned
+
+
+def compactors_of(model: keras.Model, graph: Graph) -> list[Compactor]:
+    """The model's compactors in the graph's order."""
+    return [model.get_layer(layer.compactor) for layer in graph.layers]

@@ -1,0 +1,142 @@
+"""The maths of ResRep (Ding et al., ICCV 2021) on arrays. No Keras, no Horovod, no files.
+
+Compactor kernels have shape [..., D_in, D_out]: the paper's row j of Q is the slice [..., :, j].
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from resrep_dist.macs import MultiplyAdds
+
+
+def row_norms(kernel: tf.Tensor) -> tf.Tensor:
+    """Euclidean norm of every row: [..., D_in, D_out] -> [..., D_out] (section 3.3)."""
+    return tf.norm(kernel, axis=-2)
+
+
+def reset_gradient(
+    kernel: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, norms: tf.Tensor, lasso_strength: float
+) -> tf.Tensor:
+    """G_j = m_j g_j + lambda Q_j / ||Q_j|| (section 3.3, equation 9), and 0 for the penalty of a zero row.
+
+    Args:
+        kernel: Q, [..., D_in, D_out].
+        gradient: the objective's gradient averaged over all ranks, same shape.
+        mask: m, 1 = trained by the objective, 0 = left to the penalty, [..., D_out].
+        norms: row norms averaged over all ranks, [..., D_out].
+    """
+    direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
+    return mask[..., tf.newaxis, :] * gradient + tf.cast(lasso_strength, kernel.dtype) * direction
+
+
+def update_compactor(
+    kernel: tf.Tensor,
+    velocity: tf.Tensor,
+    gradient: tf.Tensor,
+    mask: tf.Tensor,
+    norms: tf.Tensor,
+    *,
+    learning_rate: tf.Tensor,
+    lasso_strength: float,
+    momentum: float,
+    radial: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One step of v = momentum v + G; Q -= lr v. Shapes as in `reset_gradient`; returns (Q, v).
+
+    With `radial`, a masked row keeps only the part of its velocity that points along the row, and stops
+    at exactly zero, velocity too, when a step would cross it. So it dies in a straight line; by the plain
+    rule the sideways speed that the objective gave it makes it circle around zero.
+    """
+    reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength)
+    kept = tf.cast(momentum, kernel.dtype) * velocity
+    if not radial:
+        velocity = kept + reset
+        return kernel - learning_rate * velocity, velocity
+    is_masked = (mask == 0)[..., tf.newaxis, :]
+    direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
+    along = tf.reduce_sum(direction * kept, axis=-2, keepdims=True)
+    velocity = tf.where(is_masked, direction * along, kept) + reset
+    travel = learning_rate * tf.reduce_sum(direction * velocity, axis=-2)
+    dies = is_masked & (travel >= norms)[..., tf.newaxis, :]
+    zero = tf.zeros_like(kernel)
+    return tf.where(dies, zero, kernel - learning_rate * velocity), tf.where(dies, zero, velocity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The masks chosen at one update."""
+
+    masks: list[np.ndarray]
+    """For each layer, bool [D]: True = trained, False = masked."""
+    num_chosen: int
+    """Channels chosen before widths were rounded up; the next update may choose k more."""
+    macs: int
+    """Multiply-adds left at the unmasked widths."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Unmasked channels of each layer."""
+        return [int(mask.sum()) for mask in self.masks]
+
+
+def select_masks(
+    norms: Sequence[np.ndarray],
+    macs: MultiplyAdds,
+    *,
+    target_macs: float,
+    max_chosen: int,
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> Selection:
+    """Choose all masks anew from row norms (section 3.4).
+
+    All channels of all layers are sorted by norm, ties by layer and channel. From the lowest up they are
+    masked until the multiply-adds left are at most `target_macs` or `max_chosen` channels are chosen.
+    A layer keeps `min_channels`. With `round_to`, widths count rounded up, and the channels of a layer
+    that its rounding keeps are unmasked again, unless they are dead (norm 0).
+
+    Args:
+        norms: row norms of each layer, [D_i], averaged over all ranks.
+        macs: multiply-adds by width of each layer.
+        target_macs: multiply-adds to reach, of one image.
+        max_chosen: how many channels may be chosen at most.
+    """
+    full = [len(layer_norms) for layer_norms in norms]
+    order = _ascending(norms)
+    chosen, total = [0] * len(full), macs.total(full)
+    cost, neighbours = macs.per_channel(full), macs.neighbours()
+    effective, num_chosen = list(full), 0
+    for layer in np.repeat(np.arange(len(full)), full)[order].tolist():
+        if total <= target_macs or num_chosen >= max_chosen:
+            break
+        width = full[layer] - chosen[layer] - 1
+        if width < min_channels:
+            continue
+        chosen[layer] += 1
+        num_chosen += 1
+        removed = effective[layer] - min(full[layer], math.ceil(width / round_to) * round_to)
+        if removed:
+            effective[layer] -= removed
+            total -= removed * cost[layer]
+            for other, pair_cost in neighbours[layer]:
+                cost[other] -= removed * pair_cost
+    masks = [_mask(n, f - e) for n, f, e in zip(norms, full, effective, strict=True)]
+    return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))
+
+
+def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:
+    flat = np.concatenate([np.asarray(layer_norms) for layer_norms in norms])
+    assert np.isfinite(flat).all(), "row norms are finite in every step that is applied"
+    return np.argsort(flat, kind="stable")
+
+
+def _mask(norms: np.ndarray, num_masked: int) -> np.ndarray:
+    num_dead = int((norms == 0).sum())
+    mask = np.ones(len(norms), bool)
+    # At least one channel is left even where a user's own state holds nothing but zero rows.
+    mask[np.argsort(norms, kind="stable")[: min(max(num_masked, num_dead if num_masked else 0), len(norms) - 1)]] = 0
+    return mask
