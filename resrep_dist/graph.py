@@ -109,17 +109,19 @@ def rebuild(
             returns the outputs that take the place of the layer's.
     """
     inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.node.layer.name) for t in model.inputs]
-    tensors = {str(id(old)): [new] * 1000 for old, new in zip(model.inputs, inputs, strict=True)}
+    # Keras takes a tensor out of its list at every use, so each stands there as often as it is used.
+    num_uses = model._tensor_usage_count
+    tensors = {str(id(old)): [new] * num_uses[str(id(old))] for old, new in zip(model.inputs, inputs, strict=True)}
     clones: dict[str, keras.layers.Layer] = {}
     for node in _nodes(model):
         layer = node.layer
         if layer.name not in clones:
             clones[layer.name] = layer.__class__.from_config(layer.get_config())
-        args, kwargs = node.map_arguments({key: list(value) for key, value in tensors.items()})
+        args, kwargs = node.map_arguments(tensors)
         outputs = call(layer, clones[layer.name], CallInputs(args, kwargs))
         for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
-            tensors[key] = [output] * 1000
-    outputs = [tensors[str(id(output))][0] for output in model.outputs]
+            tensors[key] = [output] * num_uses[key]
+    outputs = [tensors[str(id(output))].pop() for output in model.outputs]
     return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
 
 

@@ -1,0 +1,155 @@
+"""SGD with momentum for the whole model, with ResRep's rule for the compactors."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import keras
+
+from resrep_dist.compactor import Compactor
+from resrep_dist.config import PhaseConfig
+from resrep_dist.resrep import row_norms, update_compactor
+
+
+class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then a cosine to zero; the extension behind it is one more cosine at a tenth."""
+
+    def __init__(self, peak: float, num_steps: int, warmup_steps: int = 0, extension_steps: int = 0) -> None:
+        self.peak, self.num_steps = peak, num_steps
+        self.warmup_steps, self.extension_steps = warmup_steps, extension_steps
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        step = tf.cast(step, tf.float64)
+        warmup = (step + 1.0) / max(self.warmup_steps, 1)
+        progress = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        extension = (step - self.num_steps) / max(self.extension_steps, 1)
+        factor = tf.where(step < self.warmup_steps, warmup, _half_cosine(progress))
+        factor = tf.where(step >= self.num_steps, 0.1 * _half_cosine(extension), factor)
+        return tf.cast(self.peak * factor, keras.backend.floatx())
+
+    def get_config(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def phase_schedule(phase: PhaseConfig, global_batch_size: int, num_steps: int, extension_steps: int) -> PhaseSchedule:
+    """The schedule of a phase; the rate goes by the global batch, never by the number of ranks."""
+    scale = global_batch_size / (phase.reference_batch_size or global_batch_size)
+    warmup_steps = round(num_steps * phase.warmup_epochs / phase.num_epochs)
+    return PhaseSchedule(phase.learning_rate * scale, num_steps, warmup_steps, extension_steps)
+
+
+@keras.utils.register_keras_serializable("resrep_dist")
+class ResRepOptimizer(keras.optimizers.Optimizer):
+    """v = momentum v + G + decay w; w -= lr v, the form of the authors' code.
+
+    For a compactor, G is the reset gradient with the lasso penalty (equation 9), without decay and with a
+    momentum of its own. For all others G is the gradient; only weights of two and more dimensions decay,
+    so neither bias nor batch norm does. Gradients must be averaged over the ranks before.
+
+    Keras' own SGD keeps the learning rate inside v, which is another rule once the rate changes.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        compactors: Sequence[Compactor] = (),
+        *,
+        momentum: float = 0.9,
+        decay: float = 1e-4,
+        lasso_strength: float = 1e-4,
+        compactor_momentum: float = 0.99,
+        rule: str = "radial",
+        name: str = "ResRepOptimizer",
+    ) -> None:
+        super().__init__(name=name, jit_compile=False)
+        if rule not in ("radial", "paper"):
+            raise ValueError(f"rule: received {rule!r}, expected 'radial' or 'paper'")
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.compactors = list(compactors)
+        self.momentum, self.decay = momentum, decay
+        self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Create one velocity slot per variable."""
+        super().build(var_list)
+        if not hasattr(self, "velocities"):
+            self.velocities = [self.add_variable_from_reference(v, "velocity") for v in var_list]
+            self._velocity_of = dict(zip((v.ref() for v in var_list), self.velocities, strict=True))
+
+    def row_norms(self) -> list[tf.Tensor]:
+        """Row norms of the compactors as they stand on this rank, each [D_out]."""
+        return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]],
+        name: str | None = None,
+        norms: Sequence[tf.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tf.Variable:
+        """Apply averaged gradients; `norms` are the compactors' row norms averaged over the ranks."""
+        pairs = list(grads_and_vars)
+        self.build([variable for _, variable in pairs])
+        gradients = {variable.ref(): gradient for gradient, variable in pairs}
+        norms = list(norms) if norms is not None else self.row_norms()
+        rate = self._rate()
+        self._update_compactors(gradients, norms, rate)
+        of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
+        for gradient, variable in pairs:
+            if variable.ref() not in of_compactors:
+                self._update_weight(gradient, variable, rate)
+        return self.iterations.assign_add(1)
+
+    def _rate(self) -> tf.Tensor:
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return self._learning_rate
+
+    def _update_weight(self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor) -> None:
+        if self.decay and variable.shape.rank > 1:
+            gradient += tf.cast(self.decay, variable.dtype) * variable
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=self._velocity_of[variable.ref()].handle,
+            lr=tf.cast(rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.cast(self.momentum, variable.dtype),
+        )
+
+    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: list[tf.Tensor], rate: tf.Tensor) -> None:
+        # Compactors of one shape are updated together: a few operations for all of them, not some for each.
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, compactor in enumerate(self.compactors):
+            by_shape.setdefault(tuple(compactor.kernel.shape), []).append(index)
+        for indices in by_shape.values():
+            kernels = [self.compactors[index].kernel for index in indices]
+            velocities = [self._velocity_of[kernel.ref()] for kernel in kernels]
+            stacked, velocity = update_compactor(
+                tf.stack(kernels),
+                tf.stack(velocities),
+                tf.stack([gradients[kernel.ref()] for kernel in kernels]),
+                tf.stack([self.compactors[index].mask for index in indices])[:, tf.newaxis, tf.newaxis],
+                tf.stack([norms[index] for index in indices])[:, tf.newaxis, tf.newaxis],
+                learning_rate=tf.cast(rate, kernels[0].dtype),
+                lasso_strength=self.lasso_strength,
+                momentum=self.compactor_momentum,
+                radial=self.rule == "radial",
+            )
+            for variable, value in zip(kernels + velocities, tf.unstack(stacked) + tf.unstack(velocity), strict=True):
+                variable.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "momentum": self.momentum,
+            "decay": self.decay,
+            "lasso_strength": self.lasso_strength,
+            "compactor_momentum": self.compactor_momentum,
+            "rule": self.rule,
+        }
+
+
+def _half_cosine(progress: tf.Tensor) -> tf.Tensor:
+    return 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
