@@ -93,6 +93,8 @@ class PruneConfig:
     """Surviving widths are rounded up to multiples of this; 8 suits tensor cores."""
     dead_row_norm: NotNegativeFloat = 1e-5
     """With the rule `paper`, a masked row below this norm counts as dead (the authors' threshold)."""
+    exclude: tuple[str, ...] = ()
+    """Convolutions that are not pruned, by name."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """The run goes on at most so long when masked rows are still alive at its end."""
 

@@ -5,7 +5,7 @@ treat every channel alone and map zero to zero. All others are refused by name w
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,20 +77,27 @@ class CallInputs:
     kwargs: dict[str, Any]
 
 
-def trace(model: keras.Model) -> Graph:
+def trace(model: keras.Model, exclude: Sequence[str] = ()) -> Graph:
     """Trace a functional model of convolutions, batch norm, activations, pooling, padding, Add and Dense.
 
+    Args:
+        exclude: convolutions to leave as they are.
+
     Raises:
-        ModelError: for a subclassed model, a layer whose multiply-adds are not known, sizes left open.
+        ModelError: for a subclassed model, a layer whose multiply-adds are not known, sizes left open, a name
+            in `exclude` that the model does not have.
     """
     if not isinstance(model, keras.Sequential) and not getattr(model, "_is_graph_network", False):
         raise ModelError(f"model {model.name}: expected a functional Keras model, received a subclassed one")
     if not model.built:
         raise ModelError(f"model {model.name}: not built; give its first layer an input_shape")
+    unknown = sorted(set(exclude) - {layer.name for layer in model.layers})
+    if unknown:
+        raise ModelError(f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}")
     consumers = _consumers(model)
-    layers, refused = [], {}
+    layers, refused = [], dict.fromkeys(exclude, "it is excluded by the configuration")
     for node in _nodes(model):
-        if type(node.layer) is not _layers.Conv2D:
+        if type(node.layer) is not _layers.Conv2D or node.layer.name in exclude:
             continue
         try:
             layers.append(_trace_convolution(model, node, consumers))
@@ -125,9 +132,9 @@ def rebuild(
     return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
 
 
-def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy the weights of all layers that both models have under one name."""
-    names = {layer.name for layer in source.layers}
+def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
+    """Copy the weights of all layers that both models have under one name, but those to `skip`."""
+    names = {layer.name for layer in source.layers} - set(skip)
     for layer in target.layers:
         if layer.name in names and layer.weights:
             layer.set_weights(source.get_layer(layer.name).get_weights())

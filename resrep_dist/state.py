@@ -1,0 +1,44 @@
+"""All that a run carries from step to step, by name, and its digest."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from resrep_dist.optimizer import ResRepOptimizer
+
+
+def state_variables(model: keras.Model, optimizer: ResRepOptimizer) -> dict[str, tf.Variable]:
+    """Weights, batch-norm statistics, masks, velocities and the step counter."""
+    variables = {_plain_name(variable): variable for variable in model.weights}
+    assert len(variables) == len(model.weights), "layer names are unique in a functional model"
+    for variable, velocity in zip(model.trainable_variables, optimizer.velocities, strict=True):
+        variables[f"velocity/{_plain_name(variable)}"] = velocity
+    variables["iterations"] = optimizer.iterations
+    return variables
+
+
+class Digest:
+    """One 64-bit digest per variable, computed where the variables are; any single flipped bit changes it."""
+
+    def __init__(self, variables: Mapping[str, tf.Variable]) -> None:
+        self.names = list(variables)
+        self._compute = tf.function(lambda: tf.stack([_digest(v) for v in variables.values()]))
+
+    def __call__(self) -> np.ndarray:
+        """Int64 [number of variables], in the order of `names`."""
+        return self._compute().numpy()
+
+
+def _digest(variable: tf.Variable) -> tf.Tensor:
+    bits = variable.read_value()
+    if bits.dtype.is_floating:
+        bits = tf.bitcast(bits, {2: tf.int16, 4: tf.int32, 8: tf.int64}[bits.dtype.size])
+    bits = tf.reshape(tf.cast(bits, tf.int64), [-1])
+    # Odd factors: the difference that one bit makes, 2^b times an odd number, is never 0 modulo 2^64.
+    return tf.reduce_sum(bits * (2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1))
+
+
+def _plain_name(variable: tf.Variable) -> str:
+    return variable.name.removesuffix(":0")
