@@ -28,7 +28,8 @@ _TRANSPARENT = (
     _layers.SpatialDropout2D,
     _layers.Flatten,
 )
-_ACTIVATIONS = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
+# Tested one by one for mapping zero to zero.
+ELEMENTWISE = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _follow(key: str, consumers: dict[str, list[Any]], outputs: set[str]) -> Ite
             raise _Refused(f"its channels meet others in the Add {layer.name}")
         elif isinstance(layer, _layers.BatchNormalization):
             raise _Refused(f"the batch norm {layer.name} behind it would turn a dead channel into a constant")
-        elif isinstance(layer, _ACTIVATIONS):
+        elif isinstance(layer, ELEMENTWISE):
             _require_zero_to_zero(layer)
             yield from _follow(node.flat_output_ids[0], consumers, outputs)
         elif isinstance(layer, _TRANSPARENT):

@@ -1,6 +1,8 @@
 """A trained model with compactors -> a slim plain Keras model with the same outputs, and the proof."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import types
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from tensorflow import keras
 
 from resrep_dist.compactor import compactors_of
 from resrep_dist.errors import CertificateError, ModelError
-from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, rebuild
+from resrep_dist.graph import ELEMENTWISE, CallInputs, Graph, PrunableLayer, copy_weights, rebuild
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +120,31 @@ def delete_channels(model: keras.Model, channels: dict[str, list[int]]) -> keras
     jobs = {name: indices for name, indices in channels.items() if indices}
     if not jobs:
         return model
-    surgeon = _kerassurgeon().Surgeon(model)
+    # kerassurgeon knows the layer Activation but not ReLU and its like: these step aside meanwhile.
+    activations = {layer.name: layer for layer in model.layers if isinstance(layer, ELEMENTWISE)}
+    stand_in = rebuild(model, lambda layer, clone, inputs: _as_activation(layer, clone)(*inputs.args))
+    copy_weights(model, stand_in)
+    surgeon = _kerassurgeon().Surgeon(stand_in)
     for name, indices in jobs.items():
-        surgeon.add_job("delete_channels", model.get_layer(name), channels=indices)
-    result = surgeon.operate()
-    # kerassurgeon leaves old and new calls on the same layers; a rebuilt model has only the new ones.
-    slim = rebuild(result, lambda layer, clone, inputs: clone(*inputs.args, **inputs.kwargs))
-    copy_weights(result, slim)
+        surgeon.add_job("delete_channels", stand_in.get_layer(name), channels=indices)
+    with contextlib.redirect_stdout(io.StringIO()):
+        narrow = surgeon.operate()
+    # A rebuilt model is also free of kerassurgeon's traces: it calls new layers where old ones stood.
+    slim = rebuild(narrow, lambda layer, clone, inputs: _restored(layer, clone, activations)(*inputs.args))
+    copy_weights(narrow, slim)
     slim._name = model.name
     return slim
+
+
+def _as_activation(layer: keras.layers.Layer, clone: keras.layers.Layer) -> keras.layers.Layer:
+    return keras.layers.Activation("linear", name=layer.name) if isinstance(layer, ELEMENTWISE) else clone
+
+
+def _restored(
+    layer: keras.layers.Layer, clone: keras.layers.Layer, originals: dict[str, keras.layers.Layer]
+) -> keras.layers.Layer:
+    original = originals.get(layer.name)
+    return original.__class__.from_config(original.get_config()) if original else clone
 
 
 def certify(
