@@ -61,8 +61,11 @@ class CheckpointFolder:
         return sorted(path for path in self._folder.glob("step-*") if path.suffix != ".partial")
 
 
-def restore(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
+def restore(path: Path, variables: Mapping[str, tf.Variable], is_whole: bool = True) -> dict[str, Any]:
     """Load a checkpoint into the variables; returns its manifest. Nothing is loaded unless all of it fits.
+
+    Args:
+        is_whole: the variables are all that the checkpoint holds; False takes what they name.
 
     Raises:
         CheckpointError: for a damaged checkpoint, or one of another model.
@@ -78,7 +81,7 @@ def restore(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
             raise
         raise CheckpointError(f"checkpoint {path}: state.npz cannot be read ({error}){_MEND}") from None
     expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
-    found = {name: (array.shape, array.dtype.type) for name, array in arrays.items()}
+    found = {name: (array.shape, array.dtype.type) for name, array in arrays.items() if is_whole or name in expected}
     if expected != found:
         name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise CheckpointError(

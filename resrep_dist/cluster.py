@@ -46,11 +46,15 @@ class Cluster:
         self._horovod = horovod
         self.rank, self.size, self.local_rank = horovod.rank(), horovod.size(), horovod.local_rank()
 
-    def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`."""
+    def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`.
+
+        Args:
+            name: one per purpose; Horovod matches the ranks' calls by it.
+        """
         if self._horovod is None:
             return list(tensors)
-        return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name="step"))
+        return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name=name))
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Give all ranks the values that rank 0 holds."""

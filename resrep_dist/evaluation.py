@@ -21,5 +21,5 @@ def evaluate_top1(model: keras.Model, source: Source, batch_size: int, cluster: 
     for images, labels in evaluation_batches(source, batch_size, rank, size):
         correct += num_correct(images, labels)
     if cluster:
-        (correct,) = cluster.sum([correct])
+        (correct,) = cluster.sum([correct], "evaluation")
     return 100.0 * int(correct) / len(source)

@@ -11,11 +11,17 @@ from resrep_dist.optimizer import ResRepOptimizer
 
 def state_variables(model: keras.Model, optimizer: ResRepOptimizer) -> dict[str, tf.Variable]:
     """Weights, batch-norm statistics, masks, velocities and the step counter."""
-    variables = {_plain_name(variable): variable for variable in model.weights}
-    assert len(variables) == len(model.weights), "layer names are unique in a functional model"
+    variables = model_variables(model)
     for variable, velocity in zip(model.trainable_variables, optimizer.velocities, strict=True):
         variables[f"velocity/{_plain_name(variable)}"] = velocity
     variables["iterations"] = optimizer.iterations
+    return variables
+
+
+def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
+    """Weights, batch-norm statistics and masks."""
+    variables = {_plain_name(variable): variable for variable in model.weights}
+    assert len(variables) == len(model.weights), "layer names are unique in a functional model"
     return variables
 
 

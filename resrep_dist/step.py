@@ -52,7 +52,7 @@ class TrainStep:
         norms = self._optimizer.row_norms()
         weighted = [count * value for value in [*norms, *self._statistics]]
         is_bad = 1.0 - tf.cast(_all_finite([loss, *gradients]), self._dtype)
-        summed = self._cluster.sum([*gradients, *weighted, tf.stack([loss, correct, count, is_bad])])
+        summed = self._cluster.sum([*gradients, *weighted, tf.stack([loss, correct, count, is_bad])], "step")
         loss, correct, count, num_bad = tf.unstack(summed[-1])
         averaged = [value / count for value in summed[:-1]]
         gradients, rest = averaged[: len(weights)], averaged[len(weights) :]

@@ -1,0 +1,181 @@
+"""The command line. TensorFlow is imported only by a command that has read its configuration."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist import __version__
+from resrep_dist.errors import UserError
+from resrep_dist.launch_environment import launched_rank, launched_size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors of ours are one line on rank 0."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = _explain(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and launched_size() > 1:
+        # Horovod's clean-up waits for ranks that may be gone; a launcher must see the code at once.
+        os._exit(code)
+    return code
+
+
+def _explain(error: Exception) -> int:
+    code = getattr(error, "exit_code", None)
+    if code is not None:
+        if launched_rank() == 0:
+            print(f"resrep: error: {error}", file=sys.stderr, flush=True)
+        else:
+            # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.
+            time.sleep(2)
+        return int(code)
+    message = str(error)
+    if "Horovod" in message or "HorovodInternalError" in type(error).__name__:
+        print(
+            f"resrep: error: rank {launched_rank()} lost another rank ({message.splitlines()[0][:160]}); "
+            "start the same command again to resume from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    traceback.print_exc()
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resrep", description="Prune convolutional networks while they train, on many processes or one."
+    )
+    parser.add_argument("--version", action="version", version=f"resrep {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train, prune and merge; the same --workdir means resume")
+    _add_config(train)
+    train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    train.set_defaults(command=_train)
+
+    merge = commands.add_parser("merge", help="write the slim model of a run's newest checkpoint")
+    merge.add_argument("workdir", type=Path, help="folder of the run")
+    merge.set_defaults(command=_merge)
+
+    evaluate = commands.add_parser("evaluate", help="top-1 of a Keras model on the validation set")
+    evaluate.add_argument("model", type=Path, help="a folder with model.h5, or a Keras file")
+    evaluate.add_argument("--config", required=True, help="configuration that names the data")
+    evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    evaluate.set_defaults(command=_evaluate)
+
+    inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
+    _add_config(inspect)
+    inspect.set_defaults(command=_inspect)
+
+    report = commands.add_parser("report", help="the table of a finished run")
+    report.add_argument("workdir", type=Path, help="folder of the run")
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in train.num_epochs=10"
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _load_config(options)
+    console = _start_terminal()
+    from resrep_dist import run
+    from resrep_dist.cluster import Cluster
+    from resrep_dist.report import print_report
+
+    cluster = Cluster()
+    report = run.train(config, options.workdir, cluster, console)
+    if cluster.is_root:
+        print_report(console, report, options.workdir)
+    cluster.shutdown()
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    if not (options.workdir / "config.yaml").exists():
+        raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
+    console = _start_terminal()
+    from resrep_dist import run
+    from resrep_dist.report import print_report
+
+    print_report(console, run.merge_run(options.workdir), options.workdir)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = _load_config(options)
+    path = options.model / "model.h5" if options.model.is_dir() else options.model
+    if not path.exists():
+        raise UserError(f"model {path}: no such file; give a Keras file or a folder with model.h5")
+    console = _start_terminal()
+    from resrep_dist import run
+    from resrep_dist.data import load_sources
+    from resrep_dist.evaluation import evaluate_top1
+
+    _, validation_data = load_sources(config)
+    top1 = evaluate_top1(run.load_model(path), validation_data, config.data.evaluation_batch_size)
+    console.print(f"top-1 {top1:.2f} % on {len(validation_data)} images ({path})")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    config = _load_config(options)
+    console = _start_terminal()
+    from resrep_dist.inspection import print_inspection
+
+    print_inspection(console, config)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    console = _start_terminal()
+    from resrep_dist.report import print_report, read_report
+
+    print_report(console, read_report(options.workdir), options.workdir)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from resrep_dist.doctor import run_doctor
+
+    return run_doctor(Console())
+
+
+def _load_config(options: argparse.Namespace) -> Any:
+    from resrep_dist.config import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def _start_terminal() -> Any:
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    from resrep_dist.monitor import configure_logging, make_console
+
+    console = make_console()
+    configure_logging(console, launched_rank() == 0)
+    return console
+
+
+if __name__ == "__main__":
+    sys.exit(main())

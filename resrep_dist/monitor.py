@@ -1,0 +1,131 @@
+"""What a person sees of a run: TensorBoard, one progress bar, log lines. Silent except on rank 0."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_log = logging.getLogger(__name__)
+
+
+def make_console() -> Console:
+    """The terminal: the one that RESREP_TERMINAL names where a launcher reads our output through a pipe."""
+    terminal = os.environ.get("RESREP_TERMINAL")
+    if terminal and not sys.stdout.isatty():
+        try:
+            return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)  # noqa: SIM115
+        except OSError as error:
+            _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
+    return Console(soft_wrap=True)
+
+
+def configure_logging(console: Console, is_root: bool) -> None:
+    """Log lines of ours on rank 0, warnings of all ranks, nothing of TensorFlow's."""
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("resrep_dist")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if is_root else logging.ERROR)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+class Monitor:
+    """Curves and progress of one phase. Without a folder, or on another rank than 0, it does nothing."""
+
+    def __init__(self, title: str, folder: Path | None, console: Console | None, num_steps: int) -> None:
+        self._title, self._console, self._num_steps = title, console, num_steps
+        self._folder = folder
+        self._writer: tf.summary.SummaryWriter | None = None
+        self._progress: Progress | None = None
+        self._last_time, self._last_step = time.monotonic(), 0
+
+    def start(self, step: int, config_yaml: str) -> None:
+        """Open the curves at the step that the run starts or resumes at."""
+        self._last_time, self._last_step = time.monotonic(), step
+        if self._folder is not None:
+            drop_events_after(self._folder, step)
+            self._writer = tf.summary.create_file_writer(str(self._folder))
+            if step == 0:
+                with self._writer.as_default(step=0):
+                    tf.summary.text("config", f"```yaml\n{config_yaml}\n```")
+        if self._console is not None and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+                                      console=self._console)  # fmt: skip
+            self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
+            self._progress.start()
+
+    def images_per_second(self, step: int, global_batch_size: int) -> float:
+        """Throughput over all ranks since the last call."""
+        now = time.monotonic()
+        rate = (step - self._last_step) * global_batch_size / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_step = now, step
+        return rate
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of curves."""
+        if self._writer is not None:
+            with self._writer.as_default(step=step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Distributions, row norms by layer."""
+        if self._writer is not None:
+            with self._writer.as_default(step=step):
+                for name, array in values.items():
+                    tf.summary.histogram(name, array)
+
+    def progress(self, step: int, values: str) -> None:
+        """Move the bar, or write a line where there is no terminal."""
+        if self._progress is not None:
+            total = max(self._num_steps, step)
+            self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=values)
+        elif self._console is not None:
+            _log.info("%s step %d/%d %s", self._title, step, self._num_steps, values)
+
+    def flush(self) -> None:
+        """Put the curves on disk; called with every checkpoint."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """End the curves and the bar."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def drop_events_after(folder: Path, step: int) -> None:
+    """Rewrite the event files in `folder` without points after `step`, so that a resumed run does not overlap."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        kept, num_dropped = [], 0
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if Event.FromString(record).step > step:
+                    num_dropped += 1
+                else:
+                    kept.append(record)
+        except tf.errors.DataLossError:
+            # The last record of a killed run may be cut short; what follows it is lost anyway.
+            num_dropped += 1
+        if num_dropped:
+            partial = path.with_name(f"{path.name}.partial")
+            with tf.io.TFRecordWriter(str(partial)) as writer:
+                for record in kept:
+                    writer.write(record)
+            os.replace(partial, path)

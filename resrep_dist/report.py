@@ -1,0 +1,85 @@
+"""Measured figures of the base, the trained and the slim model, and the table a person reads."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+from tensorflow import keras
+
+from resrep_dist.errors import UserError
+
+_NUM_TIMINGS = 50
+
+
+def measure_latencies(models: dict[str, keras.Model], image: np.ndarray) -> dict[str, float]:
+    """Median time of one image through each model, milliseconds; interleaved, since machines are noisy."""
+    batch = tf.constant(image[np.newaxis])
+    functions = {name: _inference(model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for round_number in range(_NUM_TIMINGS + 5):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function(batch).numpy()
+            if round_number >= 5:
+                times[name].append(1000.0 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Numbers that the model needs for inference; masks are not among them."""
+    return sum(int(np.prod(w.shape)) for w in model.weights if not w.name.endswith("/mask:0"))
+
+
+def read_report(workdir: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        UserError: when there is none.
+    """
+    path = workdir / "slim" / "report.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `resrep merge {workdir}` writes it") from None
+
+
+def print_report(console: Console, report: dict[str, Any], workdir: Path) -> None:
+    """The table at the end of a run."""
+    table = Table(title=f"{report['model']}, target {100 * report['target_macs_fraction']:.1f} % multiply-adds")
+    for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    base = report["base"]
+    for name in ("base", "trained", "slim"):
+        row = report[name]
+        table.add_row(
+            name,
+            f"{row['top1']:.2f} %",
+            f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)",
+            f"{row['parameters']:,}",
+            f"{row['latency_ms']:.2f} ms",
+            f"{row['file_bytes'] / 1e6:.2f} MB",
+        )
+    console.print(table)
+    certificate = report["certificate"]
+    console.print(
+        f"Largest difference of trained and slim logits: {certificate['max_abs_difference']:.2g}, "
+        f"{certificate['max_relative_difference']:.2g} of the largest, on {certificate['num_images']} images; "
+        f"the same class for {100 * certificate['argmax_agreement']:.1f} %."
+    )
+    if report["target_missed"]:
+        console.print(
+            f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / base['macs']:.1f} % of the multiply-adds "
+            f"are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
+            f"{report['num_masked_alive']} masked channels are still alive."
+        )
+    console.print(f"Files: {workdir}/slim/model.h5 (plain Keras), {workdir}/slim/report.json, {workdir}/tensorboard")
+
+
+def _inference(model: keras.Model) -> Any:
+    return tf.function(lambda batch: model(batch, training=False))

@@ -1,0 +1,207 @@
+"""A whole run in its folder: base model, pruning, merge, report."""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
+
+from resrep_dist.checkpoint import CheckpointFolder, restore
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import insert_compactors
+from resrep_dist.config import Config, load_config
+from resrep_dist.data import load_sources
+from resrep_dist.errors import CheckpointError, ConfigError, ModelError
+from resrep_dist.evaluation import evaluate_top1
+from resrep_dist.graph import Graph, trace
+from resrep_dist.merging import certify, check_certificate, dead_channels, merge
+from resrep_dist.models import build_model
+from resrep_dist.report import count_parameters, measure_latencies
+from resrep_dist.state import model_variables
+from resrep_dist.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> dict[str, Any]:
+    """Run everything that is not done yet in `workdir`; returns the report. A collective."""
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config.model)
+    graph = trace(model, config.prune.exclude)
+    cluster.from_root(lambda: open_workdir(config, workdir))
+    train_data, validation_data = load_sources(config)
+    data = {"train_data": train_data, "validation_data": validation_data}
+    _obtain_base(model, config, workdir, cluster, console, data)
+    trainer = Trainer(model, graph, config, **data, cluster=cluster, workdir=workdir, console=console)
+    trainer.run()
+    return cluster.from_root(lambda: merge_run(workdir))
+
+
+def open_workdir(config: Config, workdir: Path) -> None:
+    """Make the folder, or check that it holds a run of the same configuration.
+
+    Raises:
+        ConfigError: when what decides the result differs; the folder is left as it is.
+    """
+    path = workdir / "config.yaml"
+    if path.exists():
+        old, new = load_config(path).to_dict(), config.to_dict()
+        for section in ("model", "data", "base", "train", "prune", "seed"):
+            if old[section] != new[section]:
+                raise ConfigError(
+                    f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, old, new)}; "
+                    "use another --workdir, or the configuration it was started with"
+                )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(config.to_yaml(), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def merge_run(workdir: Path) -> dict[str, Any]:
+    """Merge the newest checkpoint of a run into `slim/`, measure, write the report; on one process.
+
+    Raises:
+        CertificateError: when the slim model's outputs differ; nothing is written then.
+    """
+    config = load_config(workdir / "config.yaml")
+    base = build_model(config.model)
+    graph = trace(base, config.prune.exclude)
+    load_weights(base, workdir / "base" / "model.h5")
+    trained, num_chosen = _load_trained(base, graph, workdir)
+    _, validation_data = load_sources(config)
+    images = validation_data.images[: config.merge.num_images]
+    dead_row_norm = config.prune.dead_row_norm if config.prune.rule == "paper" else 0.0
+    slim, certificate = merge(
+        trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm
+    )
+    partial = workdir / "slim.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_model(slim, partial / "model.h5")
+    save_model(trained, partial / "trained.h5")
+    # What is certified is the file.
+    slim = load_model(partial / "model.h5")
+    certificate = certify(trained, slim, images, certificate.channels)
+    check_certificate(certificate, config.merge.tolerance)
+    models = {"base": base, "trained": trained, "slim": slim}
+    files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
+    report = _measure(models, files, graph, validation_data, config)
+    dead = dead_channels(trained, graph, dead_row_norm)
+    num_masked = sum(int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers)
+    report |= {
+        "model": config.model.name,
+        "target_macs_fraction": config.prune.target_macs_fraction,
+        "target_missed": report["slim"]["macs"] > config.prune.target_macs_fraction * report["base"]["macs"],
+        "num_masked_alive": num_masked - sum(map(len, dead.values())),
+        "num_chosen": num_chosen,
+        "certificate": vars(certificate),
+    }
+    (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    shutil.rmtree(workdir / "slim", ignore_errors=True)
+    os.replace(partial, workdir / "slim")
+    return report
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Save as HDF5, the format that Keras 2 and Keras 3 both read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.h5")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
+        model.save(partial, include_optimizer=False, save_format="h5")
+    os.replace(partial, path)
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a plain Keras model; code inside the file is refused."""
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"model {path}: cannot be loaded ({_one_line(error)})") from None
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Load a weights or model file (.h5) into a model, by layer, in order."""
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"weights {path}: cannot be loaded into {model.name} ({_one_line(error)})") from None
+
+
+def _obtain_base(
+    model: keras.Model, config: Config, workdir: Path, cluster: Cluster, console: Console, data: dict[str, Any]
+) -> None:
+    """Give `model` the base weights on all ranks: those of an earlier start, of a file, or newly trained."""
+    path = workdir / "base" / "model.h5"
+    weights = config.model.weights
+    if cluster.from_root(path.exists):
+        cluster.from_root(lambda: load_weights(model, path))
+    elif weights is not None:
+        cluster.from_root(lambda: load_weights(model, Path(weights)))
+    else:
+        Trainer(model, None, config, **data, cluster=cluster, workdir=path.parent, console=console).run()
+    cluster.broadcast(model.weights)
+    if not cluster.from_root(path.exists):
+        cluster.from_root(lambda: save_model(model, path))
+
+
+def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras.Model, int]:
+    newest = CheckpointFolder(workdir / "checkpoints").newest()
+    if newest is None:
+        raise CheckpointError(f"{workdir}: no checkpoint to merge; `resrep train` writes them")
+    trained = insert_compactors(base, graph)
+    manifest = restore(newest, model_variables(trained), is_whole=False)
+    return trained, manifest["position"]["num_chosen"]
+
+
+def _measure(
+    models: dict[str, keras.Model], files: dict[str, Path], graph: Graph, validation_data: Any, config: Config
+) -> dict[str, Any]:
+    latencies = measure_latencies(models, validation_data.images[0])
+    slim_graph = trace(models["slim"])
+    macs = {
+        "base": graph.macs.total(graph.widths),
+        "trained": graph.macs.total(graph.widths) + _compactor_macs(models["trained"], graph),
+        "slim": slim_graph.macs.total(slim_graph.widths),
+    }
+    return {
+        name: {
+            "top1": evaluate_top1(model, validation_data, config.data.evaluation_batch_size),
+            "macs": macs[name],
+            "parameters": count_parameters(model),
+            "latency_ms": latencies[name],
+            "file_bytes": files[name].stat().st_size,
+        }
+        for name, model in models.items()
+    }
+
+
+def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
+    total = 0
+    for layer in graph.layers:
+        compactor = trained.get_layer(layer.compactor)
+        _, height, width, _ = compactor.output_shape
+        total += height * width * int(tf.size(compactor.kernel))
+    return total
+
+
+def _first_difference(section: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    before, now = old[section], new[section]
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in now if before[key] != now[key])
+        section, before, now = f"{section}.{key}", before[key], now[key]
+    return f"{section} is {before} there and {now} here"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

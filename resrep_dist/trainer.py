@@ -1,0 +1,266 @@
+"""The story of one training phase: resume, step, masks, curves, checkpoints, end."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
+
+from resrep_dist.checkpoint import CheckpointFolder, restore
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import compactors_of, insert_compactors
+from resrep_dist.config import Config, PhaseConfig
+from resrep_dist.data.order import training_batches
+from resrep_dist.data.source import Source
+from resrep_dist.errors import ConfigError, NonFiniteError
+from resrep_dist.evaluation import evaluate_top1
+from resrep_dist.graph import Graph
+from resrep_dist.monitor import Monitor
+from resrep_dist.optimizer import ResRepOptimizer, phase_schedule
+from resrep_dist.pruner import Pruner
+from resrep_dist.state import Digest, state_variables
+from resrep_dist.step import TrainStep
+
+_log = logging.getLogger(__name__)
+_MAX_SKIPPED_STEPS_IN_A_ROW = 10
+
+
+class Trainer:
+    """Train a model on the ranks of a cluster; with a graph, prune it meanwhile.
+
+    Args:
+        model: a functional Keras model; the trainer puts compactors into a copy, `trainer.model`.
+        graph: what `trace(model)` found; without one this is plain training.
+        config: the run's configuration; without a graph its section `base` is the phase, else `train`.
+        cluster: the ranks; by default those that the launcher started.
+        workdir: where checkpoints and curves go; without one nothing is written.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        graph: Graph | None,
+        config: Config,
+        train_data: Source,
+        validation_data: Source,
+        *,
+        cluster: Cluster | None = None,
+        workdir: Path | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.cluster = cluster or Cluster()
+        self.config, self.graph = config, graph
+        self._train_data, self._validation_data = train_data, validation_data
+        _check_data(config, train_data, self.cluster.size)
+        self._phase = _phase_of(config, graph)
+        self._steps_per_epoch = len(train_data) / config.data.global_batch_size
+        self.num_steps = self._to_steps(self._phase.num_epochs)
+        self._max_steps = self.num_steps + (self._to_steps(config.prune.max_extension_epochs) if graph else 0)
+        self.model = insert_compactors(model, graph) if graph else model
+        self.pruner = self._make_pruner() if graph else None
+        self.optimizer = self._make_optimizer()
+        self._step = TrainStep(self.model, self.optimizer, self.cluster)
+        self.state = state_variables(self.model, self.optimizer)
+        self._digest = Digest(self.state)
+        self.step = 0
+        self.validation_top1: float | None = None
+        self._batches: Any = None
+        self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
+        is_seen = self.cluster.is_root and workdir is not None
+        self._monitor = Monitor(
+            "prune" if graph else "base",
+            workdir / "tensorboard" if is_seen and workdir else None,
+            console if is_seen else None,
+            self.num_steps,
+        )
+
+    def run(self) -> None:
+        """Resume where the workdir stands, train to the end, leave the last checkpoint behind."""
+        self.start()
+        try:
+            while not self.is_done():
+                self.train_until(min(self._max_steps, self.step + self.config.logging.interval_steps))
+            self._save()
+        finally:
+            self._monitor.close()
+
+    def start(self) -> None:
+        """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
+        position = self.cluster.from_root(self._restore)
+        self.step = position["step"]
+        if self.pruner:
+            self.pruner.num_chosen = position["num_chosen"]
+        self.cluster.broadcast(list(self.state.values()))
+        self._batches = iter(
+            training_batches(
+                self._train_data,
+                global_batch_size=self.config.data.global_batch_size,
+                augmentation=self.config.data.augmentation,
+                # The phases see different orders.
+                seed=2 * self.config.seed + (self.graph is not None),
+                rank=self.cluster.rank,
+                num_ranks=self.cluster.size,
+                first_step=self.step,
+            )
+        )
+        if self.step:
+            _log.info("Resumed at step %d.", self.step)
+        self._monitor.start(self.step, self.config.to_yaml())
+
+    def train_until(self, step: int) -> None:
+        """Train up to and including the given step, or to the end if it comes before."""
+        for images, labels in itertools.islice(self._batches, max(0, step - self.step)):
+            self._step.run(images, labels)
+            self.step += 1
+            if self.pruner and self.pruner.is_due(self.step):
+                self.agree()
+                self.pruner.update()
+            if self.step % self.config.logging.interval_steps == 0:
+                self._report()
+            if self._is_evaluation_due():
+                self._evaluate()
+            if self.step % self.config.checkpoint.interval_steps == 0:
+                self._save()
+            if self.step >= self.num_steps and self.is_done():
+                break
+
+    def is_done(self) -> bool:
+        """True at the end: all steps made, and every masked row dead or the extension spent."""
+        if self.step < self.num_steps:
+            return False
+        if self.step >= self._max_steps or self.pruner is None:
+            return True
+        is_looked_at = (self.step - self.num_steps) % self.config.prune.mask_interval_steps == 0
+        return is_looked_at and self.pruner.num_masked_alive() == 0
+
+    def agree(self) -> None:
+        """Compare the state in force over the ranks; a collective that raises a DisagreementError on all."""
+        if self.cluster.size > 1:
+            self.cluster.agree(self._digest.names, self._digest())
+
+    def _to_steps(self, num_epochs: float) -> int:
+        return max(1, round(num_epochs * self._steps_per_epoch))
+
+    def _make_pruner(self) -> Pruner:
+        assert self.graph is not None
+        return Pruner(
+            self.model,
+            self.graph,
+            self.config.prune,
+            self.cluster,
+            first_step=self._to_steps(self.config.prune.mask_start_epochs),
+            last_step=int(self.num_steps * self.config.prune.mask_stop_fraction),
+        )
+
+    def _make_optimizer(self) -> ResRepOptimizer:
+        schedule = phase_schedule(
+            self._phase, self.config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
+        )
+        if self.pruner:
+            self._warn_of_slow_death(schedule)
+        optimizer = ResRepOptimizer(
+            schedule,
+            compactors_of(self.model, self.graph) if self.graph else (),
+            momentum=self._phase.momentum,
+            decay=self._phase.weight_decay,
+            lasso_strength=self.config.prune.lasso_strength,
+            compactor_momentum=self.config.prune.compactor_momentum,
+            rule=self.config.prune.rule,
+        )
+        optimizer.build(self.model.trainable_variables)
+        return optimizer
+
+    def _warn_of_slow_death(self, schedule: Any) -> None:
+        assert self.pruner is not None
+        last_mask_step = int(self.num_steps * self.config.prune.mask_stop_fraction)
+        travel = self.pruner.travel(schedule(tf.range(last_mask_step, self.num_steps)))
+        if travel < 0.25:
+            _log.warning(
+                "After the last masks the penalty carries a row only %.2g of its initial norm 1; rows that are "
+                "masked late may stay alive. Raise prune.lasso_strength or train.learning_rate, or lower "
+                "prune.mask_stop_fraction.",
+                travel,
+            )
+
+    def _restore(self) -> dict[str, int]:
+        newest = self._checkpoints.newest() if self._checkpoints else None
+        if newest is None:
+            return {"step": 0, "num_chosen": 0}
+        manifest = restore(newest, self.state)
+        return {"step": manifest["step"], "num_chosen": manifest["position"]["num_chosen"]}
+
+    def _save(self) -> None:
+        self.agree()
+        if self._checkpoints and self.cluster.is_root:
+            position = {
+                "num_chosen": self.pruner.num_chosen if self.pruner else 0,
+                "next_sample": self.step * self.config.data.global_batch_size,
+                "config": self.config.to_dict(),
+            }
+            self._checkpoints.save(self.step, self.state, position)
+            self._monitor.flush()
+
+    def _is_evaluation_due(self) -> bool:
+        interval = self.config.logging.evaluation_epochs * self._steps_per_epoch
+        return int(self.step / interval) > int((self.step - 1) / interval)
+
+    def _evaluate(self) -> None:
+        batch_size = self.config.data.evaluation_batch_size
+        self.validation_top1 = evaluate_top1(self.model, self._validation_data, batch_size, self.cluster)
+        self._monitor.scalars(self.step, {"validation/top1": self.validation_top1})
+
+    def _report(self) -> None:
+        metrics = self._step.read_metrics()
+        if metrics["skipped_steps_in_a_row"] >= _MAX_SKIPPED_STEPS_IN_A_ROW:
+            raise NonFiniteError(
+                f"step {self.step}: the loss or a gradient was not finite for "
+                f"{metrics['skipped_steps_in_a_row']:.0f} steps in a row; lower train.learning_rate and start "
+                "again from the last checkpoint"
+            )
+        if not self.cluster.is_root:
+            return
+        speed = self._monitor.images_per_second(self.step, self.config.data.global_batch_size)
+        rate = float(self.optimizer.learning_rate(self.step - 1))
+        scalars = {
+            "train/loss": metrics["loss"],
+            "train/top1": metrics["top1"],
+            "train/learning_rate": rate,
+            "train/images_per_second": speed,
+            "train/skipped_steps": metrics["skipped_steps"],
+        }
+        line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
+        if self.pruner:
+            by_mask = self.pruner.macs_fraction(self.pruner.unmasked_widths())
+            living_widths = self.pruner.living_widths()
+            living = self.pruner.macs_fraction(living_widths)
+            scalars |= {"prune/macs_fraction_by_mask": by_mask, "prune/macs_fraction_living": living}
+            names = [layer.name for layer in self.pruner.graph.layers]
+            scalars |= {f"width/{name}": width for name, width in zip(names, living_widths, strict=True)}
+            norms = dict(zip((f"row_norms/{name}" for name in names), self.pruner.norms(), strict=True))
+            self._monitor.histograms(self.step, norms)
+            line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
+        self._monitor.scalars(self.step, scalars)
+        self._monitor.progress(self.step, f"{line}  {speed:.0f} images/s")
+
+
+def _phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
+    phase = config.train if graph else config.base
+    if phase is None:
+        raise ConfigError("base: missing; training without a graph needs the section `base`")
+    return phase
+
+
+def _check_data(config: Config, train_data: Source, num_ranks: int) -> None:
+    if train_data.num_classes != config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes: received {config.model.num_classes}, "
+            f"expected {train_data.num_classes} as in data.source {config.data.source}"
+        )
+    if config.data.global_batch_size < num_ranks:
+        raise ConfigError(
+            f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample "
+            f"for each of the {num_ranks} ranks"
+        )
