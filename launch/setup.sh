@@ -23,7 +23,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 stop() { # what is wrong, then lines that say how to mend it
     printf '\nset-up: %s\n' "$1" >&2
     shift
-    printf '  %s\n' "$@" >&2
+    if (($#)); then printf '  %s\n' "$@" >&2; fi
     exit 1
 }
 
@@ -85,6 +85,7 @@ stop_ticker() {
     ticker=
 }
 trap 'stop_ticker || true' EXIT
+trap 'printf "\nset-up: interrupted; run it again and it goes on from this stage\n" >&2; exit 130' INT TERM
 
 explain() { # the log's last lines, and the mend for what goes wrong most often
     printf '\n\nset-up: this stage failed. The last lines of %s:\n\n' "$log"
@@ -94,8 +95,8 @@ explain() { # the log's last lines, and the mend for what goes wrong most often
         *'No space left'*) echo 'The disk is full: free some, or set TMPDIR and UV_CACHE_DIR to folders on another one.' ;;
         *'Killed signal'* | *'out of memory'*) echo 'Memory ran out: build with fewer compilers at once, MAKEFLAGS=-j1.' ;;
         *'error sending request'* | *'dns error'* | *'Failed to fetch'* | *'No matching distribution'* | *'timed out'*)
-            echo 'The package registry cannot be reached. Check the network. For a proxy set HTTPS_PROXY, for a mirror'
-            echo 'PIP_INDEX_URL, for a certificate of your own PIP_CERT and SSL_CERT_FILE.' ;;
+            echo 'The package registry cannot be reached, or lacks a package. Check the network. For a proxy set'
+            echo 'HTTPS_PROXY, for a mirror PIP_INDEX_URL, for a certificate of your own PIP_CERT and SSL_CERT_FILE.' ;;
     esac
     echo 'Run this again when that is mended: it goes on from this stage.'
 }
@@ -123,13 +124,13 @@ make_venv() {
     echo "$made_for" >"$venv/made-for"
 }
 
-install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip is told to use
+uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip is told to use
     local index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
     if [[ $index ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
     "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"
 }
 
-install_packages() { install --editable ".[$device,prune,dev,horovod-build]"; }
+install_packages() { uv_install --editable ".[$device,prune,dev,horovod-build]"; }
 
 build_horovod() {
     local include key
@@ -140,10 +141,12 @@ build_horovod() {
     if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
     if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi
     if [[ $nccl == 1 && -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=$cuda; fi
-    # uv keeps the wheels that it builds; this key tells one build from another.
+    # uv keeps the wheels that it builds; this key tells one build from another. It does not look at the key of
+    # a Horovod that is installed already, so that one goes first.
     key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
     key=$(cksum <<<"$key $features" | tr ' ' -)
-    install --config-settings-package "horovod:resrep-build=$key" "horovod==$horovod_version"
+    "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod
+    uv_install --config-settings-package "horovod:resrep-build=$key" "horovod==$horovod_version"
 }
 
 verify() { # TensorFlow is imported by the package, which chooses Keras 2

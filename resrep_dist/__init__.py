@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 # Horovod and kerassurgeon need Keras 2. TensorFlow reads this when `tf.keras` is first used.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if "tensorflow" in sys.modules:
     _keras_version = sys.modules["tensorflow"].keras.__version__

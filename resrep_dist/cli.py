@@ -91,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in train.num_epochs=10"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="as in train.num_epochs=10",
     )
 
 
@@ -112,7 +117,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     if not (options.workdir / "config.yaml").exists():
-        raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
+        raise UserError(
+            f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`"
+        )
     console = _start_terminal()
     from resrep_dist import run
     from resrep_dist.report import print_report

@@ -94,7 +94,9 @@ def trace(model: keras.Model, exclude: Sequence[str] = ()) -> Graph:
         raise ModelError(f"model {model.name}: not built; give its first layer an input_shape")
     unknown = sorted(set(exclude) - {layer.name for layer in model.layers})
     if unknown:
-        raise ModelError(f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}")
+        raise ModelError(
+            f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}"
+        )
     consumers = _consumers(model)
     layers, refused = [], dict.fromkeys(exclude, "it is excluded by the configuration")
     for node in _nodes(model):
@@ -119,7 +121,9 @@ def rebuild(
     inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.node.layer.name) for t in model.inputs]
     # Keras takes a tensor out of its list at every use, so each stands there as often as it is used.
     num_uses = model._tensor_usage_count
-    tensors = {str(id(old)): [new] * num_uses[str(id(old))] for old, new in zip(model.inputs, inputs, strict=True)}
+    tensors = {
+        str(id(old)): [new] * num_uses[str(id(old))] for old, new in zip(model.inputs, inputs, strict=True)
+    }
     clones: dict[str, keras.layers.Layer] = {}
     for node in _nodes(model):
         layer = node.layer
@@ -253,7 +257,9 @@ def _cost_of_full_layer(node: Any) -> int:
         return 0
     positions = node.output_tensors.shape[1:-1]
     if None in positions:
-        raise ModelError(f"layer {layer.name}: its output size is open; build the model with a fixed input size")
+        raise ModelError(
+            f"layer {layer.name}: its output size is open; build the model with a fixed input size"
+        )
     return int(np.prod(positions, dtype=np.int64)) * int(np.prod(kernel.shape, dtype=np.int64))
 
 

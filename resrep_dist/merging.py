@@ -166,7 +166,9 @@ def logits(model: keras.Model, images: np.ndarray, batch_size: int = 64) -> np.n
     """The model's outputs before the softmax, [N, classes]."""
     model = _without_softmax(model)
     run = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return np.concatenate([run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
+    return np.concatenate(
+        [run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    )
 
 
 def _without_softmax(model: keras.Model) -> keras.Model:
@@ -204,7 +206,8 @@ def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.nda
 
 def _count_channels(graph: Graph, dead: dict[str, Sequence[int]]) -> dict[str, dict[str, int]]:
     return {
-        layer.name: {"kept": layer.width - len(dead[layer.name]), "original": layer.width} for layer in graph.layers
+        layer.name: {"kept": layer.width - len(dead[layer.name]), "original": layer.width}
+        for layer in graph.layers
     }
 
 

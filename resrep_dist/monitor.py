@@ -23,7 +23,9 @@ def make_console() -> Console:
         try:
             return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)  # noqa: SIM115
         except OSError as error:
-            _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
+            _log.warning(
+                "RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror
+            )
     return Console(soft_wrap=True)
 
 

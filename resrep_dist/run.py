@@ -60,7 +60,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
                     "use another --workdir, or the configuration it was started with"
                 )
     elif workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
+        raise ConfigError(
+            f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(config.to_yaml(), encoding="utf-8")
@@ -94,10 +96,16 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     certificate = certify(trained, slim, images, certificate.channels)
     check_certificate(certificate, config.merge.tolerance)
     models = {"base": base, "trained": trained, "slim": slim}
-    files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
+    files = {
+        "base": workdir / "base/model.h5",
+        "trained": partial / "trained.h5",
+        "slim": partial / "model.h5",
+    }
     report = _measure(models, files, graph, validation_data, config)
     dead = dead_channels(trained, graph, dead_row_norm)
-    num_masked = sum(int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers)
+    num_masked = sum(
+        int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers
+    )
     report |= {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
@@ -139,7 +147,12 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 
 def _obtain_base(
-    model: keras.Model, config: Config, workdir: Path, cluster: Cluster, console: Console, data: dict[str, Any]
+    model: keras.Model,
+    config: Config,
+    workdir: Path,
+    cluster: Cluster,
+    console: Console,
+    data: dict[str, Any],
 ) -> None:
     """Give `model` the base weights on all ranks: those of an earlier start, of a file, or newly trained."""
     path = workdir / "base" / "model.h5"

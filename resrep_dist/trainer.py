@@ -61,6 +61,9 @@ class Trainer:
         self._max_steps = self.num_steps + (self._to_steps(config.prune.max_extension_epochs) if graph else 0)
         self.model = insert_compactors(model, graph) if graph else model
         self.pruner = self._make_pruner() if graph else None
+        self._schedule = phase_schedule(
+            self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
+        )
         self.optimizer = self._make_optimizer()
         self._step = TrainStep(self.model, self.optimizer, self.cluster)
         self.state = state_variables(self.model, self.optimizer)
@@ -68,7 +71,9 @@ class Trainer:
         self.step = 0
         self.validation_top1: float | None = None
         self._batches: Any = None
-        self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
+        self._checkpoints = (
+            CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
+        )
         is_seen = self.cluster.is_root and workdir is not None
         self._monitor = Monitor(
             "prune" if graph else "base",
@@ -156,13 +161,10 @@ class Trainer:
         )
 
     def _make_optimizer(self) -> ResRepOptimizer:
-        schedule = phase_schedule(
-            self._phase, self.config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
-        )
         if self.pruner:
-            self._warn_of_slow_death(schedule)
+            self._warn_of_slow_death(self._schedule)
         optimizer = ResRepOptimizer(
-            schedule,
+            self._schedule,
             compactors_of(self.model, self.graph) if self.graph else (),
             momentum=self._phase.momentum,
             decay=self._phase.weight_decay,
@@ -223,7 +225,7 @@ class Trainer:
         if not self.cluster.is_root:
             return
         speed = self._monitor.images_per_second(self.step, self.config.data.global_batch_size)
-        rate = float(self.optimizer.learning_rate(self.step - 1))
+        rate = float(self._schedule(self.step - 1))
         scalars = {
             "train/loss": metrics["loss"],
             "train/top1": metrics["top1"],

@@ -13,8 +13,20 @@ from resrep_dist.data.source import Source
 def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
     """Sample at each position: int64 [B] -> int64 [B], each in [0, num_samples)."""
     epochs = positions // num_samples
-    seeds = tf.stack([tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64)), epochs, tf.zeros_like(epochs)], axis=1)
-    return tf.random.experimental.index_shuffle(positions % num_samples, tf.cast(seeds, tf.int32), num_samples - 1)
+    # Neighbouring seeds give permutations that resemble each other, so the epoch is hashed first.
+    mixed = _mix(_mix(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
+    seeds = tf.stack(
+        [
+            tf.bitwise.bitwise_and(mixed, 0x7FFFFFFF),
+            tf.bitwise.bitwise_and(_right_shift(mixed, 31), 0x7FFFFFFF),
+            tf.zeros_like(mixed),
+        ],
+        axis=1,
+    )
+    # tf.random.experimental.index_shuffle pads seeds along the wrong axis when there is one per index.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=positions % num_samples, seed=tf.cast(seeds, tf.int32), max_index=num_samples - 1, rounds=4
+    )
 
 
 def rank_part(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
@@ -51,7 +63,21 @@ def training_batches(
 def evaluation_batches(source: Source, batch_size: int, rank: int, num_ranks: int) -> tf.data.Dataset:
     """This rank's part of the whole set, every sample once over all ranks: (images, labels)."""
     start, end = rank_part(len(source), rank, num_ranks)
-    return tf.data.Dataset.from_tensor_slices((source.images[start:end], source.labels[start:end])).batch(batch_size)
+    return tf.data.Dataset.from_tensor_slices((source.images[start:end], source.labels[start:end])).batch(
+        batch_size
+    )
+
+
+def _mix(values: tf.Tensor) -> tf.Tensor:
+    """SplitMix64's finaliser (Steele et al. 2014) on int64."""
+    values += 0x9E3779B97F4A7C15 - (1 << 64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = tf.bitwise.bitwise_xor(values, _right_shift(values, shift)) * (factor - (1 << 64))
+    return tf.bitwise.bitwise_xor(values, _right_shift(values, 31))
+
+
+def _right_shift(values: tf.Tensor, num_bits: int) -> tf.Tensor:
+    return tf.bitwise.right_shift(values, tf.constant(num_bits, values.dtype))
 
 
 def _shift(images: tf.Tensor, positions: tf.Tensor, seed: int) -> tf.Tensor:
@@ -62,6 +88,8 @@ def _shift(images: tf.Tensor, positions: tf.Tensor, seed: int) -> tf.Tensor:
         image, position = item
         padded = tf.pad(image, [[border, border], [border, border], [0, 0]])
         # The seed is the sample's place, so the crop does not depend on the number of ranks.
-        return tf.image.stateless_random_crop(padded, [height, width, channels], [tf.cast(seed, tf.int64), position])
+        return tf.image.stateless_random_crop(
+            padded, [height, width, channels], [tf.cast(seed, tf.int64), position]
+        )
 
     return tf.map_fn(crop, (images, positions), fn_output_signature=images.dtype)

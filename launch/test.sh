@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The tests and the linters. Further arguments go to pytest.
+#
+#   bash launch/test.sh                 everything that is not marked slow or gpu
+#   bash launch/test.sh --all           the slow tests too
+#   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
+#   bash launch/test.sh tests/unit -x   some
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+bash launch/setup.sh || exit 1
+export PATH=$PWD/.venv/bin:$PATH
+
+marked='not slow and not gpu'
+if [[ ${1:-} == --all ]]; then
+    marked='not gpu'
+    shift
+fi
+
+failed=()
+check() { # name, command
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+check 'pytest' python -m pytest -m "$marked" "$@"
+check 'ruff check' ruff check
+check 'ruff format' ruff format --check
+check 'mypy' mypy resrep_dist
+
+if ((${#failed[@]})); then
+    printf '\nFAILED:%s\n' "$(printf ' %s,' "${failed[@]}" | sed 's/,$//')"
+    exit 1
+fi
+printf '\nAll passed: pytest, ruff check, ruff format, mypy\n'
