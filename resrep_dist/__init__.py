@@ -33,7 +33,7 @@ _PUBLIC = {
     "merge": "merging",
     "trace": "graph",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:

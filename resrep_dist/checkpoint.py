@@ -73,9 +73,7 @@ def restore(path: Path, variables: Mapping[str, tf.Variable], is_whole: bool = T
     manifest = read_manifest(path)
     try:
         if _sha256(path / "state.npz") != manifest["sha256"]["state.npz"]:
-            raise CheckpointError(
-                f"checkpoint {path}: state.npz does not have the SHA-256 of its manifest{_MEND}"
-            )
+            raise CheckpointError(f"checkpoint {path}: state.npz does not have the SHA-256 of its manifest{_MEND}")
         with np.load(path / "state.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -83,11 +81,7 @@ def restore(path: Path, variables: Mapping[str, tf.Variable], is_whole: bool = T
             raise
         raise CheckpointError(f"checkpoint {path}: state.npz cannot be read ({error}){_MEND}") from None
     expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
-    found = {
-        name: (array.shape, array.dtype.type)
-        for name, array in arrays.items()
-        if is_whole or name in expected
-    }
+    found = {name: (array.shape, array.dtype.type) for name, array in arrays.items() if is_whole or name in expected}
     if expected != found:
         name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise CheckpointError(

@@ -117,9 +117,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     if not (options.workdir / "config.yaml").exists():
-        raise UserError(
-            f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`"
-        )
+        raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
     console = _start_terminal()
     from resrep_dist import run
     from resrep_dist.report import print_report

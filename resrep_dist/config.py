@@ -184,9 +184,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         raise ConfigError(f"config {path}: cannot be read ({reason}); give the path of a YAML file") from None
     document = _parse_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise ConfigError(
-            f"config {path}: expected sections like `model:` and `train:`, received {document!r}"
-        )
+        raise ConfigError(f"config {path}: expected sections like `model:` and `train:`, received {document!r}")
     for override in overrides:
         _apply_override(document, override)
     return build_config(document, str(path))

@@ -56,9 +56,7 @@ def run_doctor(console: Console) -> int:
             findings += check()
         except Exception as error:  # a broken installation may raise anything; the other checks go on
             name = check.__name__.removeprefix("_").replace("_", " ")
-            findings.append(
-                Finding(name, "?", f"the check failed: {type(error).__name__}: {_first_line(error)}")
-            )
+            findings.append(Finding(name, "?", f"the check failed: {type(error).__name__}: {_first_line(error)}"))
     _print_table(console, findings)
     problems = [finding for finding in findings if finding.problem]
     if not problems:
@@ -85,9 +83,7 @@ def _print_problems(console: Console, problems: list[Finding]) -> None:
         for command in problem.mend:
             line(f"    {command}")
     if (Path(__file__).parents[1] / "launch/setup.sh").exists():
-        line(
-            "\nOr let `bash launch/setup.sh` make an environment with everything, in .venv of the repository."
-        )
+        line("\nOr let `bash launch/setup.sh` make an environment with everything, in .venv of the repository.")
 
 
 def _python() -> Iterator[Finding]:
@@ -95,9 +91,7 @@ def _python() -> Iterator[Finding]:
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         yield Finding("Python", found)
     else:
-        mend = (
-            f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",
-        )
+        mend = (f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",)
         yield Finding("Python", found, "it must be 3.10, 3.11 or 3.12", mend)
 
 
@@ -109,9 +103,7 @@ def _tensorflow() -> Iterator[Finding]:
     if not wheels:
         yield Finding("TensorFlow", found, "it is missing", mend)
     elif any(not _is_series(version, TENSORFLOW) for version in wheels.values()):
-        reason = (
-            f"it must be 2.18: Horovod {HOROVOD} does not compile against 2.19 and later, tf-keras is 2.18"
-        )
+        reason = f"it must be 2.18: Horovod {HOROVOD} does not compile against 2.19 and later, tf-keras is 2.18"
         mend = (
             _pip_uninstall(*wheels),
             *mend,
@@ -119,9 +111,7 @@ def _tensorflow() -> Iterator[Finding]:
         )
         yield Finding("TensorFlow", found, reason, mend)
     elif len(wheels) > 1 and len(set(wheels.values())) > 1:
-        yield Finding(
-            "TensorFlow", found, "two versions overwrote each other", (_pip_uninstall(*wheels), *mend)
-        )
+        yield Finding("TensorFlow", found, "two versions overwrote each other", (_pip_uninstall(*wheels), *mend))
     elif "tensorflow" not in wheels and _nvidia_gpus():
         mend = (_pip_uninstall(*wheels), *mend)
         yield Finding("TensorFlow", found, "this machine has a GPU, which tensorflow-cpu does not use", mend)
@@ -131,9 +121,7 @@ def _tensorflow() -> Iterator[Finding]:
 
 def _keras() -> Iterator[Finding]:
     tf_keras = _version("tf-keras")
-    problem = (
-        "" if _is_series(tf_keras, TF_KERAS) else f"it must be {TF_KERAS}, which fits TensorFlow {TENSORFLOW}"
-    )
+    problem = "" if _is_series(tf_keras, TF_KERAS) else f"it must be {TF_KERAS}, which fits TensorFlow {TENSORFLOW}"
     # With its requirements it would bring the large `tensorflow` beside a `tensorflow-cpu`.
     mend = (_pip("--no-deps", f"tf-keras=={TF_KERAS}"),) if problem else ()
     yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, mend)
@@ -166,18 +154,13 @@ def _compiler() -> Iterator[Finding]:
     needed = missing and not _version("horovod")
     problem = f"{' and '.join(missing)} missing; Horovod is compiled" if needed else ""
     found = ", ".join(filter(None, tools.values())) or "no (only for building Horovod)"
-    yield Finding(
-        "compiler", found, problem, ("apt-get install g++ make   # Debian, Ubuntu",) if problem else ()
-    )
+    yield Finding("compiler", found, problem, ("apt-get install g++ make   # Debian, Ubuntu",) if problem else ())
 
 
 def _launchers() -> Iterator[Finding]:
-    folder = str(Path(sys.executable).parent)
-    paths = {
-        name: shutil.which(name) or shutil.which(name, path=folder)
-        for name in ("horovodrun", "mpirun", "srun")
-    }
-    yield Finding("launchers", ", ".join(name for name, path in paths.items() if path) or "no")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    found = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name, path=path)]
+    yield Finding("launchers", ", ".join(found) or "no")
 
 
 def _cores() -> Iterator[Finding]:
@@ -196,9 +179,7 @@ def _horovod() -> Iterator[Finding]:
     try:
         import horovod.tensorflow as horovod
     except Exception as error:
-        problem = (
-            f"it does not start ({_first_line(error)}); most often it was built against another TensorFlow"
-        )
+        problem = f"it does not start ({_first_line(error)}); often it was built against another TensorFlow"
         yield Finding("Horovod", version, problem, _build_horovod())
         return
     built = {"Gloo": horovod.gloo_built(), "MPI": horovod.mpi_built(), "NCCL": horovod.nccl_built()}
@@ -206,9 +187,7 @@ def _horovod() -> Iterator[Finding]:
     if version != HOROVOD:
         yield Finding("Horovod", found, f"it must be {HOROVOD}", _build_horovod())
     elif not built["Gloo"]:
-        yield Finding(
-            "Horovod", found, "it was built without Gloo, which horovodrun starts ranks by", _build_horovod()
-        )
+        yield Finding("Horovod", found, "it was built without Gloo", _build_horovod())
     else:
         yield Finding("Horovod", found)
 
@@ -222,7 +201,10 @@ def _gpus() -> Iterator[Finding]:
 
     seen = len(tf.config.list_physical_devices("GPU"))
     if seen < present and _version("tensorflow"):
-        problem = f"nvidia-smi shows {present}, TensorFlow sees {seen}: libraries are missing or CUDA_VISIBLE_DEVICES is set"
+        problem = (
+            f"nvidia-smi shows {present}, TensorFlow sees {seen}: "
+            "its libraries are missing, or CUDA_VISIBLE_DEVICES hides some"
+        )
         yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]=={TENSORFLOW}"),))
     else:
         yield Finding("GPUs", f"{seen} seen by TensorFlow")
@@ -251,12 +233,8 @@ def _build_horovod() -> tuple[str, ...]:
     }
     if _nvidia_gpus() and shutil.which("nvcc"):
         variables["HOROVOD_GPU_OPERATIONS"] = "NCCL"
-    settings = " ".join(
-        f'{name}="{value}"' if "/" in value else f"{name}={value}" for name, value in variables.items()
-    )
-    cached = (
-        "--no-cache-dir" if importlib.util.find_spec("pip") else "--no-cache"
-    )  # a kept wheel may be of another build
+    settings = " ".join(f'{name}="{value}"' for name, value in variables.items())
+    cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a kept wheel may be of another build
     build = _pip(cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod=={HOROVOD}")
     return (_pip(*_BUILD_PACKAGES), f"{settings} {build}")
 
@@ -264,17 +242,19 @@ def _build_horovod() -> tuple[str, ...]:
 def _pip(*arguments: str) -> str:
     """The shell command that installs into this very environment, which may have no pip of its own."""
     python = shlex.quote(sys.executable)
-    installer = (
-        f"{python} -m pip install" if importlib.util.find_spec("pip") else f"uv pip install --python {python}"
-    )
+    installer = f"{python} -m pip install" if _has_pip() else f"uv pip install --python {python}"
     return f"{installer} {' '.join(map(shlex.quote, arguments))}"
 
 
 def _pip_uninstall(*names: str) -> str:
     python = shlex.quote(sys.executable)
-    if importlib.util.find_spec("pip"):
+    if _has_pip():
         return f"{python} -m pip uninstall --yes {' '.join(names)}"
     return f"uv pip uninstall --python {python} {' '.join(names)}"
+
+
+def _has_pip() -> bool:
+    return importlib.util.find_spec("pip") is not None
 
 
 def _version(name: str) -> str | None:
@@ -300,9 +280,7 @@ def _nvidia_gpus() -> int:
     if not shutil.which("nvidia-smi"):
         return 0
     try:
-        output = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False
-        ).stdout
+        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in output.splitlines())

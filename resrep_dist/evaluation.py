@@ -8,9 +8,7 @@ from resrep_dist.data.order import evaluation_batches
 from resrep_dist.data.source import Source
 
 
-def evaluate_top1(
-    model: keras.Model, source: Source, batch_size: int, cluster: Cluster | None = None
-) -> float:
+def evaluate_top1(model: keras.Model, source: Source, batch_size: int, cluster: Cluster | None = None) -> float:
     """Top-1 accuracy in percent; with a cluster the ranks share the work and all get the result."""
     rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
 

@@ -94,9 +94,7 @@ def trace(model: keras.Model, exclude: Sequence[str] = ()) -> Graph:
         raise ModelError(f"model {model.name}: not built; give its first layer an input_shape")
     unknown = sorted(set(exclude) - {layer.name for layer in model.layers})
     if unknown:
-        raise ModelError(
-            f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}"
-        )
+        raise ModelError(f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}")
     consumers = _consumers(model)
     layers, refused = [], dict.fromkeys(exclude, "it is excluded by the configuration")
     for node in _nodes(model):
@@ -121,9 +119,7 @@ def rebuild(
     inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.node.layer.name) for t in model.inputs]
     # Keras takes a tensor out of its list at every use, so each stands there as often as it is used.
     num_uses = model._tensor_usage_count
-    tensors = {
-        str(id(old)): [new] * num_uses[str(id(old))] for old, new in zip(model.inputs, inputs, strict=True)
-    }
+    tensors = {str(id(old)): [new] * num_uses[str(id(old))] for old, new in zip(model.inputs, inputs, strict=True)}
     clones: dict[str, keras.layers.Layer] = {}
     for node in _nodes(model):
         layer = node.layer
@@ -191,9 +187,7 @@ def _follow(key: str, consumers: dict[str, list[Any]], outputs: set[str]) -> Ite
         raise _Refused("its channels are an output of the model")
     for node in consumers.get(key, []):
         layer = node.layer
-        if type(layer) is _layers.Conv2D and layer.groups == 1:
-            yield layer.name
-        elif type(layer) is _layers.Dense and node.input_tensors.shape.rank == 2:
+        if (type(layer) is _layers.Conv2D and layer.groups == 1) or (type(layer) is _layers.Dense and node.input_tensors.shape.rank == 2):
             yield layer.name
         elif isinstance(layer, _layers.Add):
             raise _Refused(f"its channels meet others in the Add {layer.name}")
@@ -221,7 +215,8 @@ def _count_macs(model: keras.Model, layers: list[PrunableLayer]) -> MultiplyAdds
     consumer_of = {name: i for i, layer in enumerate(layers) for name in layer.consumers}
     produced_by = {layer.name: index for index, layer in enumerate(layers)}
     assert len(site_index) == len(layers)
-    constant, linear, bilinear = 0, [0] * len(layers), {}
+    constant, linear = 0, [0] * len(layers)
+    bilinear: dict[tuple[int, int], int] = {}
     for node in _nodes(model):
         counted = _cost_of_full_layer(node)
         if not counted:
@@ -257,9 +252,7 @@ def _cost_of_full_layer(node: Any) -> int:
         return 0
     positions = node.output_tensors.shape[1:-1]
     if None in positions:
-        raise ModelError(
-            f"layer {layer.name}: its output size is open; build the model with a fixed input size"
-        )
+        raise ModelError(f"layer {layer.name}: its output size is open; build the model with a fixed input size")
     return int(np.prod(positions, dtype=np.int64)) * int(np.prod(kernel.shape, dtype=np.int64))
 
 

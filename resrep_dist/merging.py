@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,9 +166,7 @@ def logits(model: keras.Model, images: np.ndarray, batch_size: int = 64) -> np.n
     """The model's outputs before the softmax, [N, classes]."""
     model = _without_softmax(model)
     run = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return np.concatenate(
-        [run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
-    )
+    return np.concatenate([run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
 
 
 def _without_softmax(model: keras.Model) -> keras.Model:
@@ -204,10 +202,9 @@ def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.nda
     return scale, (layer.beta.numpy() if layer.center else 0.0) - layer.moving_mean.numpy() * scale
 
 
-def _count_channels(graph: Graph, dead: dict[str, Sequence[int]]) -> dict[str, dict[str, int]]:
+def _count_channels(graph: Graph, dead: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
     return {
-        layer.name: {"kept": layer.width - len(dead[layer.name]), "original": layer.width}
-        for layer in graph.layers
+        layer.name: {"kept": layer.width - len(dead[layer.name]), "original": layer.width} for layer in graph.layers
     }
 
 

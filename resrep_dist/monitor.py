@@ -21,11 +21,9 @@ def make_console() -> Console:
     terminal = os.environ.get("RESREP_TERMINAL")
     if terminal and not sys.stdout.isatty():
         try:
-            return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)  # noqa: SIM115
+            return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)
         except OSError as error:
-            _log.warning(
-                "RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror
-            )
+            _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
     return Console(soft_wrap=True)
 
 

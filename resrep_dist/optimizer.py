@@ -32,9 +32,7 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return dict(vars(self))
 
 
-def phase_schedule(
-    phase: PhaseConfig, global_batch_size: int, num_steps: int, extension_steps: int
-) -> PhaseSchedule:
+def phase_schedule(phase: PhaseConfig, global_batch_size: int, num_steps: int, extension_steps: int) -> PhaseSchedule:
     """The schedule of a phase; the rate goes by the global batch, never by the number of ranks."""
     scale = global_batch_size / (phase.reference_batch_size or global_batch_size)
     warmup_steps = round(num_steps * phase.warmup_epochs / phase.num_epochs)
@@ -119,9 +117,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             momentum=tf.cast(self.momentum, variable.dtype),
         )
 
-    def _update_compactors(
-        self, gradients: dict[Any, tf.Tensor], norms: list[tf.Tensor], rate: tf.Tensor
-    ) -> None:
+    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: list[tf.Tensor], rate: tf.Tensor) -> None:
         # Compactors of one shape are updated together: a few operations for all of them, not some for each.
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, compactor in enumerate(self.compactors):
@@ -140,9 +136,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 momentum=self.compactor_momentum,
                 radial=self.rule == "radial",
             )
-            for variable, value in zip(
-                kernels + velocities, tf.unstack(stacked) + tf.unstack(velocity), strict=True
-            ):
+            for variable, value in zip(kernels + velocities, tf.unstack(stacked) + tf.unstack(velocity), strict=True):
                 variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:

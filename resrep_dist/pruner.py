@@ -87,11 +87,7 @@ class Pruner:
 
     def travel(self, rates: tf.Tensor) -> float:
         """How far the penalty alone carries a masked row over steps of these learning rates."""
-        return (
-            float(tf.reduce_sum(rates))
-            * self._config.lasso_strength
-            / (1.0 - self._config.compactor_momentum)
-        )
+        return float(tf.reduce_sum(rates)) * self._config.lasso_strength / (1.0 - self._config.compactor_momentum)
 
     def _warn_of_unreachable_target(self) -> None:
         lowest = [min(self._config.min_channels, width) for width in self.graph.widths]

@@ -51,9 +51,7 @@ def read_report(workdir: Path) -> dict[str, Any]:
 
 def print_report(console: Console, report: dict[str, Any], workdir: Path) -> None:
     """The table at the end of a run."""
-    table = Table(
-        title=f"{report['model']}, target {100 * report['target_macs_fraction']:.1f} % multiply-adds"
-    )
+    table = Table(title=f"{report['model']}, target {100 * report['target_macs_fraction']:.1f} % multiply-adds")
     for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     base = report["base"]
@@ -80,9 +78,7 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
             f"are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
             f"{report['num_masked_alive']} masked channels are still alive."
         )
-    console.print(
-        f"Files: {workdir}/slim/model.h5 (plain Keras), {workdir}/slim/report.json, {workdir}/tensorboard"
-    )
+    console.print(f"Files: {workdir}/slim/model.h5 (plain Keras), {workdir}/slim/report.json, {workdir}/tensorboard")
 
 
 def _inference(model: keras.Model) -> Any:

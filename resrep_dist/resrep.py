@@ -138,9 +138,5 @@ def _mask(norms: np.ndarray, num_masked: int) -> np.ndarray:
     num_dead = int((norms == 0).sum())
     mask = np.ones(len(norms), bool)
     # At least one channel is left even where a user's own state holds nothing but zero rows.
-    mask[
-        np.argsort(norms, kind="stable")[
-            : min(max(num_masked, num_dead if num_masked else 0), len(norms) - 1)
-        ]
-    ] = 0
+    mask[np.argsort(norms, kind="stable")[: min(max(num_masked, num_dead if num_masked else 0), len(norms) - 1)]] = 0
     return mask

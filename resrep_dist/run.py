@@ -60,9 +60,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
                     "use another --workdir, or the configuration it was started with"
                 )
     elif workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(
-            f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder"
-        )
+        raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(config.to_yaml(), encoding="utf-8")
@@ -83,9 +81,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     _, validation_data = load_sources(config)
     images = validation_data.images[: config.merge.num_images]
     dead_row_norm = config.prune.dead_row_norm if config.prune.rule == "paper" else 0.0
-    slim, certificate = merge(
-        trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm
-    )
+    slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
     partial = workdir / "slim.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -103,9 +99,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     }
     report = _measure(models, files, graph, validation_data, config)
     dead = dead_channels(trained, graph, dead_row_norm)
-    num_masked = sum(
-        int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers
-    )
+    num_masked = sum(int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers)
     report |= {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,

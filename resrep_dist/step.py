@@ -78,10 +78,7 @@ def sample_loss(model: keras.Model) -> keras.losses.Loss:
 def ends_in_softmax(model: keras.Model) -> bool:
     """True where the model's outputs are probabilities."""
     last = model.layers[-1]
-    return (
-        isinstance(last, keras.layers.Softmax)
-        or getattr(last, "activation", None) is keras.activations.softmax
-    )
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 
 def _all_finite(tensors: list[tf.Tensor]) -> tf.Tensor:

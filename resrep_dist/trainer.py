@@ -71,9 +71,7 @@ class Trainer:
         self.step = 0
         self.validation_top1: float | None = None
         self._batches: Any = None
-        self._checkpoints = (
-            CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
-        )
+        self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
         is_seen = self.cluster.is_root and workdir is not None
         self._monitor = Monitor(
             "prune" if graph else "base",

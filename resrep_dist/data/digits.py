@@ -11,9 +11,7 @@ def digits(image_size: int) -> tuple[Source, Source]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = tf.image.resize(
-        bunch.images[..., np.newaxis].astype(np.float32), [image_size, image_size]
-    ).numpy()
+    images = tf.image.resize(bunch.images[..., np.newaxis].astype(np.float32), [image_size, image_size]).numpy()
     images = np.repeat((images - images.mean()) / images.std(), 3, axis=-1).astype(np.float32)
     labels = bunch.target.astype(np.int64)
     is_validation = np.arange(len(labels)) % 5 == 0

@@ -63,9 +63,7 @@ def training_batches(
 def evaluation_batches(source: Source, batch_size: int, rank: int, num_ranks: int) -> tf.data.Dataset:
     """This rank's part of the whole set, every sample once over all ranks: (images, labels)."""
     start, end = rank_part(len(source), rank, num_ranks)
-    return tf.data.Dataset.from_tensor_slices((source.images[start:end], source.labels[start:end])).batch(
-        batch_size
-    )
+    return tf.data.Dataset.from_tensor_slices((source.images[start:end], source.labels[start:end])).batch(batch_size)
 
 
 def _mix(values: tf.Tensor) -> tf.Tensor:
@@ -88,8 +86,6 @@ def _shift(images: tf.Tensor, positions: tf.Tensor, seed: int) -> tf.Tensor:
         image, position = item
         padded = tf.pad(image, [[border, border], [border, border], [0, 0]])
         # The seed is the sample's place, so the crop does not depend on the number of ranks.
-        return tf.image.stateless_random_crop(
-            padded, [height, width, channels], [tf.cast(seed, tf.int64), position]
-        )
+        return tf.image.stateless_random_crop(padded, [height, width, channels], [tf.cast(seed, tf.int64), position])
 
     return tf.map_fn(crop, (images, positions), fn_output_signature=images.dtype)

@@ -20,9 +20,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or len(self.images) == 0:
-            raise ValueError(
-                f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}"
-            )
+            raise ValueError(f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}")
         if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
             raise ValueError(
                 f"expected labels from 0 to {self.num_classes - 1}, "

@@ -26,7 +26,5 @@ def build_model(config: ModelConfig) -> keras.Model:
     if config.name not in _BUILDERS:
         near = difflib.get_close_matches(config.name, _BUILDERS, n=1)
         hint = f"did you mean `{near[0]}`? " if near else ""
-        raise ConfigError(
-            f"model.name: received '{config.name}'; {hint}expected one of {', '.join(_BUILDERS)}"
-        )
+        raise ConfigError(f"model.name: received '{config.name}'; {hint}expected one of {', '.join(_BUILDERS)}")
     return _BUILDERS[config.name](config.image_size, config.num_classes)

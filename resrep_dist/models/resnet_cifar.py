@@ -27,8 +27,6 @@ def _basic_block(x: tf.Tensor, width: int, stride: int, name: str) -> tf.Tensor:
     if stride > 1:
         shortcut = convolution(x, width, 1, stride, name=f"{name}_projection")
         shortcut = batch_norm(shortcut, f"{name}_projection_bn")
-    x = relu(
-        batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1"
-    )
+    x = relu(batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1")
     x = batch_norm(convolution(x, width, 3, name=f"{name}_conv2"), f"{name}_bn2")
     return relu(keras.layers.Add(name=f"{name}_add")([x, shortcut]), f"{name}_relu2")

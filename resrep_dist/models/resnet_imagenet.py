@@ -33,15 +33,11 @@ def imagenet_resnet(depth: int, image_size: int, num_classes: int) -> keras.Mode
 
 
 def _basic_block(x: tf.Tensor, width: int, stride: int, name: str) -> tf.Tensor:
-    x = relu(
-        batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1"
-    )
+    x = relu(batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1")
     return batch_norm(convolution(x, width, 3, name=f"{name}_conv2"), f"{name}_bn2")
 
 
 def _bottleneck(x: tf.Tensor, width: int, stride: int, name: str) -> tf.Tensor:
     x = relu(batch_norm(convolution(x, width, 1, name=f"{name}_conv1"), f"{name}_bn1"), f"{name}_relu1")
-    x = relu(
-        batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv2"), f"{name}_bn2"), f"{name}_relu2"
-    )
+    x = relu(batch_norm(convolution(x, width, 3, stride, name=f"{name}_conv2"), f"{name}_bn2"), f"{name}_relu2")
     return batch_norm(convolution(x, 4 * width, 1, name=f"{name}_conv3"), f"{name}_bn3")

@@ -13,11 +13,16 @@ from rich.console import Console
 from resrep_dist import doctor
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = "import sys; sys.path[:0] = sys.argv[1:]; import rich.console, resrep_dist.doctor as d; sys.exit(d.run_doctor(rich.console.Console(width=200)))"
+SCRIPT = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import rich.console, resrep_dist.doctor
+sys.exit(resrep_dist.doctor.run_doctor(rich.console.Console(width=200)))
+"""
 
 
 def run_with_only(folder: Path, **packages: str) -> subprocess.CompletedProcess[str]:
-    """Run the doctor in a Python that sees rich, this package, and what `packages` pretend to be installed."""
+    """Run the doctor in a Python that sees rich, this package, and the metadata of `packages`."""
     for name in ("rich", "markdown_it", "mdurl", "pygments"):
         source = Path(__import__(name).__file__).parent
         (folder / name).symlink_to(source)
