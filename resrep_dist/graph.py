@@ -187,7 +187,7 @@ def _follow(key: str, consumers: dict[str, list[Any]], outputs: set[str]) -> Ite
         raise _Refused("its channels are an output of the model")
     for node in consumers.get(key, []):
         layer = node.layer
-        if (type(layer) is _layers.Conv2D and layer.groups == 1) or (type(layer) is _layers.Dense and node.input_tensors.shape.rank == 2):
+        if _is_consumer(node):
             yield layer.name
         elif isinstance(layer, _layers.Add):
             raise _Refused(f"its channels meet others in the Add {layer.name}")
@@ -200,6 +200,13 @@ def _follow(key: str, consumers: dict[str, list[Any]], outputs: set[str]) -> Ite
             yield from _follow(node.flat_output_ids[0], consumers, outputs)
         else:
             raise _Refused(f"its channels reach {layer.name}, a {type(layer).__name__}")
+
+
+def _is_consumer(node: Any) -> bool:
+    """True for layers that can lose input channels: plain convolutions, dense layers on vectors."""
+    if type(node.layer) is _layers.Dense:
+        return node.input_tensors.shape.rank == 2
+    return type(node.layer) is _layers.Conv2D and node.layer.groups == 1
 
 
 def _require_zero_to_zero(layer: keras.layers.Layer) -> None:

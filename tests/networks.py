@@ -1,0 +1,62 @@
+"""Small networks and configurations for the tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorflow import keras
+
+from resrep_dist.config import Config, build_config
+from resrep_dist.data.source import Source
+
+DIGITS_CONFIG = Path(__file__).parents[1] / "configs" / "digits_resnet20.yaml"
+
+
+def small_network(seed: int = 0, image_size: int = 16, freeze_batch_norm: bool = False) -> keras.Model:
+    """Three convolutions with batch norm and a dense layer; the first two and the last can be pruned."""
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    x = inputs = keras.Input([image_size, image_size, 3])
+    for index, width in enumerate((8, 12, 16)):
+        x = layers.Conv2D(width, 3, 2, "same", use_bias=False, name=f"conv{index}")(x)
+        x = layers.BatchNormalization(name=f"bn{index}", trainable=not freeze_batch_norm)(x)
+        x = layers.ReLU(name=f"relu{index}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="small")
+
+
+def randomise(model: keras.Model, seed: int = 0) -> None:
+    """Give every weight a random value, so that nothing is right by being zero or one."""
+    random = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.name.endswith("mask:0"):
+            continue
+        noise = random.normal(size=weight.shape)
+        weight.assign(1.0 + 0.2 * np.tanh(noise) if "variance" in weight.name else weight.numpy() + 0.1 * noise)
+
+
+def random_source(num_samples: int = 320, image_size: int = 16, seed: int = 0) -> Source:
+    random = np.random.default_rng(seed)
+    images = random.normal(size=(num_samples, image_size, image_size, 3)).astype(np.float32)
+    return Source(images, random.integers(0, 10, num_samples), 10)
+
+
+def small_config(**changes: Any) -> Config:
+    """Some 60 steps of pruning on 320 samples in batches of 32; masks every 10 steps from step 10 on."""
+    document: dict[str, Any] = {
+        "model": {"name": "resnet20", "num_classes": 10, "image_size": 16},
+        "data": {"source": "digits", "global_batch_size": 32},
+        "base": {"num_epochs": 1, "learning_rate": 0.05},
+        "train": {"num_epochs": 6, "learning_rate": 0.02},
+        "prune": {
+            "target_macs_fraction": 0.5,
+            "lasso_strength": 0.02,
+            "mask_start_epochs": 1,
+            "mask_interval_steps": 10,
+            "mask_stop_fraction": 0.9,
+        },
+        "logging": {"interval_steps": 10},
+    }
+    for section, values in changes.items():
+        document[section] = {**document[section], **values} if isinstance(values, dict) else values
+    return build_config(document)

@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+
+from resrep_dist.config import load_config
+from resrep_dist.errors import ConfigError
+from tests.networks import DIGITS_CONFIG
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.learning_rat=1", "train.learning_rat: unknown key; did you mean `learning_rate`?"),
+        ("prune.target_macs_fraction=0", "received 0, expected greater than 0"),
+        ("prune.target_macs_fraction=2", "received 2, expected less than 1"),
+        ("train.num_epochs=abc", "train.num_epochs: received 'abc', expected number"),
+        ("train.num_epochs=.nan", "received nan, expected a finite number"),
+        ("model.num_classes=0", "model.num_classes: received 0, expected greater than or equal to 2"),
+        ("model=3", "model: received 3, expected a section"),
+        ("seed=1.5", "seed: received 1.5, expected integer"),
+        ("seed=true", "expected integer"),
+        ("data.source=imagenet", "received 'imagenet', expected 'digits'"),
+        ("base=null", "neither is given"),
+        ("model.weights=x.h5", "both are given"),
+        ("train.warmup_epochs=500", "train.warmup_epochs: received 500"),
+        ("prune.mask_start_epochs=90", "no mask is ever chosen"),
+        ("prune.rule=[", "not valid YAML"),
+        ("prune", "expected section.key=value"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(override, expected):
+    with pytest.raises(ConfigError) as error:
+        load_config(DIGITS_CONFIG, [override])
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_a_missing_section_and_a_double_key(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {name: resnet20, num_classes: 10, image_size: 16}\n")
+    with pytest.raises(ConfigError, match="missing; expected a section with keys"):
+        load_config(path)
+    path.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+
+
+def test_nothing_in_a_hostile_file_is_executed(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
+    with pytest.raises(ConfigError):
+        load_config(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_resolved_configuration_reads_back_equal(tmp_path):
+    config = load_config(DIGITS_CONFIG, ["train.learning_rate=1e-3", "prune.exclude=[stem]"])
+    assert config.train.learning_rate == 1e-3
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
