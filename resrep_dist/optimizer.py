@@ -108,13 +108,13 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
     def _update_weight(self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor) -> None:
         if self.decay and variable.shape.rank > 1:
-            gradient += tf.cast(self.decay, variable.dtype) * variable
+            gradient += tf.constant(self.decay, variable.dtype) * variable
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=self._velocity_of[variable.ref()].handle,
             lr=tf.cast(rate, variable.dtype),
             grad=gradient,
-            momentum=tf.cast(self.momentum, variable.dtype),
+            momentum=tf.constant(self.momentum, variable.dtype),
         )
 
     def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: list[tf.Tensor], rate: tf.Tensor) -> None:

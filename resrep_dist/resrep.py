@@ -30,7 +30,7 @@ def reset_gradient(
         norms: row norms averaged over all ranks, [..., D_out].
     """
     direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
-    return mask[..., tf.newaxis, :] * gradient + tf.cast(lasso_strength, kernel.dtype) * direction
+    return mask[..., tf.newaxis, :] * gradient + tf.constant(lasso_strength, kernel.dtype) * direction
 
 
 def update_compactor(
@@ -52,7 +52,7 @@ def update_compactor(
     rule the sideways speed that the objective gave it makes it circle around zero.
     """
     reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength)
-    kept = tf.cast(momentum, kernel.dtype) * velocity
+    kept = tf.constant(momentum, kernel.dtype) * velocity
     if not radial:
         velocity = kept + reset
         return kernel - learning_rate * velocity, velocity

@@ -132,5 +132,5 @@ def test_cifar_models_have_the_depth_of_their_name(depth, num_convolutions):
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="did you mean `resnet50`"):
+    with pytest.raises(ConfigError, match="did you mean `resnet56`"):
         build_model(ModelConfig(name="resnet5", num_classes=10, image_size=32))

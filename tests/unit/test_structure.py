@@ -1,6 +1,7 @@
 """The rooms of the house: imports go in one direction, and the light ones stay light."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,5 +54,6 @@ def test_the_command_line_and_the_configuration_do_not_import_tensorflow():
 
 def test_a_keras_3_that_came_first_is_named():
     code = "import tensorflow as tf; tf.keras.__version__; import resrep_dist"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 1 and "Import resrep_dist first" in result.stderr
