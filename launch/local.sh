@@ -16,7 +16,7 @@ if [[ -t 1 ]]; then RESREP_TERMINAL=$(tty <&1) && export RESREP_TERMINAL; fi # r
 
 # horovodrun writes its whole environment on its workers' command lines, where anyone on the machine can
 # read it. So it is started with these variables and no others.
-keep=("PATH=$PWD/.venv/bin:$PATH")
+keep=("PATH=$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=2)
 for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES "${!RESREP_@}"; do
     if [[ -v $name ]]; then keep+=("$name=${!name}"); fi
 done

@@ -141,12 +141,15 @@ build_horovod() {
     if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
     if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi
     if [[ $nccl == 1 && -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=$cuda; fi
-    # uv keeps the wheels that it builds; this key tells one build from another. It does not look at the key of
-    # a Horovod that is installed already, so that one goes first.
+    # uv keeps the wheels that it builds, and this key tells one build from another. What is installed already
+    # it does not look at, so a Horovod of another build goes first.
     key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
-    key=$(cksum <<<"$key $features" | tr ' ' -)
+    key=$(cksum <<<"$key $horovod_version $features" | tr ' ' -)
+    [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$key" ]] && return
+    rm -f "$venv/horovod-build"
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod
     uv_install --config-settings-package "horovod:resrep-build=$key" "horovod==$horovod_version"
+    echo "$key" >"$venv/horovod-build"
 }
 
 verify() { # TensorFlow is imported by the package, which chooses Keras 2

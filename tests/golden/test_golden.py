@@ -60,9 +60,7 @@ def mobilenet(widths: list[int]) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(1000)(keras.layers.GlobalAveragePooling2D()(x)))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50", "resnet50_stride_on_1x1", "resnet56", "resnet110", "mobilenet_v1"]
-)
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_stride_on_1x1", "resnet56", "resnet110", "mobilenet_v1"])
 def test_multiply_adds_are_the_authors(golden, name):
     records = [r for r in json.loads((golden / "macs.json").read_text()) if r["model"] == name]
     assert records

@@ -1,0 +1,94 @@
+"""Two and four real Horovod ranks."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.ranks.launcher import run_ranks
+
+pytestmark = pytest.mark.ranks
+WORKER = str(Path(__file__).with_name("worker.py"))
+
+
+def work(num_ranks, scenario, folder):
+    return run_ranks(num_ranks, [sys.executable, WORKER, scenario, str(folder)], folder / f"{num_ranks}.log")
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_all_state_is_identical_after_50_steps_on_different_data(tmp_path, num_ranks):
+    code, log = work(num_ranks, "identical", tmp_path)
+    assert code == 0, log[-3000:]
+    states = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(num_ranks)]
+    images = [state.pop("first_images") for state in states]
+    for rank in range(1, num_ranks):
+        assert not np.array_equal(images[0], images[rank])
+        assert states[0].keys() == states[rank].keys()
+        for name in states[0]:
+            np.testing.assert_array_equal(states[0][name], states[rank][name], err_msg=f"{name}, rank {rank}")
+    masks = np.concatenate([array for name, array in states[0].items() if name.endswith("mask")])
+    assert 0 < (masks == 0).sum() < len(masks)
+
+
+def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(tmp_path):
+    for num_ranks in (1, 2, 4):
+        code, log = work(num_ranks, "trajectory", tmp_path)
+        assert code == 0, log[-3000:]
+    one = np.load(tmp_path / "ranks1.npz")
+    assert any((one[name] == 0).any() for name in one if name.endswith("mask"))
+    for num_ranks in (2, 4):
+        several = np.load(tmp_path / f"ranks{num_ranks}.npz")
+        for name in one:
+            np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_one_flipped_bit_stops_all_ranks_and_is_named(tmp_path, num_ranks):
+    code, log = work(num_ranks, "flipped_bits", tmp_path)
+    assert code != 0
+    for rank in range(num_ranks):
+        messages = (tmp_path / f"rank{rank}.txt").read_text().splitlines()
+        assert len(messages) == 3, messages
+        for message in messages:
+            kind, text = message.split(": ", 1)
+            assert f"different state: {kind} on rank {num_ranks - 1} (" in text
+        assert not (tmp_path / f"rank{rank}_went_on").exists()
+    assert f"different state: conv1_compactor/mask on rank {num_ranks - 1}" in log
+
+
+def test_a_step_that_is_not_finite_evaluation_and_errors_of_rank_0(tmp_path):
+    for scenario in ("not_finite", "evaluation", "root_error"):
+        (tmp_path / scenario).mkdir()
+        code, log = work(2, scenario, tmp_path / scenario)
+        assert code == 0, log[-3000:]
+        assert sorted(p.name for p in (tmp_path / scenario).glob("rank*")) == ["rank0", "rank1"]
+
+
+def test_batch_norm_takes_the_average_of_the_ranks_statistics(tmp_path):
+    import tensorflow as tf
+
+    from resrep_dist.compactor import insert_compactors
+    from resrep_dist.data.order import training_batches
+    from resrep_dist.graph import trace
+    from resrep_dist.state import model_variables
+    from tests.networks import random_source, small_network
+
+    code, log = work(2, "statistics", tmp_path)
+    assert code == 0, log[-3000:]
+    before, after = dict(np.load(tmp_path / "before0.npz")), dict(np.load(tmp_path / "after1.npz"))
+    moved = []
+    for rank in range(2):
+        base = small_network()
+        model = insert_compactors(base, trace(base))
+        variables = model_variables(model)
+        for name, variable in variables.items():
+            variable.assign(before[name])
+        batches = training_batches(
+            random_source(), global_batch_size=32, augmentation="none", seed=1, rank=rank, num_ranks=2, first_step=0
+        )
+        model(tf.constant(next(iter(batches))[0]), training=True)
+        moved.append({n: v.numpy() for n, v in variables.items() if "moving" in n})
+    for name in moved[0]:
+        assert not np.allclose(moved[0][name], moved[1][name], atol=1e-4)
+        np.testing.assert_allclose(after[name], (moved[0][name] + moved[1][name]) / 2, atol=1e-6)

@@ -1,0 +1,155 @@
+"""What one rank does in the tests of this folder: `worker.py SCENARIO FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import resrep_dist  # noqa: F401  (before TensorFlow)
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from resrep_dist.cluster import Cluster
+from resrep_dist.data import load_sources
+from resrep_dist.data.order import training_batches
+from resrep_dist.errors import DisagreementError
+from resrep_dist.graph import trace
+from resrep_dist.state import Digest
+from resrep_dist.trainer import Trainer
+from tests.networks import random_source, randomise, small_config, small_network
+
+
+def make_trainer(cluster: Cluster, source=None, **options) -> Trainer:
+    # Other weights on every rank: the trainer has to give them those of rank 0.
+    model = small_network(seed=cluster.rank, **options)
+    train_data, validation_data = load_sources(small_config())
+    config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3})
+    trainer = Trainer(model, trace(model), config, source or train_data, validation_data, cluster=cluster)
+    trainer.start()
+    return trainer
+
+
+def identical(cluster: Cluster, folder: Path) -> None:
+    """50 steps; every rank writes its whole state, and which labels its first batch had."""
+    trainer = make_trainer(cluster)
+    trainer.train_until(50)
+    source = load_sources(small_config())[0]
+    batches = training_batches(
+        source, global_batch_size=32, augmentation="none", seed=1, rank=cluster.rank, num_ranks=cluster.size,
+        first_step=0,
+    )  # fmt: skip
+    images, _ = next(iter(batches))
+    state = {name: variable.numpy() for name, variable in trainer.state.items()}
+    np.savez(folder / f"rank{cluster.rank}.npz", first_images=images.numpy(), **state)
+
+
+def trajectory(cluster: Cluster, folder: Path) -> None:
+    """40 float64 steps with masks; rank 0 writes the weights after each 10."""
+    keras.backend.set_floatx("float64")
+    # Batch norm by its running statistics: by batch statistics two halves are another function than the whole.
+    trainer = make_trainer(cluster, random_source(), freeze_batch_norm=True)
+    states = {}
+    for step in (10, 20, 30, 40):
+        trainer.train_until(step)
+        states |= {f"{step}/{name}": variable.numpy() for name, variable in trainer.state.items()}
+    if cluster.is_root:
+        np.savez(folder / f"ranks{cluster.size}.npz", **states)
+
+
+def statistics(cluster: Cluster, folder: Path) -> None:
+    """One step with batch norm in training; all ranks' states, to be compared with a computation by hand."""
+    trainer = make_trainer(cluster, random_source())
+    randomise(trainer.model)
+    np.savez(folder / f"before{cluster.rank}.npz", **{n: v.numpy() for n, v in trainer.state.items()})
+    trainer.train_until(1)
+    np.savez(folder / f"after{cluster.rank}.npz", **{n: v.numpy() for n, v in trainer.state.items()})
+
+
+def flip_bit(variable: tf.Variable) -> None:
+    array = variable.numpy()
+    bits = array.reshape(-1).view(np.int32)
+    bits[1] ^= 1
+    variable.assign(array)
+
+
+def flipped_bits(cluster: Cluster, folder: Path) -> None:
+    """Flip one bit on the last rank between two updates; the next agreement must find it, on all ranks."""
+    trainer = make_trainer(cluster)
+    trainer.train_until(25)
+    messages = []
+    kinds = ("conv1/kernel", "velocity/conv1/kernel", "bn1/moving_mean", "conv1_compactor/mask")
+    for number, kind in enumerate(kinds):
+        variable = trainer.state[kind]
+        original = variable.numpy()
+        if cluster.rank == cluster.size - 1:
+            if kind.endswith("mask"):
+                # The next selection would overwrite it; only a digest of the state in force can see it.
+                variable.assign(1.0 - original)
+            else:
+                flip_bit(variable)
+        if number == len(kinds) - 1:
+            (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
+            trainer.train_until(60)  # stops all ranks
+            (folder / f"rank{cluster.rank}_went_on").touch()
+            return
+        try:
+            trainer.agree()
+        except DisagreementError as error:
+            messages.append(f"{kind}: {error}")
+        variable.assign(original)
+        trainer.agree()
+
+
+def not_finite(cluster: Cluster, folder: Path) -> None:
+    """One rank gets a batch with a NaN: all skip that step, statistics included."""
+    trainer = make_trainer(cluster)
+    trainer.train_until(5)
+    digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})
+    before = digest()
+    images, labels = next(iter(trainer._batches))
+    if cluster.rank == cluster.size - 1:
+        images *= np.nan
+    trainer._step.run(images, labels)
+    metrics = trainer._step.read_metrics()
+    assert np.array_equal(before, digest()), "a skipped step changed the state"
+    assert metrics["skipped_steps"] == 1.0, metrics
+    assert int(trainer.optimizer.iterations) == 6
+    trainer._step.run(*next(iter(trainer._batches)))
+    assert not np.array_equal(before, digest())
+    (folder / f"rank{cluster.rank}").touch()
+
+
+def evaluation(cluster: Cluster, folder: Path) -> None:
+    """Sharded evaluation gives what one process gives."""
+    from resrep_dist.evaluation import evaluate_top1
+
+    trainer = make_trainer(cluster)
+    trainer.train_until(20)
+    source = load_sources(small_config())[1]
+    shared = evaluate_top1(trainer.model, source, 50, cluster)
+    alone = evaluate_top1(trainer.model, source, 360)
+    assert shared == alone, (shared, alone)
+    (folder / f"rank{cluster.rank}").touch()
+
+
+def root_error(cluster: Cluster, folder: Path) -> None:
+    """An error on rank 0 reaches the others with its exit code."""
+
+    def fail():
+        from resrep_dist.errors import CheckpointError
+
+        raise CheckpointError("broken on rank 0")
+
+    assert cluster.from_root(lambda: {"value": [1, "two"]}) == {"value": [1, "two"]}
+    try:
+        cluster.from_root(fail)
+    except (ValueError, RuntimeError) as error:
+        assert str(error) == "broken on rank 0" and error.exit_code == 2
+        (folder / f"rank{cluster.rank}").touch()
+
+
+if __name__ == "__main__":
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)
+    the_cluster = Cluster()
+    for name in sys.argv[1].split(","):
+        globals()[name](the_cluster, Path(sys.argv[2]))
