@@ -136,7 +136,7 @@ build_horovod() {
     local include key
     include=$("$venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tensorflow").submodule_search_locations[0])')/include
     export CPLUS_INCLUDE_PATH=$include/external/highwayhash:$include/external/farmhash_archive/src
-    export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
+    export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(($(nproc) < 8 ? $(nproc) : 8))}
     export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1
     if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
     if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-import resrep_dist  # noqa: F401  (before TensorFlow)
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+import resrep_dist  # noqa: F401  (before TensorFlow)
 from resrep_dist.cluster import Cluster
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import training_batches

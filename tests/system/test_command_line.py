@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.networks import DIGITS_CONFIG
-from tests.ranks.launcher import REPOSITORY, run_ranks, start_ranks
+from tests.ranks.launcher import run_ranks, start_ranks
 
 RESREP = str(Path(sys.executable).with_name("resrep"))
 # A short run that still does everything: base, masks that die, target met, merge.
