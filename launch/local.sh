@@ -21,4 +21,4 @@ for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES "${!RESRE
     if [[ -v $name ]]; then keep+=("$name=${!name}"); fi
 done
 exec env -i "${keep[@]}" \
-    horovodrun -np "${RANKS:-2}" resrep train "$CONFIG" --workdir "$WORKDIR" "$@"
+    horovodrun --gloo -np "${RANKS:-2}" resrep train "$CONFIG" --workdir "$WORKDIR" "$@"

@@ -40,7 +40,10 @@ if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/
     done
 fi
 features="$device nccl=$nccl mpi=$mpi"
-if [[ $mpi == 1 ]]; then features+=" $(mpicxx --version 2>/dev/null | head -n 1) $(readlink -f "$(command -v mpicxx)")"; fi
+if [[ $mpi == 1 ]]; then
+    has mpicxx || stop 'mpicxx is missing, and RESREP_MPI=1 asks for it.' 'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
+    features+=" $(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
+fi
 stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features ${PYTHON:-} $PWD" | cksum)
 finished() { [[ -x $venv/bin/resrep && $(cat "$venv/setup.stamp" 2>/dev/null) == "$stamp" ]]; }
 if finished; then exit 0; fi

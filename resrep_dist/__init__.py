@@ -16,8 +16,9 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if "tensorflow" in sys.modules:
-    _keras_version = sys.modules["tensorflow"].keras.__version__
-    if not _keras_version.startswith("2."):
+    # Keras 2, as TensorFlow presents it, does not tell its version.
+    _keras_version = getattr(sys.modules["tensorflow"].keras, "__version__", "2")
+    if not _keras_version.startswith("2"):
         raise ImportError(
             f"TensorFlow was imported before resrep_dist and already uses Keras {_keras_version}; "
             "resrep_dist needs Keras 2. Import resrep_dist first, or set TF_USE_LEGACY_KERAS=1."

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.errors import CheckpointError
+
 import numpy as np
 import tensorflow as tf
-
-from resrep_dist.errors import CheckpointError
 
 _FORMAT = 1
 

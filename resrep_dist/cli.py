@@ -134,10 +134,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     console = _start_terminal()
     from resrep_dist import run
     from resrep_dist.data import load_sources
-    from resrep_dist.evaluation import evaluate_top1
+    from resrep_dist.evaluation import Evaluator
 
     _, validation_data = load_sources(config)
-    top1 = evaluate_top1(run.load_model(path), validation_data, config.data.evaluation_batch_size)
+    top1 = Evaluator(run.load_model(path)).top1(validation_data, config.data.evaluation_batch_size)
     console.print(f"top-1 {top1:.2f} % on {len(validation_data)} images ({path})")
     return 0
 
@@ -160,9 +160,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from resrep_dist.doctor import run_doctor
+
+    from rich.console import Console
 
     return run_doctor(Console())
 

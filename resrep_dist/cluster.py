@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
 from resrep_dist.errors import DisagreementError, UserError
 from resrep_dist.launch_environment import launched_local_size, launched_size
+
+import numpy as np
+import tensorflow as tf
 
 
 class Cluster:

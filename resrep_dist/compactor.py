@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from resrep_dist.graph import Graph, copy_weights, rebuild
+
 import tensorflow as tf
 from tensorflow import keras
-
-from resrep_dist.graph import Graph, copy_weights, rebuild
 
 
 @keras.utils.register_keras_serializable("resrep_dist")

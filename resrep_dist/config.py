@@ -12,13 +12,13 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from resrep_dist.errors import ConfigError
+
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-
-from resrep_dist.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from resrep_dist.errors import ModelError
+from resrep_dist.macs import MultiplyAdds
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
-
-from resrep_dist.errors import ModelError
-from resrep_dist.macs import MultiplyAdds
 
 _layers = keras.layers
 # Every channel is treated alone, and an all-zero channel stays all zero.

@@ -1,12 +1,12 @@
 """What a configuration would prune, before any training."""
 
-from rich.console import Console
-from rich.table import Table
-
 from resrep_dist.config import Config
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import trace
 from resrep_dist.models import build_model
+
+from rich.console import Console
+from rich.table import Table
 
 
 def print_inspection(console: Console, config: Config) -> None:

@@ -8,13 +8,13 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.compactor import compactors_of
 from resrep_dist.errors import CertificateError, ModelError
 from resrep_dist.graph import ELEMENTWISE, CallInputs, Graph, PrunableLayer, copy_weights, rebuild
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
 
 
 @dataclasses.dataclass(frozen=True)

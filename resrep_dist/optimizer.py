@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.compactor import Compactor
 from resrep_dist.config import PhaseConfig
 from resrep_dist.resrep import row_norms, update_compactor
+
+import tensorflow as tf
+from tensorflow import keras
 
 
 class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):

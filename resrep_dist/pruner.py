@@ -2,16 +2,16 @@
 
 import logging
 
-import numpy as np
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of
 from resrep_dist.config import PruneConfig
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph
 from resrep_dist.resrep import row_norms, select_masks
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.errors import UserError
+
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 from tensorflow import keras
-
-from resrep_dist.errors import UserError
 
 _NUM_TIMINGS = 50
 

@@ -7,10 +7,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from resrep_dist.macs import MultiplyAdds
+
 import numpy as np
 import tensorflow as tf
-
-from resrep_dist.macs import MultiplyAdds
 
 
 def row_norms(kernel: tf.Tensor) -> tf.Tensor:

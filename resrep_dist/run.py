@@ -8,23 +8,23 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-from rich.console import Console
-from tensorflow import keras
-
 from resrep_dist.checkpoint import CheckpointFolder, restore
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
-from resrep_dist.evaluation import evaluate_top1
+from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, trace
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.state import model_variables
 from resrep_dist.trainer import Trainer
+
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _measure(
     }
     return {
         name: {
-            "top1": evaluate_top1(model, validation_data, config.data.evaluation_batch_size),
+            "top1": Evaluator(model).top1(validation_data, config.data.evaluation_batch_size),
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from resrep_dist.optimizer import ResRepOptimizer
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
-
-from resrep_dist.optimizer import ResRepOptimizer
 
 
 def state_variables(model: keras.Model, optimizer: ResRepOptimizer) -> dict[str, tf.Variable]:

@@ -1,10 +1,10 @@
 """One training step: forward, backward, one collective, update."""
 
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.cluster import Cluster
 from resrep_dist.optimizer import ResRepOptimizer
+
+import tensorflow as tf
+from tensorflow import keras
 
 
 class TrainStep:

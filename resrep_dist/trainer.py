@@ -5,10 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-from rich.console import Console
-from tensorflow import keras
-
 from resrep_dist.checkpoint import CheckpointFolder, restore
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of, insert_compactors
@@ -16,13 +12,17 @@ from resrep_dist.config import Config, PhaseConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import Source
 from resrep_dist.errors import ConfigError, NonFiniteError
-from resrep_dist.evaluation import evaluate_top1
+from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer, phase_schedule
 from resrep_dist.pruner import Pruner
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
+
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 _MAX_SKIPPED_STEPS_IN_A_ROW = 10
@@ -66,6 +66,7 @@ class Trainer:
         )
         self.optimizer = self._make_optimizer()
         self._step = TrainStep(self.model, self.optimizer, self.cluster)
+        self._evaluator = Evaluator(self.model)
         self.state = state_variables(self.model, self.optimizer)
         self._digest = Digest(self.state)
         self.step = 0
@@ -209,7 +210,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         batch_size = self.config.data.evaluation_batch_size
-        self.validation_top1 = evaluate_top1(self.model, self._validation_data, batch_size, self.cluster)
+        self.validation_top1 = self._evaluator.top1(self._validation_data, batch_size, self.cluster)
         self._monitor.scalars(self.step, {"validation/top1": self.validation_top1})
 
     def _report(self) -> None:

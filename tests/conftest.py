@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-import pytest
-
 # Before TensorFlow is imported anywhere.
 import resrep_dist  # noqa: F401
+
+import pytest
 
 
 @pytest.fixture

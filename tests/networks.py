@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tensorflow import keras
-
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import Source
+
+import numpy as np
+from tensorflow import keras
 
 DIGITS_CONFIG = Path(__file__).parents[1] / "configs" / "digits_resnet20.yaml"
 

@@ -1,9 +1,9 @@
 """scikit-learn's 1,797 handwritten digits (UCI), which ship inside the package."""
 
+from resrep_dist.data.source import Source
+
 import numpy as np
 import tensorflow as tf
-
-from resrep_dist.data.source import Source
 
 
 def digits(image_size: int) -> tuple[Source, Source]:

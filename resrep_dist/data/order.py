@@ -5,9 +5,9 @@ batch may end one epoch and begin the next: every sample comes exactly once per 
 equal in size, and a run resumes at any step at once.
 """
 
-import tensorflow as tf
-
 from resrep_dist.data.source import Source
+
+import tensorflow as tf
 
 
 def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:

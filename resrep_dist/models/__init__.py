@@ -4,12 +4,12 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from tensorflow import keras
-
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError
 from resrep_dist.models.resnet_cifar import cifar_resnet
 from resrep_dist.models.resnet_imagenet import imagenet_resnet
+
+from tensorflow import keras
 
 _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 56, 110)},

@@ -3,10 +3,10 @@
 As in the ResRep paper's code the shortcut between stages is a 1x1 convolution with batch norm.
 """
 
+from resrep_dist.models.building_blocks import batch_norm, convolution, relu
+
 import tensorflow as tf
 from tensorflow import keras
-
-from resrep_dist.models.building_blocks import batch_norm, convolution, relu
 
 
 def cifar_resnet(depth: int, image_size: int, num_classes: int) -> keras.Model:

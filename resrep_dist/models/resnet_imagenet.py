@@ -1,9 +1,9 @@
 """The ImageNet ResNets, v1.5: the stride of a bottleneck stands on its 3x3 convolution, as in torchvision."""
 
+from resrep_dist.models.building_blocks import batch_norm, convolution, relu
+
 import tensorflow as tf
 from tensorflow import keras
-
-from resrep_dist.models.building_blocks import batch_norm, convolution, relu
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

@@ -3,16 +3,16 @@
 import dataclasses
 import json
 
-import numpy as np
-import pytest
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.config import ModelConfig
 from resrep_dist.graph import Graph, trace
 from resrep_dist.merging import fold_arrays
 from resrep_dist.models import build_model
 from resrep_dist.resrep import row_norms, select_masks, update_compactor
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
 
 
 def paper_model(name: str) -> tuple[keras.Model, Graph]:

@@ -9,20 +9,19 @@ import argparse
 import statistics
 from pathlib import Path
 
-import numpy as np
-import tensorflow as tf
-from tensorflow import keras
-
-import resrep_dist  # noqa: F401  (before TensorFlow)
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of
 from resrep_dist.config import load_config
 from resrep_dist.data import load_sources
-from resrep_dist.evaluation import evaluate_top1
+from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import trace
 from resrep_dist.merging import logits
 from resrep_dist.models import build_model
 from resrep_dist.trainer import Trainer
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
 
@@ -39,13 +38,13 @@ def prune(base: keras.Model, rule: str, seed: int, cluster: Cluster) -> dict[str
         is_dead = masked > 0 and trainer.pruner.num_masked_alive() == 0
         death_step = (death_step or step) if is_dead else None
     before = logits(trainer.model, validation_data.images)
-    top1 = evaluate_top1(trainer.model, validation_data, 360)
+    top1 = Evaluator(trainer.model).top1(validation_data, 360)
     num_alive = trainer.pruner.num_masked_alive()
     for compactor in compactors_of(trainer.model, trainer.graph):
         compactor.kernel.assign(compactor.kernel * compactor.mask)
     return {
         "top1": top1,
-        "top1_removed": evaluate_top1(trainer.model, validation_data, 360),
+        "top1_removed": Evaluator(trainer.model).top1(validation_data, 360),
         "num_masked": masked,
         "num_masked_alive": num_alive,
         "all_dead_step": death_step if death_step is not None else float("nan"),
@@ -68,7 +67,7 @@ def main() -> None:
         base = Trainer(model, None, config, train_data, validation_data, cluster=cluster)
         base.start()
         base.train_until(base.num_steps)
-        print(f"seed {seed} base top-1 {evaluate_top1(base.model, validation_data, 360):.2f}", flush=True)
+        print(f"seed {seed} base top-1 {Evaluator(base.model).top1(validation_data, 360):.2f}", flush=True)
         for rule, rows in results.items():
             rows.append(prune(base.model, rule, seed, cluster))
             figures = ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items())

@@ -3,11 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-import tensorflow as tf
-from tensorflow import keras
-
-import resrep_dist  # noqa: F401  (before TensorFlow)
 from resrep_dist.cluster import Cluster
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import training_batches
@@ -16,6 +11,10 @@ from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
 from tests.networks import random_source, randomise, small_config, small_network
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
 
 
 def make_trainer(cluster: Cluster, source=None, **options) -> Trainer:
@@ -120,13 +119,11 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
 
 def evaluation(cluster: Cluster, folder: Path) -> None:
     """Sharded evaluation gives what one process gives."""
-    from resrep_dist.evaluation import evaluate_top1
-
     trainer = make_trainer(cluster)
     trainer.train_until(20)
     source = load_sources(small_config())[1]
-    shared = evaluate_top1(trainer.model, source, 50, cluster)
-    alone = evaluate_top1(trainer.model, source, 360)
+    shared = trainer._evaluator.top1(source, 50, cluster)
+    alone = trainer._evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
     (folder / f"rank{cluster.rank}").touch()
 

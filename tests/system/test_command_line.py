@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+from tests.networks import DIGITS_CONFIG
+from tests.ranks.launcher import run_ranks, start_ranks
+
 import numpy as np
 import psutil
 import pytest
-
-from tests.networks import DIGITS_CONFIG
-from tests.ranks.launcher import run_ranks, start_ranks
 
 RESREP = str(Path(sys.executable).with_name("resrep"))
 # A short run that still does everything: base, masks that die, target met, merge.

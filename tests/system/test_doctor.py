@@ -7,10 +7,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from resrep_dist import doctor
+
 import pytest
 from rich.console import Console
-
-from resrep_dist import doctor
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = """

@@ -1,11 +1,11 @@
 import json
 
+from resrep_dist.checkpoint import CheckpointFolder, restore
+from resrep_dist.errors import CheckpointError
+
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from resrep_dist.checkpoint import CheckpointFolder, restore
-from resrep_dist.errors import CheckpointError
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 import dataclasses
 
-import pytest
-
 from resrep_dist.config import load_config
 from resrep_dist.errors import ConfigError
 from tests.networks import DIGITS_CONFIG
+
+import pytest
 
 
 @pytest.mark.parametrize(

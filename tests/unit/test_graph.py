@@ -1,14 +1,14 @@
-import numpy as np
-import pytest
-import tensorflow as tf
-from tensorflow import keras
-
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import trace
 from resrep_dist.models import build_model
 from tests.networks import randomise, small_network
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
 
 layers = keras.layers
 

@@ -1,7 +1,3 @@
-import numpy as np
-import pytest
-from tensorflow import keras
-
 from resrep_dist import merging
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import ModelConfig
@@ -9,6 +5,10 @@ from resrep_dist.errors import CertificateError
 from resrep_dist.graph import trace
 from resrep_dist.models import build_model
 from tests.networks import random_source, randomise, small_network
+
+import numpy as np
+import pytest
+from tensorflow import keras
 
 
 def with_dead_rows(model, share=0.5, exclude=()):

@@ -1,11 +1,11 @@
-import numpy as np
-import pytest
-import tensorflow as tf
-
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.graph import trace
 from resrep_dist.optimizer import PhaseSchedule, ResRepOptimizer
 from tests.networks import randomise, small_network
+
+import numpy as np
+import pytest
+import tensorflow as tf
 
 
 @pytest.mark.parametrize("rule", ["radial", "paper"])

@@ -1,12 +1,12 @@
 import itertools
 
-import numpy as np
-import pytest
-import tensorflow as tf
-
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import evaluation_batches, rank_part, sample_indices, training_batches
 from tests.networks import random_source, small_config
+
+import numpy as np
+import pytest
+import tensorflow as tf
 
 
 def test_every_epoch_holds_every_sample_once_in_another_order():

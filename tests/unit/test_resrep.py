@@ -1,14 +1,14 @@
 import time
 
-import numpy as np
-import pytest
-import tensorflow as tf
-
 from resrep_dist.config import ModelConfig
 from resrep_dist.graph import trace
 from resrep_dist.macs import MultiplyAdds
 from resrep_dist.models import build_model
 from resrep_dist.resrep import reset_gradient, row_norms, select_masks, update_compactor
+
+import numpy as np
+import pytest
+import tensorflow as tf
 
 # Two layers in a row: 10 w0 + 4 w0 w1 + 6 w1.
 MACS = MultiplyAdds(100, (10, 6), {(0, 1): 4})
