@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine, one process a rank. Further arguments go to `resrep train`:
 #
-#   RANKS=4 CONFIG=configs/digits_resnet20.yaml WORKDIR=runs/digits bash launch/local.sh --set train.epochs=2
+#   RANKS=4 CONFIG=configs/digits_resnet20.yaml WORKDIR=runs/digits bash launch/local.sh --set train.num_epochs=40
 #
 # RANKS    how many (default 2)
 # CONFIG   the experiment (default configs/digits_resnet20.yaml); paths count from the repository's root

@@ -109,8 +109,11 @@ def _train(options: argparse.Namespace) -> int:
 
     cluster = Cluster()
     report = run.train(config, options.workdir, cluster, console)
-    if cluster.is_root:
+    if cluster.size == 1:
         print_report(console, report, options.workdir)
+    elif cluster.is_root:
+        # Launchers put the rank before every line, which would tear a table apart.
+        console.print(f"Done: {options.workdir}/slim. `resrep report {options.workdir}` prints the table.")
     cluster.shutdown()
     return 0
 
