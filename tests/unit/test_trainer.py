@@ -1,0 +1,76 @@
+"""The pieces as a library, on one process."""
+
+import resrep_dist
+from resrep_dist.errors import ConfigError, ModelError
+from resrep_dist.graph import Graph
+from resrep_dist.monitor import drop_events_after
+from tests.networks import random_source, small_config, small_network
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def make_trainer(**changes):
+    model = small_network()
+    config = small_config(**changes)
+    return resrep_dist.Trainer(model, resrep_dist.trace(model), config, random_source(), random_source(64, seed=1))
+
+
+def test_a_models_owner_prunes_it_in_a_few_lines():
+    trainer = make_trainer(prune={"target_macs_fraction": 0.8, "channels_per_update": 8, "lasso_strength": 0.05})
+    trainer.run()
+    assert trainer.step >= trainer.num_steps
+    assert trainer.pruner.num_masked_alive() == 0
+    slim, certificate = resrep_dist.merge(trainer.model, trainer.graph, random_source(64, seed=1).images)
+    kept = [entry["kept"] for entry in certificate.channels.values()]
+    assert kept == trainer.pruner.unmasked_widths()
+    assert trainer.graph.macs.total(kept) <= 0.8 * trainer.graph.macs.total(trainer.graph.widths)
+
+
+def test_the_extension_is_bounded_and_what_is_alive_stays():
+    # So weak a penalty kills nothing.
+    trainer = make_trainer(prune={"lasso_strength": 1e-6, "max_extension_epochs": 1})
+    trainer.run()
+    assert trainer.step == trainer.num_steps + 10
+    assert trainer.pruner.num_masked_alive() > 0
+    _, certificate = resrep_dist.merge(trainer.model, trainer.graph, random_source(64, seed=1).images)
+    assert all(entry["kept"] == entry["original"] for entry in certificate.channels.values())
+
+
+def test_masks_change_only_in_their_time_and_by_at_most_k():
+    trainer = make_trainer(prune={"target_macs_fraction": 0.05, "mask_stop_fraction": 0.5})
+    trainer.start()
+    chosen = []
+    for step in range(5, 61, 5):
+        trainer.train_until(step)
+        chosen.append(trainer.pruner.num_chosen)
+    assert chosen == [0, 4, 4, 8, 8, 12, 12, 12, 12, 12, 12, 12]
+
+
+def test_a_model_with_nothing_to_prune_and_data_of_other_classes_are_refused():
+    model = small_network()
+    graph = resrep_dist.trace(model)
+    source = random_source()
+    with pytest.raises(ModelError, match=r"no convolution can be pruned \(conv0: because\)"):
+        resrep_dist.Trainer(model, Graph((), {"conv0": "because"}, graph.macs), small_config(), source, source)
+    with pytest.raises(ConfigError, match="received 3, expected 10"):
+        resrep_dist.Trainer(model, graph, small_config(model={"num_classes": 3}), source, source)
+
+
+def test_curves_are_cut_at_the_step_of_a_checkpoint(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with writer.as_default():
+        for step in range(10):
+            tf.summary.scalar("loss", float(step), step=step)
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    # A killed run's last record is cut short.
+    path.write_bytes(path.read_bytes()[:-3])
+    drop_events_after(tmp_path, 4)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("loss")] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([tf.make_ndarray(e.tensor_proto) for e in events.Tensors("loss")], range(5))
