@@ -12,7 +12,12 @@ bash launch/setup.sh
 
 CONFIG=${CONFIG:-configs/digits_resnet20.yaml}
 WORKDIR=${WORKDIR:-runs/$(basename "$CONFIG" .yaml)}
-if [[ -t 1 ]]; then RESREP_TERMINAL=$(tty <&1) && export RESREP_TERMINAL; fi # rank 0 draws its progress bar there
+unset RESREP_TERMINAL
+if [[ -t 1 ]]; then # rank 0 draws its progress bar there; inside $( ) descriptor 1 is a pipe, hence 3
+    exec 3>&1
+    if terminal=$(tty <&3); then export RESREP_TERMINAL=$terminal; fi
+    exec 3>&-
+fi
 
 # horovodrun writes its whole environment on its workers' command lines, where anyone on the machine can
 # read it. So it is started with these variables and no others.
