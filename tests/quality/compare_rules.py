@@ -55,11 +55,13 @@ def prune(base: keras.Model, rule: str, seed: int, cluster: Cluster) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    options = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
     cluster = Cluster()
     results: dict[str, list[dict[str, float]]] = {"radial": [], "paper": []}
-    for seed in range(parser.parse_args().seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         keras.utils.set_random_seed(seed)
         config = load_config(CONFIG, [f"seed={seed}"])
         train_data, validation_data = load_sources(config)
