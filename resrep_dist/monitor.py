@@ -89,11 +89,12 @@ class Monitor:
 
     def progress(self, step: int, values: str) -> None:
         """Move the bar, or write a line where there is no terminal."""
+        # The extension behind the last step is not known beforehand.
+        total = max(self._num_steps, step)
         if self._progress is not None:
-            total = max(self._num_steps, step)
             self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=values)
         elif self._console is not None:
-            _log.info("%s step %d/%d %s", self._title, step, self._num_steps, values)
+            _log.info("%s step %d/%d %s", self._title, step, total, values)
 
     def flush(self) -> None:
         """Put the curves on disk; called with every checkpoint."""
