@@ -31,6 +31,9 @@ class CheckpointFolder:
     def save(self, step: int, variables: Mapping[str, tf.Variable], position: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps, then delete the oldest ones."""
         target = self._folder / f"step-{step:08d}"
+        if target.exists():
+            # The same step has the same state; replacing it would leave a moment without the newest.
+            return target
         partial = self._folder / f"{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -46,7 +49,6 @@ class CheckpointFolder:
         with open(partial / "manifest.json", "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             _flush_to_disk(file)
-        shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
         for old in self._existing()[: -self._num_kept]:
             shutil.rmtree(old)

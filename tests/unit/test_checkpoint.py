@@ -26,6 +26,14 @@ def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path, variabl
     np.testing.assert_array_equal(variables["a/kernel"], [[15, -15]])
 
 
+def test_a_step_that_is_saved_already_is_left_alone(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    path = folder.save(5, variables, {})
+    before = (path / "state.npz").stat().st_mtime_ns
+    assert folder.save(5, variables, {}) == path
+    assert (path / "state.npz").stat().st_mtime_ns == before
+
+
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path, variables):
     folder = CheckpointFolder(tmp_path)
     complete = folder.save(5, variables, {})
