@@ -18,7 +18,15 @@ def make_trainer(**changes):
 
 
 def test_a_models_owner_prunes_it_in_a_few_lines():
-    trainer = make_trainer(prune={"target_macs_fraction": 0.8, "channels_per_update": 8, "lasso_strength": 0.05})
+    trainer = make_trainer(
+        train={"num_epochs": 15},
+        prune={
+            "target_macs_fraction": 0.8,
+            "channels_per_update": 8,
+            "lasso_strength": 0.05,
+            "mask_stop_fraction": 0.4,
+        },
+    )
     trainer.run()
     assert trainer.step >= trainer.num_steps
     assert trainer.pruner.num_masked_alive() == 0
