@@ -80,7 +80,7 @@ def dead_channels(model: keras.Model, graph: Graph, dead_row_norm: float = 0.0) 
 def fold_arrays(
     kernel: np.ndarray, bias: np.ndarray, scale: np.ndarray, offset: np.ndarray, compactor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fold y -> Q (scale * (K x + bias) + offset) into one kernel and bias (equations 5 to 8).
+    """Fold y -> Q (scale * (K x + bias) + offset) into one kernel and bias (section 3.2).
 
     Args:
         kernel: [height, width, channels in, D].

@@ -43,7 +43,7 @@ def phase_schedule(phase: PhaseConfig, global_batch_size: int, num_steps: int, e
 class ResRepOptimizer(keras.optimizers.Optimizer):
     """v = momentum v + G + decay w; w -= lr v, the form of the authors' code.
 
-    For a compactor, G is the reset gradient with the lasso penalty (equation 9), without decay and with a
+    For a compactor, G is the reset gradient with the lasso penalty (section 3.3), without decay and with a
     momentum of its own. For all others G is the gradient; only weights of two and more dimensions decay,
     so neither bias nor batch norm does. Gradients must be averaged over the ranks before.
 

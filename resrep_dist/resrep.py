@@ -21,7 +21,7 @@ def row_norms(kernel: tf.Tensor) -> tf.Tensor:
 def reset_gradient(
     kernel: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, norms: tf.Tensor, lasso_strength: float
 ) -> tf.Tensor:
-    """G_j = m_j g_j + lambda Q_j / ||Q_j|| (section 3.3, equation 9), and 0 for the penalty of a zero row.
+    """G_j = m_j g_j + lambda Q_j / ||Q_j|| (gradient resetting, section 3.3), and 0 for the penalty of a zero row.
 
     Args:
         kernel: Q, [..., D_in, D_out].
