@@ -11,7 +11,8 @@ import resrep_dist
 PACKAGE = Path(resrep_dist.__file__).parent
 # A file imports only from files above it.
 ORDER = [
-    "errors", "launch_environment", "config", "macs", "cluster", "resrep", "graph", "compactor",
+    "errors", "launch_environment", "config.schema", "config.loading", "config", "macs", "cluster", "resrep",
+    "graph", "compactor",
     "models.building_blocks", "models.resnet_cifar", "models.resnet_imagenet", "models",
     "data.source", "data.digits", "data.order", "data",
     "optimizer", "state", "step", "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",

@@ -1,0 +1,26 @@
+"""A run's configuration: what it may hold (`schema.py`) and how it is read (`loading.py`)."""
+
+from resrep_dist.config.loading import build_config, load_config
+from resrep_dist.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LoggingConfig,
+    MergeConfig,
+    ModelConfig,
+    PhaseConfig,
+    PruneConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "LoggingConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "PhaseConfig",
+    "PruneConfig",
+    "build_config",
+    "load_config",
+]
