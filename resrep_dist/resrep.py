@@ -47,9 +47,10 @@ def update_compactor(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One step of v = momentum v + G; Q -= lr v. Shapes as in `reset_gradient`; returns (Q, v).
 
-    With `radial`, a masked row keeps only the part of its velocity that points along the row, and stops
-    at exactly zero, velocity too, when a step would cross it. So it dies in a straight line; by the plain
-    rule the sideways speed that the objective gave it makes it circle around zero.
+    With `radial`, a masked row keeps only the part of its velocity that points straight to zero, and stops
+    at exactly zero, velocity too, when a step would cross it. So it dies in a straight line, in a number of
+    steps that its norm bounds; by the plain rule the speed that the objective gave it sideways makes it
+    circle around zero, and the speed it gave it outwards makes it grow first.
     """
     reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength)
     kept = tf.constant(momentum, kernel.dtype) * velocity
@@ -58,12 +59,35 @@ def update_compactor(
         return kernel - learning_rate * velocity, velocity
     is_masked = (mask == 0)[..., tf.newaxis, :]
     direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
-    along = tf.reduce_sum(direction * kept, axis=-2, keepdims=True)
-    velocity = tf.where(is_masked, direction * along, kept) + reset
+    inwards = tf.nn.relu(tf.reduce_sum(direction * kept, axis=-2, keepdims=True))
+    velocity = tf.where(is_masked, direction * inwards, kept) + reset
     travel = learning_rate * tf.reduce_sum(direction * velocity, axis=-2)
     dies = is_masked & (travel >= norms)[..., tf.newaxis, :]
     zero = tf.zeros_like(kernel)
     return tf.where(dies, zero, kernel - learning_rate * velocity), tf.where(dies, zero, velocity)
+
+
+def last_step_to_die(rates: np.ndarray, *, lasso_strength: float, momentum: float, norm: float = 1.0) -> int:
+    """The last step at which a row may be masked and still be carried to zero by the penalty alone.
+
+    Args:
+        rates: learning rate of every step, [N].
+        norm: of the row when it is masked, at rest.
+
+    Returns:
+        A number of steps from 0 to N; 0 as well where even N steps are too few.
+    """
+
+    def reaches_zero(first: int) -> bool:
+        num_steps = np.arange(1, len(rates) - first + 1)
+        speeds = lasso_strength * (1.0 - momentum**num_steps) / (1.0 - momentum)
+        return float(rates[first:] @ speeds) >= norm
+
+    low, high = 0, len(rates)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if reaches_zero(middle) else (low, middle - 1)
+    return low
 
 
 @dataclasses.dataclass(frozen=True)

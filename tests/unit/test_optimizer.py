@@ -37,8 +37,8 @@ def test_each_weight_follows_its_own_rule_inside_tf_function(rule):
                 mask, norms = compactor.mask.numpy(), np.linalg.norm(w[0, 0], axis=0)
                 if rule == "radial":
                     direction = w / norms
-                    along = (direction * velocity[i]).sum(axis=2, keepdims=True) * direction
-                    velocity[i] = np.where(mask == 0, along, velocity[i])
+                    inwards = np.maximum((direction * velocity[i]).sum(axis=2, keepdims=True), 0)
+                    velocity[i] = np.where(mask == 0, inwards * direction, velocity[i])
                 g, momentum = mask * g + 0.02 * w / norms, 0.99
             elif w.ndim > 1:
                 g = g + 0.01 * w

@@ -4,7 +4,7 @@ from resrep_dist.config import ModelConfig
 from resrep_dist.graph import trace
 from resrep_dist.macs import MultiplyAdds
 from resrep_dist.models import build_model
-from resrep_dist.resrep import reset_gradient, row_norms, select_masks, update_compactor
+from resrep_dist.resrep import last_step_to_die, reset_gradient, row_norms, select_masks, update_compactor
 
 import numpy as np
 import pytest
@@ -37,9 +37,10 @@ def test_a_zero_row_gets_no_penalty_and_never_nan(radial):
 def test_a_masked_row_dies_in_a_straight_line_to_exactly_zero_and_stays():
     random = np.random.default_rng(1)
     kernel = tf.constant(random.normal(size=(6, 2)))
-    velocity = tf.constant(random.normal(size=(6, 2)))
+    # Partly sideways, and outwards: the objective was making the row longer.
+    velocity = tf.constant(random.normal(size=(6, 2))) - 3.0 * kernel
     start = kernel.numpy()[:, 1].copy()
-    died_at = None
+    died_at, norm = None, np.linalg.norm(start)
     for step in range(400):
         gradient = tf.constant(random.normal(size=(6, 2)))
         kernel, velocity = update_compactor(
@@ -52,10 +53,34 @@ def test_a_masked_row_dies_in_a_straight_line_to_exactly_zero_and_stays():
             assert not velocity.numpy()[:, 1].any()
         else:
             assert died_at is None
+            assert np.linalg.norm(row) < norm
+            norm = np.linalg.norm(row)
             cosine = row @ start / np.linalg.norm(row) / np.linalg.norm(start)
             assert cosine == pytest.approx(1.0, abs=1e-9)
     assert died_at is not None
     assert row_norms(kernel).numpy()[0] > 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.99])
+def test_a_row_masked_at_the_last_step_in_time_dies_and_one_step_later_does_not(momentum):
+    rates = 0.02 * (0.5 + 0.5 * np.cos(np.pi * np.arange(300) / 300))
+    options = {"lasso_strength": 1.0 - momentum, "momentum": momentum}
+    last = last_step_to_die(rates, **options)
+    assert 0 < last < 300
+
+    def final_norm(first):
+        kernel = tf.constant([[0.6], [0.8]], tf.float64)
+        velocity = tf.zeros_like(kernel)
+        for rate in rates[first:]:
+            kernel, velocity = update_compactor(
+                kernel, velocity, velocity, tf.constant([0.0], tf.float64), row_norms(kernel), learning_rate=rate,
+                radial=True, **options,
+            )  # fmt: skip
+        return float(row_norms(kernel)[0])
+
+    assert final_norm(last) == 0.0
+    assert final_norm(last + 1) > 0.0
+    assert last_step_to_die(rates, lasso_strength=1e-9, momentum=momentum) == 0
 
 
 def brute_force(norms, target, max_chosen, min_channels):
