@@ -10,7 +10,6 @@ from resrep_dist.graph import Graph
 from resrep_dist.resrep import row_norms, select_masks
 
 import numpy as np
-import tensorflow as tf
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
@@ -36,8 +35,6 @@ class Pruner:
         self._compactors = compactors_of(model, graph)
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
-        # By the paper's rule rows only come near zero; in a straight line they reach it.
-        self.dead_row_norm = config.dead_row_norm if config.rule == "paper" else 0.0
         self.num_chosen = 0
         self._warn_of_unreachable_target()
 
@@ -73,7 +70,7 @@ class Pruner:
     def living_widths(self) -> list[int]:
         """Channels that would survive a merge now."""
         return [
-            int(((norms > self.dead_row_norm) | (compactor.mask.numpy() == 1)).sum())
+            int(((norms > self._config.dead_row_norm) | (compactor.mask.numpy() == 1)).sum())
             for norms, compactor in zip(self.norms(), self._compactors, strict=True)
         ]
 
@@ -84,10 +81,6 @@ class Pruner:
     def macs_fraction(self, widths: list[int]) -> float:
         """Multiply-adds at the given widths, as a fraction of the base model's."""
         return self.graph.macs.total(widths) / self._total_macs
-
-    def travel(self, rates: tf.Tensor) -> float:
-        """How far the penalty alone carries a masked row over steps of these learning rates."""
-        return float(tf.reduce_sum(rates)) * self._config.lasso_strength / (1.0 - self._config.compactor_momentum)
 
     def _warn_of_unreachable_target(self) -> None:
         lowest = [min(self._config.min_channels, width) for width in self.graph.widths]

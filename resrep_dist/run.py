@@ -77,10 +77,10 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     base = build_model(config.model)
     graph = trace(base, config.prune.exclude)
     load_weights(base, workdir / "base" / "model.h5")
-    trained, num_chosen = _load_trained(base, graph, workdir)
+    trained = _load_trained(base, graph, workdir)
     _, validation_data = load_sources(config)
     images = validation_data.images[: config.merge.num_images]
-    dead_row_norm = config.prune.dead_row_norm if config.prune.rule == "paper" else 0.0
+    dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
     partial = workdir / "slim.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -105,7 +105,6 @@ def merge_run(workdir: Path) -> dict[str, Any]:
         "target_macs_fraction": config.prune.target_macs_fraction,
         "target_missed": report["slim"]["macs"] > config.prune.target_macs_fraction * report["base"]["macs"],
         "num_masked_alive": num_masked - sum(map(len, dead.values())),
-        "num_chosen": num_chosen,
         "certificate": vars(certificate),
     }
     (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -162,13 +161,13 @@ def _obtain_base(
         cluster.from_root(lambda: save_model(model, path))
 
 
-def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras.Model, int]:
+def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
     newest = CheckpointFolder(workdir / "checkpoints").newest()
     if newest is None:
         raise CheckpointError(f"{workdir}: no checkpoint to merge; `resrep train` writes them")
     trained = insert_compactors(base, graph)
-    manifest = restore(newest, model_variables(trained), is_whole=False)
-    return trained, manifest["position"]["num_chosen"]
+    restore(newest, model_variables(trained), is_whole=False)
+    return trained
 
 
 def _measure(

@@ -17,6 +17,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer, phase_schedule
 from resrep_dist.pruner import Pruner
+from resrep_dist.resrep import last_step_to_die
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
 
@@ -60,10 +61,10 @@ class Trainer:
         self.num_steps = self._to_steps(self._phase.num_epochs)
         self._max_steps = self.num_steps + (self._to_steps(config.prune.max_extension_epochs) if graph else 0)
         self.model = insert_compactors(model, graph) if graph else model
-        self.pruner = self._make_pruner() if graph else None
         self._schedule = phase_schedule(
             self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
         )
+        self.pruner = self._make_pruner() if graph else None
         self.optimizer = self._make_optimizer()
         self._step = TrainStep(self.model, self.optimizer, self.cluster)
         self._evaluator = Evaluator(self.model)
@@ -156,12 +157,36 @@ class Trainer:
             self.config.prune,
             self.cluster,
             first_step=self._to_steps(self.config.prune.mask_start_epochs),
-            last_step=int(self.num_steps * self.config.prune.mask_stop_fraction),
+            last_step=self._last_mask_step(),
         )
 
+    def _last_mask_step(self) -> int:
+        prune = self.config.prune
+        in_time = last_step_to_die(
+            self._schedule(tf.range(self.num_steps)).numpy(),
+            lasso_strength=prune.lasso_strength,
+            momentum=prune.compactor_momentum,
+        )
+        first_step = self._to_steps(prune.mask_start_epochs)
+        if prune.mask_stop_fraction is None and in_time > first_step:
+            return in_time
+        last_step = int(self.num_steps * (prune.mask_stop_fraction or 0.5))
+        if last_step < first_step:
+            raise ConfigError(
+                f"prune.mask_start_epochs: received {prune.mask_start_epochs:g}, step {first_step}; masks must stop "
+                f"at step {last_step} for the last rows to die, so none would ever be chosen; start them earlier"
+            )
+        if last_step > in_time:
+            _log.warning(
+                "The penalty is too weak for the length of the phase: a row of norm 1 that is masked at step %d, "
+                "where masks last change, may be alive at the end, step %d. Raise prune.lasso_strength or "
+                "train.learning_rate, or lower prune.mask_stop_fraction.",
+                last_step,
+                self.num_steps,
+            )
+        return last_step
+
     def _make_optimizer(self) -> ResRepOptimizer:
-        if self.pruner:
-            self._warn_of_slow_death(self._schedule)
         optimizer = ResRepOptimizer(
             self._schedule,
             compactors_of(self.model, self.graph) if self.graph else (),
@@ -173,18 +198,6 @@ class Trainer:
         )
         optimizer.build(self.model.trainable_variables)
         return optimizer
-
-    def _warn_of_slow_death(self, schedule: Any) -> None:
-        assert self.pruner is not None
-        last_mask_step = int(self.num_steps * self.config.prune.mask_stop_fraction)
-        travel = self.pruner.travel(schedule(tf.range(last_mask_step, self.num_steps)))
-        if travel < 0.25:
-            _log.warning(
-                "After the last masks the penalty carries a row only %.2g of its initial norm 1; rows that are "
-                "masked late may stay alive. Raise prune.lasso_strength or train.learning_rate, or lower "
-                "prune.mask_stop_fraction.",
-                travel,
-            )
 
     def _restore(self) -> dict[str, int]:
         newest = self._checkpoints.newest() if self._checkpoints else None

@@ -74,18 +74,23 @@ class PruneConfig:
     """Steps from one choice of masks to the next."""
     channels_per_update: Positive = 4
     """At most so many channels more are chosen at each update."""
-    mask_stop_fraction: Annotated[float, Gt(0), Le(1)] = 0.7
-    """Masks change only in this part of the phase, so that the last masked rows have time to die."""
+    mask_stop_fraction: Annotated[float, Gt(0), Le(1)] | None = None
+    """Masks change only in this part of the phase; none: as long as a row of norm 1 has still time to die."""
     min_channels: Positive = 1
     """Every layer keeps at least so many channels."""
     round_to: Positive = 1
     """Surviving widths are rounded up to multiples of this; 8 suits tensor cores."""
-    dead_row_norm: NotNegativeFloat = 1e-5
-    """With the rule `paper`, a masked row below this norm counts as dead (the authors' threshold)."""
+    paper_dead_row_norm: NotNegativeFloat = 1e-5
+    """With the rule `paper`, a masked row of at most this norm counts as dead (the authors' threshold)."""
     exclude: tuple[str, ...] = ()
     """Convolutions that are not pruned, by name."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """The run goes on at most so long when masked rows are still alive at its end."""
+
+    @property
+    def dead_row_norm(self) -> float:
+        """Masked rows of at most this norm are dead: `radial` takes them to zero, `paper` only near it."""
+        return self.paper_dead_row_norm if self.rule == "paper" else 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -140,11 +145,11 @@ class Config:
                     f"{name}.warmup_epochs: received {phase.warmup_epochs:g}, "
                     f"expected less than {name}.num_epochs ({phase.num_epochs:g})"
                 )
-        last_mask_epochs = self.prune.mask_stop_fraction * self.train.num_epochs
+        last_mask_epochs = (self.prune.mask_stop_fraction or 1.0) * self.train.num_epochs
         if self.prune.mask_start_epochs >= last_mask_epochs:
             raise ValueError(
                 f"prune.mask_start_epochs: received {self.prune.mask_start_epochs:g}, expected less than "
-                f"mask_stop_fraction * train.num_epochs ({last_mask_epochs:g}), or no mask is ever chosen"
+                f"the {last_mask_epochs:g} epochs in which masks may change, or no mask is ever chosen"
             )
 
     def to_dict(self) -> dict[str, Any]:

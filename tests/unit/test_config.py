@@ -23,7 +23,7 @@ import pytest
         ("base=null", "neither is given"),
         ("model.weights=x.h5", "both are given"),
         ("train.warmup_epochs=500", "train.warmup_epochs: received 500"),
-        ("prune.mask_start_epochs=90", "no mask is ever chosen"),
+        ("prune.mask_start_epochs=107", "no mask is ever chosen"),
         ("prune.rule=[", "not valid YAML"),
         ("prune", "expected section.key=value"),
     ],

@@ -1,5 +1,7 @@
 """The pieces as a library, on one process."""
 
+import logging
+
 import resrep_dist
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph
@@ -54,6 +56,20 @@ def test_masks_change_only_in_their_time_and_by_at_most_k():
         trainer.train_until(step)
         chosen.append(trainer.pruner.num_chosen)
     assert chosen == [0, 4, 4, 8, 8, 12, 12, 12, 12, 12, 12, 12]
+
+
+def test_masks_stop_in_time_for_the_last_ones_to_die():
+    trainer = make_trainer(train={"num_epochs": 20}, prune={"lasso_strength": 0.05, "mask_stop_fraction": None})
+    trainer.run()
+    assert trainer.pruner.num_chosen > 0
+    assert trainer.step == trainer.num_steps, "no extension was needed"
+    assert trainer.pruner.num_masked_alive() == 0
+
+
+def test_a_penalty_that_is_too_weak_to_kill_is_said_at_the_start(caplog):
+    logging.getLogger("resrep_dist").propagate = True
+    make_trainer(prune={"lasso_strength": 1e-6, "mask_stop_fraction": None})
+    assert "The penalty is too weak for the length of the phase" in caplog.text
 
 
 def test_a_model_with_nothing_to_prune_and_data_of_other_classes_are_refused():
