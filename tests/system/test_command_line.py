@@ -2,20 +2,18 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from tests.networks import DIGITS_CONFIG
-from tests.ranks.launcher import run_ranks, start_ranks
+from tests.ranks.launcher import run_ranks
+from tests.system import runs
+from tests.system.runs import RESREP
 
 import numpy as np
-import psutil
 import pytest
 
-RESREP = str(Path(sys.executable).with_name("resrep"))
 # A short run that still does everything: base, masks that die, target met, merge.
 SHORT = [
     "base.num_epochs=4", "train.num_epochs=12", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
@@ -25,8 +23,7 @@ SHORT = [
 
 
 def train_command(workdir, *overrides):
-    sets = [argument for override in (*SHORT, *overrides) for argument in ("--set", override)]
-    return [RESREP, "train", str(DIGITS_CONFIG), "--workdir", str(workdir), *sets]
+    return runs.train_command(workdir, *SHORT, *overrides)
 
 
 def call(*command, **environment):
@@ -42,11 +39,6 @@ def finished_run(tmp_path_factory):
     code, log = run_ranks(2, train_command(folder / "run"), folder / "log")
     assert code == 0, log[-4000:]
     return folder / "run", log
-
-
-def final_weights(workdir):
-    newest = sorted((workdir / "checkpoints").glob("step-*"))[-1]
-    return newest.name, dict(np.load(newest / "state.npz"))
 
 
 def test_help_and_a_refused_configuration_are_fast(tmp_path):
@@ -194,40 +186,15 @@ def test_another_architecture_and_a_damaged_checkpoint_leave_the_run_as_it_is(fi
         arrays.write_bytes(original)
 
 
-def kill_one_rank(num_ranks, workdir, checkpoint, log):
-    """Start a run and kill its last rank with signal 9 once the checkpoint is there."""
-    process = start_ranks(num_ranks, train_command(workdir), log)
-    deadline = time.monotonic() + 240
-    while not list((workdir / "checkpoints").glob(checkpoint)):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
-    ranks = [
-        child for child in psutil.Process(process.pid).children(recursive=True)
-        if child.cmdline()[1:3] == [RESREP, "train"]
-    ]  # fmt: skip
-    assert len(ranks) == num_ranks
-    ranks[-1].send_signal(signal.SIGKILL)
-    assert process.wait(60) != 0
-    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
-
-
 @pytest.mark.ranks
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished_run, num_ranks):
-    undisturbed = finished_run[0]
-    if num_ranks != 2:
-        undisturbed = tmp_path / "undisturbed"
-        code, log = run_ranks(num_ranks, train_command(undisturbed), tmp_path / "undisturbed.log")
-        assert code == 0, log[-3000:]
-    kill_one_rank(num_ranks, tmp_path / "run", "step-00000040", tmp_path / "killed.log")
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished_run):
+    command = train_command(tmp_path / "run")
+    runs.kill_one_rank(2, command, tmp_path / "run" / "checkpoints" / "step-00000040", tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
-    code, log = run_ranks(num_ranks, train_command(tmp_path / "run"), tmp_path / "resumed.log")
+    code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert "Resumed at step" in log
-    (name, expected), (resumed_name, resumed) = final_weights(undisturbed), final_weights(tmp_path / "run")
-    assert name == resumed_name and expected.keys() == resumed.keys()
-    for key in expected:
-        np.testing.assert_array_equal(expected[key], resumed[key], err_msg=key)
+    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
     _, steps = read_scalars(tmp_path / "run" / "tensorboard")
     for tag, points in steps.items():
         assert points == sorted(set(points)), f"{tag} overlaps: {points}"
