@@ -19,6 +19,16 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be read or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are not as they were written."""
+
+
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint that could not be written, several times in a row; the one before it is whole."""
+
+    exit_code = 6
+
+
 class DisagreementError(RuntimeError):
     """The ranks do not hold the same state; going on would train different models."""
 

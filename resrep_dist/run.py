@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoint import CheckpointFolder, restore
+from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, load_config
@@ -162,11 +162,10 @@ def _obtain_base(
 
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
-    newest = CheckpointFolder(workdir / "checkpoints").newest()
-    if newest is None:
-        raise CheckpointError(f"{workdir}: no checkpoint to merge; `resrep train` writes them")
     trained = insert_compactors(base, graph)
-    restore(newest, model_variables(trained), is_whole=False)
+    checkpoints = CheckpointFolder(workdir / "checkpoints")
+    if checkpoints.restore_newest(model_variables(trained), is_whole=False) is None:
+        raise CheckpointError(f"{workdir}: no checkpoint to merge; `resrep train` writes them")
     return trained
 
 

@@ -5,13 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoint import CheckpointFolder, restore
+from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import Config, PhaseConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import Source
-from resrep_dist.errors import ConfigError, NonFiniteError
+from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
@@ -27,6 +27,8 @@ from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 _MAX_SKIPPED_STEPS_IN_A_ROW = 10
+_MAX_FAILED_CHECKPOINTS = 3
+_START = {"step": 0, "num_chosen": 0}
 
 
 class Trainer:
@@ -70,7 +72,7 @@ class Trainer:
         self._evaluator = Evaluator(self.model)
         self.state = state_variables(self.model, self.optimizer)
         self._digest = Digest(self.state)
-        self.step = 0
+        self.step, self._num_failed_checkpoints = 0, 0
         self.validation_top1: float | None = None
         self._batches: Any = None
         self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
@@ -200,22 +202,38 @@ class Trainer:
         return optimizer
 
     def _restore(self) -> dict[str, int]:
-        newest = self._checkpoints.newest() if self._checkpoints else None
-        if newest is None:
-            return {"step": 0, "num_chosen": 0}
-        manifest = restore(newest, self.state)
-        return {"step": manifest["step"], "num_chosen": manifest["position"]["num_chosen"]}
+        position = None
+        if self._checkpoints:
+            self._checkpoints.delete_partial()
+            position = self._checkpoints.restore_newest(self.state)
+        return {"step": position["step"], "num_chosen": position["num_chosen"]} if position else _START
 
     def _save(self) -> None:
         self.agree()
-        if self._checkpoints and self.cluster.is_root:
-            position = {
-                "num_chosen": self.pruner.num_chosen if self.pruner else 0,
-                "next_sample": self.step * self.config.data.global_batch_size,
-                "config": self.config.to_dict(),
-            }
+        if self._checkpoints and not self.cluster.from_root(self._write_checkpoint):
+            self._num_failed_checkpoints += 1
+            if self._num_failed_checkpoints >= _MAX_FAILED_CHECKPOINTS or self.is_done():
+                raise CheckpointWriteError(
+                    f"step {self.step}: {self._num_failed_checkpoints} checkpoint(s) in a row could not be written, "
+                    "see the errors above; mend that and start the same command again"
+                )
+        else:
+            self._num_failed_checkpoints = 0
+
+    def _write_checkpoint(self) -> bool:
+        assert self._checkpoints is not None
+        position = {
+            "num_chosen": self.pruner.num_chosen if self.pruner else 0,
+            "next_sample": self.step * self.config.data.global_batch_size,
+            "config": self.config.to_dict(),
+        }
+        try:
             self._checkpoints.save(self.step, self.state, position)
-            self._monitor.flush()
+        except CheckpointWriteError as error:
+            _log.error("%s; trying again at the next interval", error)
+            return False
+        self._monitor.flush()
+        return True
 
     def _is_evaluation_due(self) -> bool:
         interval = self.config.logging.evaluation_epochs * self._steps_per_epoch

@@ -58,5 +58,5 @@ def small_config(**changes: Any) -> Config:
         "logging": {"interval_steps": 10},
     }
     for section, values in changes.items():
-        document[section] = {**document[section], **values} if isinstance(values, dict) else values
+        document[section] = {**document.get(section, {}), **values} if isinstance(values, dict) else values
     return build_config(document)

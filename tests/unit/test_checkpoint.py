@@ -1,7 +1,14 @@
-import json
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
 
 from resrep_dist.checkpoint import CheckpointFolder, restore
-from resrep_dist.errors import CheckpointError
+from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError
 
 import numpy as np
 import pytest
@@ -13,70 +20,169 @@ def variables():
     return {"a/kernel": tf.Variable([[1.0, 2.0]]), "iterations": tf.Variable(7, dtype=tf.int64)}
 
 
+def save(folder, variables, *steps):
+    for step in steps:
+        variables["a/kernel"].assign([[step, -step]])
+        path = folder.save(step, variables, {"num_chosen": 3})
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path, variables):
     folder = CheckpointFolder(tmp_path, num_kept=2)
-    assert folder.newest() is None
-    for step in (5, 10, 15):
-        variables["a/kernel"].assign([[step, -step]])
-        folder.save(step, variables, {"num_chosen": 3})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+    assert folder.restore_newest(variables) is None
+    save(folder, variables, 5, 10, 15)
+    assert names(tmp_path) == ["step-00000010", "step-00000015"]
     variables["a/kernel"].assign([[0, 0]])
-    manifest = restore(folder.newest(), variables)
-    assert manifest["step"] == 15 and manifest["position"] == {"num_chosen": 3}
+    position = folder.restore_newest(variables)
+    assert position["step"] == 15 and position["num_chosen"] == 3
     np.testing.assert_array_equal(variables["a/kernel"], [[15, -15]])
+
+
+def test_other_programs_can_verify_it(tmp_path, variables):
+    path = save(CheckpointFolder(tmp_path), variables, 5)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
 
 
 def test_a_step_that_is_saved_already_is_left_alone(tmp_path, variables):
     folder = CheckpointFolder(tmp_path)
-    path = folder.save(5, variables, {})
+    path = save(folder, variables, 5)
     before = (path / "state.npz").stat().st_mtime_ns
-    assert folder.save(5, variables, {}) == path
+    assert save(folder, variables, 5) == path
     assert (path / "state.npz").stat().st_mtime_ns == before
 
 
-def test_a_half_written_checkpoint_is_not_the_newest(tmp_path, variables):
+def test_a_half_written_checkpoint_is_not_the_newest_and_goes(tmp_path, variables):
     folder = CheckpointFolder(tmp_path)
-    complete = folder.save(5, variables, {})
+    save(folder, variables, 5)
     (tmp_path / "step-00000010.partial").mkdir()
-    assert folder.newest() == complete
+    assert folder.restore_newest(variables)["step"] == 5
+    folder.delete_partial()
+    assert names(tmp_path) == ["step-00000005"]
 
 
-@pytest.mark.parametrize("harm", ["flip", "truncate", "no_arrays", "no_manifest", "bad_manifest"])
-def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(tmp_path, variables, harm):
-    path = CheckpointFolder(tmp_path).save(5, variables, {})
-    arrays, manifest = path / "state.npz", path / "manifest.json"
+def mutate(path, choices):
+    """Harm one file of a checkpoint in one way."""
+    file = path / choices.choice(["state.npz", "position.json", "SHA256SUMS"])
+    data = bytearray(file.read_bytes())
+    harm = choices.choice(["flip", "flip", "truncate", "remove", "insert"])
+    if harm == "remove":
+        file.unlink()
+        return
+    place = choices.randrange(len(data))
     if harm == "flip":
-        data = bytearray(arrays.read_bytes())
-        data[len(data) // 2] ^= 1
-        arrays.write_bytes(data)
+        data[place] ^= 1 << choices.randrange(8)
     elif harm == "truncate":
-        arrays.write_bytes(arrays.read_bytes()[:-10])
-    elif harm == "no_arrays":
-        arrays.unlink()
-    elif harm == "no_manifest":
-        manifest.unlink()
+        del data[place:]
     else:
-        manifest.write_text("{")
-    variables["a/kernel"].assign([[9, 9]])
-    with pytest.raises(CheckpointError, match="move this folder away"):
-        restore(path, variables)
-    np.testing.assert_array_equal(variables["a/kernel"], [[9, 9]])
+        data.insert(place, choices.randrange(256))
+    file.write_bytes(data)
+
+
+def test_every_one_of_500_mutations_is_noticed_and_the_one_before_is_used(tmp_path, variables):
+    choices = random.Random(0)
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    newest = save(folder, variables, 10)
+    good = {file.name: file.read_bytes() for file in newest.iterdir()}
+    for _ in range(500):
+        mutate(newest, choices)
+        variables["a/kernel"].assign([[9, 9]])
+        with pytest.raises(DamagedCheckpointError, match="it is damaged"):
+            restore(newest, variables)
+        np.testing.assert_array_equal(variables["a/kernel"], [[9, 9]])
+        assert folder.restore_newest(variables)["step"] == 5
+        for name, data in good.items():
+            (newest / name).write_bytes(data)
+    assert folder.restore_newest(variables)["step"] == 10
+
+
+def test_a_run_never_starts_anew_where_all_checkpoints_are_damaged(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5, 10)
+    for path in tmp_path.iterdir():
+        (path / "state.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000005: it is damaged, state.npz cannot be read"):
+        folder.restore_newest(variables)
+
+
+def test_damaged_checkpoints_ahead_are_set_aside_when_the_run_passes_them(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path, num_kept=1)
+    save(folder, variables, 20, 30)
+    (tmp_path / "step-00000030" / "state.npz").write_bytes(b"")
+    save(folder, variables, 25)
+    assert names(tmp_path) == ["step-00000025", "step-00000030.damaged"]
+    assert folder.restore_newest(variables)["step"] == 25
+    save(folder, variables, 30)
+    assert folder.restore_newest(variables)["step"] == 30
+
+
+def test_what_cannot_be_written_leaves_the_one_before_whole_and_says_what_it_needs(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    variables["large"] = tf.Variable(tf.zeros([100_000]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses the write as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(
+            CheckpointWriteError, match=r"step-00000010: cannot be written .* needs 400,016 bytes, .* are free"
+        ):
+            save(folder, variables, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["step-00000005"]
+    del variables["large"]
+    assert folder.restore_newest(variables)["step"] == 5
+
+
+WRITER = """
+import sys, resrep_dist, numpy as np
+from pathlib import Path
+from resrep_dist.checkpoint import CheckpointFolder
+class Array:  # as a variable, without TensorFlow's arithmetic
+    def __init__(self, step): self._array = np.full(20_000, step)
+    def numpy(self): return self._array
+folder = CheckpointFolder(Path(sys.argv[1]))
+for step in range(1, 10**6):
+    folder.save(step, {"a": Array(step)}, {})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("num_kills", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_killed_at_any_moment_the_newest_complete_one_is_found(tmp_path, num_kills):
+    choices = random.Random(0)
+    for number in range(num_kills):
+        folder = tmp_path / str(number)
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True) as writer:
+            seen = int(writer.stdout.readline())
+            time.sleep(choices.uniform(0, 0.2))
+            os.kill(writer.pid, signal.SIGKILL)
+            seen = int((writer.stdout.read().split() or [seen])[-1])
+        array = tf.Variable(np.zeros(20_000, np.int64))
+        position = CheckpointFolder(folder).restore_newest({"a": array})
+        # The one that was under way may have been finished and not yet told.
+        assert position["step"] in (seen, seen + 1)
+        assert set(array.numpy()) == {position["step"]}
 
 
 def test_another_models_checkpoint_is_refused_by_name(tmp_path, variables):
-    path = CheckpointFolder(tmp_path).save(5, variables, {})
+    path = save(CheckpointFolder(tmp_path), variables, 5)
     variables["a/kernel"] = tf.Variable([[1.0, 2.0, 3.0]])
     with pytest.raises(CheckpointError, match=r"`a/kernel` is float32 \[1, 2\] there and float32 \[1, 3\] here"):
         restore(path, variables)
 
 
 def test_arrays_that_need_pickle_are_refused(tmp_path, variables):
-    import hashlib
-
-    path = CheckpointFolder(tmp_path).save(5, variables, {})
+    path = save(CheckpointFolder(tmp_path), variables, 5)
     np.savez(path / "state.npz", **{"a/kernel": np.array([print], object)})
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["sha256"]["state.npz"] = hashlib.sha256((path / "state.npz").read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    sums = "".join(
+        f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in ("state.npz", "position.json")
+    )
+    (path / "SHA256SUMS").write_text(sums)
     with pytest.raises(CheckpointError, match="pickle"):
         restore(path, variables)

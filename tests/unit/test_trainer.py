@@ -3,7 +3,7 @@
 import logging
 
 import resrep_dist
-from resrep_dist.errors import ConfigError, ModelError
+from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import drop_events_after
 from tests.networks import random_source, small_config, small_network
@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 
 
-def make_trainer(**changes):
+def make_trainer(workdir=None, **changes):
     model = small_network()
-    config = small_config(**changes)
-    return resrep_dist.Trainer(model, resrep_dist.trace(model), config, random_source(), random_source(64, seed=1))
+    sources = random_source(), random_source(64, seed=1)
+    return resrep_dist.Trainer(model, resrep_dist.trace(model), small_config(**changes), *sources, workdir=workdir)
 
 
 def test_a_models_owner_prunes_it_in_a_few_lines():
@@ -70,6 +70,38 @@ def test_a_penalty_that_is_too_weak_to_kill_is_said_at_the_start(caplog):
     logging.getLogger("resrep_dist").propagate = True
     make_trainer(prune={"lasso_strength": 1e-6, "mask_stop_fraction": None})
     assert "The penalty is too weak for the length of the phase" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_and_the_third_failure_ends_the_run(tmp_path, caplog):
+    logging.getLogger("resrep_dist").propagate = True
+    trainer = make_trainer(tmp_path, checkpoint={"interval_steps": 10})
+    folder = tmp_path / "checkpoints"
+    folder.write_text("a file stands where the folder should be")
+    trainer.start()
+    trainer.train_until(20)
+    assert caplog.text.count("cannot be written") == 2 and "trying again at the next interval" in caplog.text
+    folder.unlink()
+    trainer.train_until(30)
+    assert [path.name for path in folder.iterdir()] == ["step-00000030"]
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("again")
+    with pytest.raises(CheckpointWriteError, match=r"step 60: 3 checkpoint\(s\) in a row could not be written"):
+        trainer.train_until(70)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path, caplog):
+    logging.getLogger("resrep_dist").propagate = True
+    trainer = make_trainer(tmp_path, checkpoint={"interval_steps": 10})
+    trainer.start()
+    trainer.train_until(30)
+    expected = {name: variable.numpy() for name, variable in trainer.state.items()}
+    (tmp_path / "checkpoints" / "step-00000030" / "state.npz").write_bytes(b"nothing")
+    resumed = make_trainer(tmp_path, checkpoint={"interval_steps": 10})
+    resumed.start()
+    assert resumed.step == 20 and "going back to the checkpoint before it" in caplog.text
+    resumed.train_until(30)
+    for name, variable in resumed.state.items():
+        np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
 
 
 def test_a_model_with_nothing_to_prune_and_data_of_other_classes_are_refused():
