@@ -66,6 +66,13 @@ def test_a_step_that_is_not_finite_evaluation_and_errors_of_rank_0(tmp_path):
         assert sorted(p.name for p in (tmp_path / scenario).glob("rank*")) == ["rank0", "rank1"]
 
 
+@pytest.mark.slow
+def test_the_others_wait_for_rank_0_without_a_time_limit(tmp_path):
+    code, log = work(2, "slow_root", tmp_path)
+    assert code == 0, log[-3000:]
+    assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0", "rank1"]
+
+
 def test_batch_norm_takes_the_average_of_the_ranks_statistics(tmp_path):
     from resrep_dist.compactor import insert_compactors
     from resrep_dist.data.order import training_batches

@@ -1,6 +1,7 @@
 """What one rank does in the tests of this folder: `worker.py SCENARIO FOLDER`."""
 
 import sys
+import time
 from pathlib import Path
 
 from resrep_dist.cluster import Cluster
@@ -142,6 +143,14 @@ def root_error(cluster: Cluster, folder: Path) -> None:
     except (ValueError, RuntimeError) as error:
         assert str(error) == "broken on rank 0" and error.exit_code == 2
         (folder / f"rank{cluster.rank}").touch()
+
+
+def slow_root(cluster: Cluster, folder: Path) -> None:
+    """Rank 0 works for longer than any time-out of Gloo or Horovod (30 and 60 s), as a merge may."""
+    assert cluster.from_root(lambda: time.sleep(100) or "merged") == "merged"
+    (total,) = cluster.sum([tf.constant(1.0)], "after")
+    assert float(total) == cluster.size
+    (folder / f"rank{cluster.rank}").touch()
 
 
 if __name__ == "__main__":
