@@ -135,12 +135,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not path.exists():
         raise UserError(f"model {path}: no such file; give a Keras file or a folder with model.h5")
     console = _start_terminal()
-    from resrep_dist import run
     from resrep_dist.data import load_sources
     from resrep_dist.evaluation import Evaluator
+    from resrep_dist.models.files import load_model
 
     _, validation_data = load_sources(config)
-    top1 = Evaluator(run.load_model(path)).top1(validation_data, config.data.evaluation_batch_size)
+    top1 = Evaluator(load_model(path)).top1(validation_data, config.data.evaluation_batch_size)
     console.print(f"top-1 {top1:.2f} % on {len(validation_data)} images ({path})")
     return 0
 

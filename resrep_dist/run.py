@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
-from resrep_dist.errors import CheckpointError, ConfigError, ModelError
+from resrep_dist.errors import CheckpointError, ConfigError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, trace
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
+from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.state import model_variables
 from resrep_dist.trainer import Trainer
@@ -113,32 +113,6 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     return report
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Save as HDF5, the format that Keras 2 and Keras 3 both read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.h5")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
-        model.save(partial, include_optimizer=False, save_format="h5")
-    os.replace(partial, path)
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a plain Keras model; code inside the file is refused."""
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"model {path}: cannot be loaded ({_one_line(error)})") from None
-
-
-def load_weights(model: keras.Model, path: Path) -> None:
-    """Load a weights or model file (.h5) into a model, by layer, in order."""
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"weights {path}: cannot be loaded into {model.name} ({_one_line(error)})") from None
-
-
 def _obtain_base(
     model: keras.Model,
     config: Config,
@@ -206,7 +180,3 @@ def _first_difference(section: str, old: dict[str, Any], new: dict[str, Any]) ->
         key = next(key for key in now if before[key] != now[key])
         section, before, now = f"{section}.{key}", before[key], now[key]
     return f"{section} is {before} there and {now} here"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

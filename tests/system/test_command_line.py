@@ -124,7 +124,7 @@ print(keras.__version__)
         [sys.executable, "-c", code, workdir / "slim" / "model.h5", outputs], text=True, env=environment
     )
     assert version.strip()[0] == {"tf_keras": "2", "keras": "3"}[package]
-    from resrep_dist.run import load_model
+    from resrep_dist.models.files import load_model
 
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
     np.testing.assert_allclose(np.load(outputs), load_model(workdir / "slim" / "model.h5")(images), atol=1e-4)

@@ -13,7 +13,7 @@ PACKAGE = Path(resrep_dist.__file__).parent
 ORDER = [
     "errors", "launch_environment", "config.schema", "config.loading", "config", "macs", "cluster", "resrep",
     "graph", "compactor",
-    "models.building_blocks", "models.resnet_cifar", "models.resnet_imagenet", "models",
+    "models.files", "models.building_blocks", "models.resnet_cifar", "models.resnet_imagenet", "models",
     "data.source", "data.digits", "data.order", "data",
     "optimizer", "state", "step", "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",
     "report", "run", "inspection", "doctor", "cli",
