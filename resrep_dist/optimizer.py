@@ -1,42 +1,13 @@
 """SGD with momentum for the whole model, with ResRep's rule for the compactors."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from resrep_dist.compactor import Compactor
-from resrep_dist.config import PhaseConfig
 from resrep_dist.resrep import row_norms, update_compactor
 
 import tensorflow as tf
 from tensorflow import keras
-
-
-class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine to zero; the extension behind it is one more cosine at a tenth."""
-
-    def __init__(self, peak: float, num_steps: int, warmup_steps: int = 0, extension_steps: int = 0) -> None:
-        self.peak, self.num_steps = peak, num_steps
-        self.warmup_steps, self.extension_steps = warmup_steps, extension_steps
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        step = tf.cast(step, tf.float64)
-        warmup = (step + 1.0) / max(self.warmup_steps, 1)
-        progress = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
-        extension = (step - self.num_steps) / max(self.extension_steps, 1)
-        factor = tf.where(step < self.warmup_steps, warmup, _half_cosine(progress))
-        factor = tf.where(step >= self.num_steps, 0.1 * _half_cosine(extension), factor)
-        return tf.cast(self.peak * factor, keras.backend.floatx())
-
-    def get_config(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
-def phase_schedule(phase: PhaseConfig, global_batch_size: int, num_steps: int, extension_steps: int) -> PhaseSchedule:
-    """The schedule of a phase; the rate goes by the global batch, never by the number of ranks."""
-    scale = global_batch_size / (phase.reference_batch_size or global_batch_size)
-    warmup_steps = round(num_steps * phase.warmup_epochs / phase.num_epochs)
-    return PhaseSchedule(phase.learning_rate * scale, num_steps, warmup_steps, extension_steps)
 
 
 @keras.utils.register_keras_serializable("resrep_dist")
@@ -149,7 +120,3 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             "compactor_momentum": self.compactor_momentum,
             "rule": self.rule,
         }
-
-
-def _half_cosine(progress: tf.Tensor) -> tf.Tensor:
-    return 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))

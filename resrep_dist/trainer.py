@@ -15,9 +15,10 @@ from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
-from resrep_dist.optimizer import ResRepOptimizer, phase_schedule
+from resrep_dist.optimizer import ResRepOptimizer
 from resrep_dist.pruner import Pruner
 from resrep_dist.resrep import last_step_to_die
+from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -47,7 +48,13 @@ class PhaseConfig:
     num_epochs: PositiveFloat
     """Length of the phase, epochs of the training set."""
     learning_rate: PositiveFloat
-    """Peak learning rate at the reference batch size; a cosine takes it to zero."""
+    """Peak learning rate at the reference batch size."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """From the peak a cosine to zero, or a factor at each milestone."""
+    milestone_epochs: tuple[PositiveFloat, ...] = ()
+    """With the schedule `step`: where the rate is multiplied by `milestone_factor`, epochs of the phase."""
+    milestone_factor: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """What the rate is multiplied by at each milestone."""
     warmup_epochs: NotNegativeFloat = 0.0
     """Linear rise from zero to the peak, epochs; counted in `num_epochs`."""
     reference_batch_size: Positive | None = None
@@ -140,11 +147,8 @@ class Config:
                 "`model.weights` names a trained model, `base` says how to train one"
             )
         for name, phase in (("base", self.base), ("train", self.train)):
-            if phase is not None and phase.warmup_epochs >= phase.num_epochs:
-                raise ValueError(
-                    f"{name}.warmup_epochs: received {phase.warmup_epochs:g}, "
-                    f"expected less than {name}.num_epochs ({phase.num_epochs:g})"
-                )
+            if phase is not None:
+                _check_phase(name, phase)
         last_mask_epochs = (self.prune.mask_stop_fraction or 1.0) * self.train.num_epochs
         if self.prune.mask_start_epochs >= last_mask_epochs:
             raise ValueError(
@@ -162,3 +166,28 @@ class Config:
         yaml = YAML()
         yaml.dump(self.to_dict(), stream)
         return stream.getvalue()
+
+
+def _check_phase(name: str, phase: PhaseConfig) -> None:
+    if phase.warmup_epochs >= phase.num_epochs:
+        raise ValueError(
+            f"{name}.warmup_epochs: received {phase.warmup_epochs:g}, "
+            f"expected less than {name}.num_epochs ({phase.num_epochs:g})"
+        )
+    milestones = phase.milestone_epochs
+    if phase.schedule == "cosine":
+        if milestones:
+            raise ValueError(
+                f"{name}.milestone_epochs: given, but {name}.schedule is cosine; "
+                f"expected none, or {name}.schedule: step"
+            )
+        return
+    if not milestones:
+        raise ValueError(f"{name}.milestone_epochs: none given, expected at least one, as {name}.schedule is step")
+    edges = (phase.warmup_epochs, *milestones, phase.num_epochs)
+    if any(later <= earlier for earlier, later in itertools.pairwise(edges)):
+        raise ValueError(
+            f"{name}.milestone_epochs: received {', '.join(f'{epochs:g}' for epochs in milestones)}, expected rising "
+            f"numbers between {name}.warmup_epochs ({phase.warmup_epochs:g}) and {name}.num_epochs "
+            f"({phase.num_epochs:g})"
+        )

@@ -15,7 +15,7 @@ ORDER = [
     "graph", "compactor",
     "models.files", "models.building_blocks", "models.resnet_cifar", "models.resnet_imagenet", "models",
     "data.source", "data.digits", "data.order", "data",
-    "optimizer", "state", "step", "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",
+    "schedules", "optimizer", "state", "step", "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",
     "report", "run", "inspection", "doctor", "cli",
 ]  # fmt: skip
 
