@@ -140,8 +140,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from resrep_dist.models.files import load_model
 
     _, validation_data = load_sources(config)
-    top1 = Evaluator(load_model(path)).top1(validation_data, config.data.evaluation_batch_size)
-    console.print(f"top-1 {top1:.2f} % on {len(validation_data)} images ({path})")
+    evaluator = Evaluator(load_model(path), config.training.metrics)
+    values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
+    figures = [f"top-1 {values.pop('top1'):.2f} %"]
+    figures += [f"top-5 {values.pop('top5'):.2f} %"] if "top5" in values else []
+    figures += [f"{name} {value:.4g}" for name, value in values.items()]
+    console.print(f"{', '.join(figures)} on {len(validation_data)} images ({path})")
     return 0
 
 

@@ -14,7 +14,7 @@ from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
 from resrep_dist.errors import CheckpointError, ConfigError
 from resrep_dist.evaluation import Evaluator
-from resrep_dist.graph import Graph, trace
+from resrep_dist.graph import Graph, copy_weights, trace
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
@@ -53,7 +53,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     path = workdir / "config.yaml"
     if path.exists():
         old, new = load_config(path).to_dict(), config.to_dict()
-        for section in ("model", "data", "base", "train", "prune", "seed"):
+        for section in ("model", "data", "base", "train", "training", "prune", "seed"):
             if old[section] != new[section]:
                 raise ConfigError(
                     f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, old, new)}; "
@@ -129,7 +129,9 @@ def _obtain_base(
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
     else:
-        Trainer(model, None, config, **data, cluster=cluster, workdir=path.parent, console=console).run()
+        trainer = Trainer(model, None, config, **data, cluster=cluster, workdir=path.parent, console=console)
+        trainer.run()
+        copy_weights(trainer.model, model)
     cluster.broadcast(model.weights)
     if not cluster.from_root(path.exists):
         cluster.from_root(lambda: save_model(model, path))
@@ -155,7 +157,7 @@ def _measure(
     }
     return {
         name: {
-            "top1": Evaluator(model).top1(validation_data, config.data.evaluation_batch_size),
+            **Evaluator(model, config.training.metrics).evaluate(validation_data, config.data.evaluation_batch_size),
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],

@@ -14,6 +14,7 @@ from resrep_dist.data.source import Source
 from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
+from resrep_dist.layer_replacement import with_precision
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer
 from resrep_dist.pruner import Pruner
@@ -21,6 +22,7 @@ from resrep_dist.resrep import last_step_to_die
 from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
+from resrep_dist.sync_batch_norm import with_sync_batch_norm
 
 import tensorflow as tf
 from rich.console import Console
@@ -36,7 +38,8 @@ class Trainer:
     """Train a model on the ranks of a cluster; with a graph, prune it meanwhile.
 
     Args:
-        model: a functional Keras model; the trainer puts compactors into a copy, `trainer.model`.
+        model: a functional Keras model. What is trained is `trainer.model`: a copy with compactors in it, in the
+            precision that the configuration asks for; the model itself where it is already like that.
         graph: what `trace(model)` found; without one this is plain training.
         config: the run's configuration; without a graph its section `base` is the phase, else `train`.
         cluster: the ranks; by default those that the launcher started.
@@ -63,15 +66,15 @@ class Trainer:
         self._steps_per_epoch = len(train_data) / config.data.global_batch_size
         self.num_steps = self._to_steps(self._phase.num_epochs)
         self._max_steps = self.num_steps + (self._to_steps(config.prune.max_extension_epochs) if graph else 0)
-        self.model = insert_compactors(model, graph) if graph else model
+        self.model = _for_training(insert_compactors(model, graph) if graph else model, config, self.cluster)
         self._schedule = phase_schedule(
             self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
         )
         self.pruner = self._make_pruner() if graph else None
         self.optimizer = self._make_optimizer()
-        self._step = TrainStep(self.model, self.optimizer, self.cluster)
-        self._evaluator = Evaluator(self.model)
-        self.state = state_variables(self.model, self.optimizer)
+        self._step = TrainStep(self.model, self.optimizer, self.cluster, config.training, config.data.global_batch_size)
+        self._evaluator = Evaluator(self.model, config.training.metrics)
+        self.state = state_variables(self.model, self.optimizer) | self._step.variables
         self._digest = Digest(self.state)
         self.step, self._num_failed_checkpoints = 0, 0
         self.validation_top1: float | None = None
@@ -242,8 +245,9 @@ class Trainer:
 
     def _evaluate(self) -> None:
         batch_size = self.config.data.evaluation_batch_size
-        self.validation_top1 = self._evaluator.top1(self._validation_data, batch_size, self.cluster)
-        self._monitor.scalars(self.step, {"validation/top1": self.validation_top1})
+        values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
+        self.validation_top1 = values["top1"]
+        self._monitor.scalars(self.step, {f"validation/{name}": value for name, value in values.items()})
 
     def _report(self) -> None:
         metrics = self._step.read_metrics()
@@ -292,8 +296,16 @@ def _check_data(config: Config, train_data: Source, num_ranks: int) -> None:
             f"model.num_classes: received {config.model.num_classes}, "
             f"expected {train_data.num_classes} as in data.source {config.data.source}"
         )
-    if config.data.global_batch_size < num_ranks:
+    num_parts = num_ranks * config.training.gradient_accumulation_steps
+    if config.data.global_batch_size < num_parts:
         raise ConfigError(
-            f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample "
-            f"for each of the {num_ranks} ranks"
+            f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
+            f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
         )
+
+
+def _for_training(model: keras.Model, config: Config, cluster: Cluster) -> keras.Model:
+    model = with_precision(model, config.training.precision)
+    if config.training.sync_batch_norm:
+        model = with_sync_batch_norm(model, cluster)
+    return model

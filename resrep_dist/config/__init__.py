@@ -10,6 +10,7 @@ from resrep_dist.config.schema import (
     ModelConfig,
     PhaseConfig,
     PruneConfig,
+    TrainingConfig,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "PhaseConfig",
     "PruneConfig",
+    "TrainingConfig",
     "build_config",
     "load_config",
 ]

@@ -66,6 +66,32 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class TrainingConfig:
+    """How both phases compute a step."""
+
+    loss: str = "sparse_categorical_crossentropy"
+    """A loss of keras.losses by name, or `package>name` of a registered one."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the label that is spread over all classes, for losses that have the option."""
+    class_weights: tuple[NotNegativeFloat, ...] = ()
+    """What the loss of a sample is multiplied by, one number for each class; none means 1 for all."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of keras.metrics by name, of each evaluation; top-1 and top-5 are there without."""
+    gradient_accumulation_steps: Positive = 1
+    """Parts in which a rank computes its share of a batch, one after the other, to save memory."""
+    gradient_clip_norm: PositiveFloat | None = None
+    """Largest global norm of the averaged gradients, before decay, gradient reset and penalty; none means any."""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """What layers compute in; weights, compactor kernels, masks and norms are float32 always."""
+    xla: bool = False
+    """Compile the forward and backward pass and the update with XLA; the collective stays outside."""
+    compression: Literal["none", "fp16"] = "none"
+    """`fp16`: gradients travel as float16, in a group of their own; norms, statistics and counts never do."""
+    sync_batch_norm: bool = False
+    """Batch norm by the statistics of all ranks: two more collectives per batch norm and step."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class PruneConfig:
     target_macs_fraction: Annotated[float, Gt(0), Lt(1)]
     """Multiply-adds to keep, as a fraction of the base model's."""
@@ -133,6 +159,7 @@ class Config:
     prune: PruneConfig
     base: PhaseConfig | None = None
     """Plain training before pruning, unless `model.weights` names a file."""
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
@@ -149,6 +176,11 @@ class Config:
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)
+        if self.training.xla and self.training.sync_batch_norm:
+            raise ValueError(
+                "training.sync_batch_norm: received true together with training.xla, expected one of them: "
+                "XLA cannot compile the collectives inside the forward pass"
+            )
         last_mask_epochs = (self.prune.mask_stop_fraction or 1.0) * self.train.num_epochs
         if self.prune.mask_start_epochs >= last_mask_epochs:
             raise ValueError(

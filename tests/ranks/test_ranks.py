@@ -43,6 +43,26 @@ def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(tmp_path):
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-9, err_msg=name)
 
 
+def test_in_float64_parts_and_synchronised_batch_norm_do_not_depend_on_the_ranks(tmp_path):
+    for num_ranks in (1, 2):
+        code, log = work(num_ranks, "parts,synchronised", tmp_path)
+        assert code == 0, log[-3000:]
+    for scenario in ("parts", "synchronised"):
+        one, two = np.load(tmp_path / f"{scenario}1.npz"), np.load(tmp_path / f"{scenario}2.npz")
+        assert one.files == two.files and any((one[name] == 0).any() for name in one if name.endswith("mask"))
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-9, err_msg=f"{scenario} {name}")
+
+
+def test_in_float16_the_ranks_skip_together_and_stay_equal(tmp_path):
+    code, log = work(2, "float16", tmp_path)
+    assert code == 0, log[-3000:]
+    first, second = (dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert np.isfinite(first["loss"]) and any((first[name] == 0).any() for name in first if name.endswith("mask"))
+
+
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_one_flipped_bit_stops_all_ranks_and_is_named(tmp_path, num_ranks):
     code, log = work(num_ranks, "flipped_bits", tmp_path)

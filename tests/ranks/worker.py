@@ -18,11 +18,11 @@ import tensorflow as tf
 from tensorflow import keras
 
 
-def make_trainer(cluster: Cluster, source=None, **options) -> Trainer:
+def make_trainer(cluster: Cluster, source=None, training=None, **options) -> Trainer:
     # Other weights on every rank: the trainer has to give them those of rank 0.
     model = small_network(seed=cluster.rank, **options)
     train_data, validation_data = load_sources(small_config())
-    config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3})
+    config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3}, training=training or {})
     trainer = Trainer(model, trace(model), config, source or train_data, validation_data, cluster=cluster)
     trainer.start()
     return trainer
@@ -53,6 +53,45 @@ def trajectory(cluster: Cluster, folder: Path) -> None:
         states |= {f"{step}/{name}": variable.numpy() for name, variable in trainer.state.items()}
     if cluster.is_root:
         np.savez(folder / f"ranks{cluster.size}.npz", **states)
+
+
+def _write_trajectory(cluster: Cluster, path: Path, training: dict) -> None:
+    keras.backend.set_floatx("float64")
+    trainer = make_trainer(cluster, random_source(), training)
+    states = {}
+    for step in (10, 20, 30):
+        trainer.train_until(step)
+        states |= {f"{step}/{name}": variable.numpy() for name, variable in trainer.state.items()}
+    if cluster.is_root:
+        np.savez(path, **states)
+
+
+def parts(cluster: Cluster, folder: Path) -> None:
+    """The same four parts of each batch, on one rank or on two; batch norm in training, clipping."""
+    training = {"gradient_accumulation_steps": 4 // cluster.size, "gradient_clip_norm": 0.5}
+    _write_trajectory(cluster, folder / f"parts{cluster.size}.npz", training)
+
+
+def synchronised(cluster: Cluster, folder: Path) -> None:
+    """Batch norm by the statistics of the whole batch, on one rank or on two."""
+    _write_trajectory(cluster, folder / f"synchronised{cluster.size}.npz", {"sync_batch_norm": True})
+
+
+def float16(cluster: Cluster, folder: Path) -> None:
+    """Mixed precision, gradients sent as float16; what is too large on one rank lowers the scale on all."""
+    trainer = make_trainer(cluster, training={"precision": "mixed_float16", "compression": "fp16"})
+    trainer.train_until(20)
+    metrics = trainer._step.read_metrics()
+    scale = float(trainer.state["loss_scale"])
+    images, labels = next(iter(trainer._batches))
+    if cluster.rank == cluster.size - 1:
+        images *= 1e30
+    trainer._step.run(images, labels)
+    assert float(trainer.state["loss_scale"]) == scale / 2, (scale, trainer.state["loss_scale"])
+    assert trainer._step.read_metrics()["skipped_steps"] == 1.0
+    trainer.train_until(50)
+    state = {name: variable.numpy() for name, variable in trainer.state.items()}
+    np.savez(folder / f"rank{cluster.rank}.npz", loss=metrics["loss"], **state)
 
 
 def statistics(cluster: Cluster, folder: Path) -> None:

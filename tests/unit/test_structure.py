@@ -15,7 +15,8 @@ ORDER = [
     "graph", "compactor",
     "models.files", "models.building_blocks", "models.resnet_cifar", "models.resnet_imagenet", "models",
     "data.source", "data.digits", "data.order", "data",
-    "schedules", "optimizer", "state", "step", "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",
+    "layer_replacement", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state", "step",
+    "evaluation", "merging", "checkpoint", "pruner", "monitor", "trainer",
     "report", "run", "inspection", "doctor", "cli",
 ]  # fmt: skip
 
