@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     code = getattr(error, "exit_code", None)
     if code is not None:
-        if launched_rank() == 0:
+        if launched_rank() == 0 or getattr(error, "is_of_one_rank", False):
             print(f"resrep: error: {error}", file=sys.stderr, flush=True)
         else:
             # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.

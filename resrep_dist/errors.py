@@ -15,6 +15,16 @@ class ModelError(UserError):
     """A model that cannot be traced, pruned or loaded."""
 
 
+class DataError(UserError):
+    """Data on disk that cannot be used."""
+
+
+class SampleError(DataError):
+    """One sample that cannot be read. Only the rank that needs it knows, so that rank says it."""
+
+    is_of_one_rank = True
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be read or belongs to another run."""
 

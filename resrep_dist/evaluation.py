@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.data.order import evaluation_batches
-from resrep_dist.data.source import Source
+from resrep_dist.data.source import ImageSource
 from resrep_dist.losses import ends_in_softmax, make_metrics, update_metric
 
 import tensorflow as tf
@@ -25,7 +25,7 @@ class Evaluator:
         self._ranks = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
         self._count_correct = tf.function(self._count, reduce_retracing=True)
 
-    def evaluate(self, source: Source, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
+    def evaluate(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
         """`top1` and, for six classes and more, `top5`, percent, and each metric under its name.
 
         With a cluster the ranks share the work, all get the result, and it is a collective.
@@ -43,7 +43,7 @@ class Evaluator:
         values = {name: 100.0 * int(count) / len(source) for name, count in counts.items()}
         return values | {name: float(m.result()) for name, m in zip(self._names, self._metrics, strict=True)}
 
-    def top1(self, source: Source, batch_size: int, cluster: Cluster | None = None) -> float:
+    def top1(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> float:
         """Percent; see `evaluate`."""
         return self.evaluate(source, batch_size, cluster)["top1"]
 

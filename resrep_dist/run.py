@@ -79,7 +79,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     load_weights(base, workdir / "base" / "model.h5")
     trained = _load_trained(base, graph, workdir)
     _, validation_data = load_sources(config)
-    images = validation_data.images[: config.merge.num_images]
+    images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
     partial = workdir / "slim.partial"
@@ -148,7 +148,7 @@ def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model
 def _measure(
     models: dict[str, keras.Model], files: dict[str, Path], graph: Graph, validation_data: Any, config: Config
 ) -> dict[str, Any]:
-    latencies = measure_latencies(models, validation_data.images[0])
+    latencies = measure_latencies(models, validation_data.first_images(1)[0])
     slim_graph = trace(models["slim"])
     macs = {
         "base": graph.macs.total(graph.widths),

@@ -10,7 +10,7 @@ from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import Config, PhaseConfig
 from resrep_dist.data.order import training_batches
-from resrep_dist.data.source import Source
+from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
@@ -51,8 +51,8 @@ class Trainer:
         model: keras.Model,
         graph: Graph | None,
         config: Config,
-        train_data: Source,
-        validation_data: Source,
+        train_data: ImageSource,
+        validation_data: ImageSource,
         *,
         cluster: Cluster | None = None,
         workdir: Path | None = None,
@@ -290,7 +290,7 @@ def _phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
     return phase
 
 
-def _check_data(config: Config, train_data: Source, num_ranks: int) -> None:
+def _check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
     if train_data.num_classes != config.model.num_classes:
         raise ConfigError(
             f"model.num_classes: received {config.model.num_classes}, "

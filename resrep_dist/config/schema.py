@@ -31,16 +31,70 @@ class ModelConfig:
     """A Keras weights file (.h5) of the base model; without one the `base` phase trains it."""
 
 
+# For each source the augmentations that it can do; the first is its default.
+_ON_ARRAYS = ("none", "shift", "pad_crop_flip")
+_ON_FILES = ("resized_crop_flip", *_ON_ARRAYS)
+_AUGMENTATIONS = {
+    "digits": _ON_ARRAYS,
+    "npz": _ON_ARRAYS,
+    "synthetic": _ON_ARRAYS,
+    "cifar10": ("pad_crop_flip", "none", "shift"),
+    "cifar100": ("pad_crop_flip", "none", "shift"),
+    "imagefolder": _ON_FILES,
+    "tfrecord": _ON_FILES,
+    "tfds": _ON_FILES,
+}
+_PATHS = {
+    "imagefolder": "the folder that holds train/<class>/ and val/<class>/",
+    "tfrecord": "the folder that holds train-00000-of-01024 and validation-00000-of-00128",
+    "tfds": "the data_dir that holds the prepared set",
+    "cifar10": "the folder or .tar.gz of the binary version",
+    "cifar100": "the folder or .tar.gz of the binary version",
+    "npz": "a file with x_train, y_train, x_test and y_test",
+}
+
+
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    source: Literal["digits"]
+    source: Literal["digits", "imagefolder", "tfrecord", "tfds", "cifar10", "cifar100", "npz", "synthetic"]
     """Where the images come from."""
     global_batch_size: Positive
     """Samples per step over all ranks together."""
-    augmentation: Literal["none", "shift"] = "none"
-    """`shift`: translate by up to an eighth of the image, zeros moving in."""
+    path: str | None = None
+    """Folder or file of the data; `digits` and `synthetic` need none."""
+    name: str | None = None
+    """`tfds`: the set's name, as in `imagenet2012` or `mnist:3.0.1`."""
+    augmentation: Literal["default", "none", "shift", "pad_crop_flip", "resized_crop_flip"] = "default"
+    """`shift`: translate by up to an eighth of the image, zeros moving in. `pad_crop_flip`: the same and a
+    mirror image half the time. `resized_crop_flip`: a random window, resized, and a mirror image half the
+    time. `default`: what is usual for the source; the resolved configuration says which."""
+    crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
+    """Evaluation of image files resizes the short side to image_size / crop_fraction and takes the centre."""
+    index_folder: str | None = None
+    """`tfrecord`, `tfds`: keep the list of record offsets here; without it every start scans the shards."""
+    num_samples: Positive = 51_200
+    """`synthetic`: size of the training set."""
     evaluation_batch_size: Positive = 256
     """Samples per evaluation step on one rank."""
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.source in _PATHS:
+            raise ValueError(f"data.path: missing; data.source {self.source} needs {_PATHS[self.source]}")
+        if self.path is not None and self.source not in _PATHS:
+            raise ValueError(
+                f"data.path: received {self.path!r}, but data.source {self.source} reads no files; drop it"
+            )
+        if (self.name is None) == (self.source == "tfds"):
+            mend = "give the set's name, as in mnist" if self.name is None else "only tfds has one; drop it"
+            raise ValueError(f"data.name: received {self.name!r} with data.source {self.source}; {mend}")
+        known = _AUGMENTATIONS[self.source]
+        if self.augmentation == "default":
+            object.__setattr__(self, "augmentation", known[0])
+        if self.augmentation not in known:
+            raise ValueError(
+                f"data.augmentation: received {self.augmentation!r}, but data.source {self.source} "
+                f"can do {', '.join(known)}"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)

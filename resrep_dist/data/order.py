@@ -5,9 +5,12 @@ batch may end one epoch and begin the next: every sample comes exactly once per 
 equal in size, and a run resumes at any step at once.
 """
 
-from resrep_dist.data.source import Source
+from resrep_dist.data.source import ImageSource, NamedErrors
 
+import numpy as np
 import tensorflow as tf
+
+_NUM_PREFETCHED = 2
 
 
 def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
@@ -35,7 +38,7 @@ def rank_part(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
 
 
 def training_batches(
-    source: Source,
+    source: ImageSource,
     *,
     global_batch_size: int,
     augmentation: str,
@@ -43,27 +46,36 @@ def training_batches(
     rank: int,
     num_ranks: int,
     first_step: int,
-) -> tf.data.Dataset:
-    """This rank's part of every global batch from `first_step` on, without end: (images, labels)."""
+) -> NamedErrors:
+    """This rank's part of every global batch from `first_step` on, without end: (images, labels).
+
+    Raises:
+        SampleError: while they are read, on the rank whose sample cannot be read.
+    """
     start, end = rank_part(global_batch_size, rank, num_ranks)
-    images, labels = tf.constant(source.images), tf.constant(source.labels)
 
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def places(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         positions = step * global_batch_size + tf.range(start, end, dtype=tf.int64)
-        indices = sample_indices(positions, len(source), seed)
-        batch_images = tf.gather(images, indices)
-        if augmentation == "shift":
-            batch_images = _shift(batch_images, positions, seed)
-        return batch_images, tf.gather(labels, indices)
+        return sample_indices(positions, len(source), seed), positions
 
-    steps = tf.data.Dataset.range(first_step, tf.int64.max)
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    def indices_of(number: int) -> np.ndarray:
+        return places(tf.constant(first_step + number, tf.int64))[0].numpy()
+
+    steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
+    batches = source.load(steps, end - start, augmentation, seed)
+    return NamedErrors(batches.prefetch(_NUM_PREFETCHED), source, indices_of)
 
 
-def evaluation_batches(source: Source, batch_size: int, rank: int, num_ranks: int) -> tf.data.Dataset:
+def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_ranks: int) -> NamedErrors:
     """This rank's part of the whole set, every sample once over all ranks: (images, labels)."""
     start, end = rank_part(len(source), rank, num_ranks)
-    return tf.data.Dataset.from_tensor_slices((source.images[start:end], source.labels[start:end])).batch(batch_size)
+
+    def indices_of(number: int) -> range:
+        return range(start + number * batch_size, min(end, start + (number + 1) * batch_size))
+
+    indices = tf.data.Dataset.range(start, end).batch(batch_size)
+    batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
+    return NamedErrors(batches.prefetch(_NUM_PREFETCHED), source, indices_of)
 
 
 def _mix(values: tf.Tensor) -> tf.Tensor:
@@ -76,16 +88,3 @@ def _mix(values: tf.Tensor) -> tf.Tensor:
 
 def _right_shift(values: tf.Tensor, num_bits: int) -> tf.Tensor:
     return tf.bitwise.right_shift(values, tf.constant(num_bits, values.dtype))
-
-
-def _shift(images: tf.Tensor, positions: tf.Tensor, seed: int) -> tf.Tensor:
-    height, width, channels = images.shape[1:]
-    border = height // 8
-
-    def crop(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, position = item
-        padded = tf.pad(image, [[border, border], [border, border], [0, 0]])
-        # The seed is the sample's place, so the crop does not depend on the number of ranks.
-        return tf.image.stateless_random_crop(padded, [height, width, channels], [tf.cast(seed, tf.int64), position])
-
-    return tf.map_fn(crop, (images, positions), fn_output_signature=images.dtype)

@@ -37,7 +37,8 @@ def prune(base: keras.Model, rule: str, seed: int, cluster: Cluster) -> dict[str
         masked = sum(trainer.graph.widths) - sum(trainer.pruner.unmasked_widths())
         is_dead = masked > 0 and trainer.pruner.num_masked_alive() == 0
         death_step = (death_step or step) if is_dead else None
-    before = logits(trainer.model, validation_data.images)
+    images = validation_data.first_images(len(validation_data))
+    before = logits(trainer.model, images)
     top1 = Evaluator(trainer.model).top1(validation_data, 360)
     num_alive = trainer.pruner.num_masked_alive()
     for compactor in compactors_of(trainer.model, trainer.graph):
@@ -48,7 +49,7 @@ def prune(base: keras.Model, rule: str, seed: int, cluster: Cluster) -> dict[str
         "num_masked": masked,
         "num_masked_alive": num_alive,
         "all_dead_step": death_step if death_step is not None else float("nan"),
-        "logit_change": float(np.abs(logits(trainer.model, validation_data.images) - before).max()),
+        "logit_change": float(np.abs(logits(trainer.model, images) - before).max()),
         "macs_fraction": trainer.pruner.macs_fraction(trainer.pruner.unmasked_widths()),
     }
 

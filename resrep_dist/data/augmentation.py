@@ -1,0 +1,63 @@
+"""What is done to a batch of images: random crops and mirror images, mean and standard deviation.
+
+All randomness is stateless and keyed by the seed and the sample's position, so it does not depend on the
+number of ranks or on where a run resumed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+
+def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Crop, and for `pad_crop_flip` mirror, each image of a batch.
+
+    Args:
+        images: [B, height, width, channels].
+        augmentation: anything but `shift` and `pad_crop_flip` leaves the images as they are.
+        positions: int64 [B].
+    """
+    if augmentation not in ("shift", "pad_crop_flip"):
+        return images
+    height, width = images.shape[1:3]
+    border = height // 8
+    padded = tf.pad(images, [[0, 0], [border, border], [border, border], [0, 0]])
+    tops, lefts = tf.unstack(_offsets(positions, seed) % (2 * border + 1), axis=1)
+    rows = tops[:, tf.newaxis] + tf.range(height)
+    columns = lefts[:, tf.newaxis] + tf.range(width)
+    if augmentation == "pad_crop_flip":
+        columns = tf.where(is_mirrored(positions, seed)[:, tf.newaxis], tf.reverse(columns, [1]), columns)
+    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def is_mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Toss a coin for each position: int64 [...] -> bool [...]."""
+
+    def toss(position: tf.Tensor) -> tf.Tensor:
+        # A negative seed, so that the coin is independent of the crop.
+        return tf.random.stateless_uniform([], [tf.constant(-1 - seed, tf.int64), position]) < 0.5
+
+    return toss(positions) if positions.shape.rank == 0 else tf.map_fn(toss, positions, fn_output_signature=tf.bool)
+
+
+def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """(pixels - mean) / std per channel, float32; `pixels` is [..., height, width, channels]."""
+    # Whole images of factors: Eigen multiplies by three channels at a tenth of the speed.
+    shape = pixels.shape[-3:]
+    factors = np.broadcast_to(1.0 / np.asarray(std), shape).astype(np.float32)
+    offsets = np.broadcast_to(-np.asarray(mean) / np.asarray(std), shape).astype(np.float32)
+    return tf.cast(pixels, tf.float32) * factors + offsets
+
+
+def _offsets(positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Two large random numbers for each position: int64 [B] -> int32 [B, 2]."""
+
+    def draw(position: tf.Tensor) -> tf.Tensor:
+        # As tf.image.stateless_random_crop draws them, which takes one image at a time.
+        numbers = tf.random.stateless_uniform(
+            [3], [tf.constant(seed, tf.int64), position], maxval=tf.int32.max, dtype=tf.int32
+        )
+        return numbers[:2]
+
+    return tf.map_fn(draw, positions, fn_output_signature=tf.TensorSpec([2], tf.int32))

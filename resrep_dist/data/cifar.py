@@ -1,0 +1,70 @@
+"""CIFAR-10 and CIFAR-100 from the published binary version (www.cs.toronto.edu/~kriz/cifar.html).
+
+A record is the label (for CIFAR-100 the coarse label, then the fine one), one byte each, and 32 x 32 pixels of
+red, of green, of blue.
+"""
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from resrep_dist.data.source import Source
+from resrep_dist.errors import DataError
+
+import numpy as np
+
+_NUM_PIXELS = 32 * 32 * 3
+# Mean and standard deviation of all pixels of the training set, of 255.
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def cifar10(path: Path) -> tuple[Source, Source]:
+    """Training and validation set from `data_batch_1.bin` to `_5` and `test_batch.bin`, 32 px."""
+    train = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _source(path, train, 1, 10, _CIFAR10), _source(path, ["test_batch.bin"], 1, 10, _CIFAR10)
+
+
+def cifar100(path: Path) -> tuple[Source, Source]:
+    """Training and validation set from `train.bin` and `test.bin`, 32 px, fine labels."""
+    return _source(path, ["train.bin"], 2, 100, _CIFAR100), _source(path, ["test.bin"], 2, 100, _CIFAR100)
+
+
+def _source(
+    path: Path,
+    names: Sequence[str],
+    num_labels: int,
+    num_classes: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Source:
+    """Args: num_labels: bytes before the pixels; the last one is the label."""
+    mean, std = ([255.0 * value for value in values] for values in statistics)
+    records = []
+    for name, data in zip(names, _read(path, names), strict=True):
+        if len(data) == 0 or len(data) % (num_labels + _NUM_PIXELS):
+            raise DataError(
+                f"data.path {path}: {name} has {len(data)} bytes, expected a multiple of {num_labels + _NUM_PIXELS}; "
+                "it is cut off or not of the binary version"
+            )
+        records.append(np.frombuffer(data, np.uint8).reshape(-1, num_labels + _NUM_PIXELS))
+    table = np.concatenate(records)
+    images = table[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Source(np.ascontiguousarray(images), table[:, num_labels - 1].astype(np.int64), num_classes, mean, std)
+
+
+def _read(path: Path, names: Sequence[str]) -> list[bytes]:
+    """The files of these names in a folder or an archive, in whatever folder below it."""
+    try:
+        if path.is_dir():
+            found = {file.name: file for file in sorted(path.rglob("*.bin"), reverse=True)}
+            return [found[name].read_bytes() for name in names]
+        with tarfile.open(path) as archive:
+            members = {Path(member.name).name: member for member in archive if member.isfile()}
+            files = [archive.extractfile(members[name]) for name in names]
+            return [file.read() for file in files if file]
+    except KeyError as error:
+        raise DataError(
+            f"data.path {path}: no {error.args[0]} in it; expected {', '.join(names)} of the binary version"
+        ) from None
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise DataError(f"data.path {path}: cannot be read ({error}); give the folder or the .tar.gz") from None

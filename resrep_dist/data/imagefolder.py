@@ -1,0 +1,89 @@
+"""Image files in a folder for each class: `train/<class>/*.JPEG`, `val/<class>/*.JPEG`, as ImageNet is unpacked."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from resrep_dist.data.encoded import EncodedSource
+from resrep_dist.errors import DataError
+
+import numpy as np
+import tensorflow as tf
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
+
+
+class ImageFolder(EncodedSource):
+    """The images of one split; class `i` is the i-th folder name in sorted order, as torchvision has it.
+
+    Args:
+        folder: holds one folder for each class.
+        classes: the classes in order; by default those of the folder.
+
+    Raises:
+        DataError: for a folder that is missing, holds no class folders, an empty one or one of another class.
+    """
+
+    def __init__(
+        self, folder: Path, image_size: int, crop_fraction: float, classes: Sequence[str] | None = None
+    ) -> None:
+        found = _class_names(folder)
+        self.classes = list(classes) if classes is not None else found
+        unknown = sorted(set(found) - set(self.classes))
+        if unknown:
+            raise DataError(
+                f"{folder / unknown[0]}: no such class in the training set ({len(self.classes)} classes); "
+                "its folders must have the same names"
+            )
+        super().__init__(len(self.classes), image_size, crop_fraction)
+        self._folder = folder
+        files = [(name, label) for label, name in enumerate(self.classes) if name in set(found)]
+        names = [_file_names(folder / name) for name, _ in files]
+        self._names = [name for group in names for name in group]
+        self._labels = np.repeat([label for _, label in files], [len(group) for group in names]).astype(np.int64)
+        with tf.device("CPU:0"):
+            self._tensors = [tf.constant([os.fsencode(n) for n in values]) for values in (self.classes, self._names)]
+            self._tensors.append(tf.constant(self._labels))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def describe(self, index: int) -> str:
+        return str(self._folder / self.classes[self._labels[index]] / self._names[index])
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # Paths are put together when they are needed: 1.28 million whole ones would fill 100 MB in every rank.
+        classes, names, labels = self._tensors
+        own_labels = tf.gather(labels, indices)
+        parts = [str(self._folder), tf.gather(classes, own_labels), tf.gather(names, indices)]
+        return tf.strings.join(parts, "/"), own_labels
+
+    def read(self, *fetched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        path, label = fetched
+        return tf.io.read_file(path), label
+
+
+def image_folders(folder: Path, image_size: int, crop_fraction: float) -> tuple[ImageFolder, ImageFolder]:
+    """Training and validation set of a folder with `train` and `val`."""
+    train = ImageFolder(folder / "train", image_size, crop_fraction)
+    return train, ImageFolder(folder / "val", image_size, crop_fraction, train.classes)
+
+
+def _class_names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); expected a folder for each class") from None
+    names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder}: {len(found)} files but no folders; expected one for each class, as <class>/*.JPEG")
+    return names
+
+
+def _file_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES))
+    if not names:
+        raise DataError(f"{folder}: no images ({', '.join(_SUFFIXES)}); fill this class or remove its folder")
+    return names

@@ -1,0 +1,62 @@
+"""Arrays in one file, as Keras' own sets come: `x_train`, `y_train`, `x_test`, `y_test`."""
+
+import zipfile
+from pathlib import Path
+
+from resrep_dist.data.source import Source
+from resrep_dist.errors import DataError
+
+import numpy as np
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def npz(path: Path, num_classes: int) -> tuple[Source, Source]:
+    """Training and validation set: images [N, height, width] or [N, height, width, channels], labels [N] or [N, 1].
+
+    Whole numbers are pixels: the mean and standard deviation of the training set's channels normalise them.
+    Floats are taken as they are. A single channel becomes three equal ones.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _NAMES}
+    except KeyError:
+        raise DataError(f"data.path {path}: expected arrays {', '.join(_NAMES)}; one is missing") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise DataError(f"data.path {path}: cannot be read as .npz without pickle ({error})") from None
+    train, test = (_images(path, name, arrays[name]) for name in ("x_train", "x_test"))
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"data.path {path}: x_train holds images of {train.shape[1:]}, x_test of {test.shape[1:]}")
+    mean = std = None
+    if np.issubdtype(train.dtype, np.integer):
+        mean = train.mean((0, 1, 2), np.float64).tolist()
+        # A channel that is the same everywhere is left at 0.
+        std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
+    labels = [_labels(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
+    return Source(train, labels[0], num_classes, mean, std), Source(test, labels[1], num_classes, mean, std)
+
+
+def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    is_number = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not is_number:
+        raise DataError(
+            f"data.path {path}: {name} is {images.dtype} {list(images.shape)}, expected numbers "
+            "[N, height, width] or [N, height, width, 1 or 3]"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _labels(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers [N]")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DataError(
+            f"data.path {path}: {name} has labels {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1} "
+            "(model.num_classes)"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,79 @@
+"""Any image classification set of TensorFlow Datasets, prepared on disk; nothing is downloaded."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.data.record_index import index_records
+from resrep_dist.data.tfrecord import Parse, RecordSource
+from resrep_dist.errors import DataError
+
+import tensorflow as tf
+
+
+def prepared_set(
+    name: str, data_dir: Path, image_size: int, crop_fraction: float, index_folder: Path | None
+) -> tuple[RecordSource, RecordSource]:
+    """Split `train`, and `validation` or where there is none `test`, of a set with features `image` and `label`.
+
+    Raises:
+        DataError: when tensorflow-datasets is not installed, or the set is not prepared, is no image
+            classification set or is not stored as TFRecord.
+    """
+    builder = _builder(name, data_dir)
+    features, splits = builder.info.features, builder.info.splits
+    if "image" not in features or "label" not in features:
+        raise DataError(f"data.name {name}: its features are {', '.join(features)}; expected `image` and `label`")
+    validation = "validation" if "validation" in splits else "test"
+    for split in ("train", validation):
+        if split not in splits:
+            raise DataError(f"data.name {name}: it has no split {split}, only {', '.join(splits)}")
+    if builder.info.file_format is None or builder.info.file_format.value != "tfrecord":
+        raise DataError(f"data.name {name}: it is stored as {builder.info.file_format}; prepare it as tfrecord")
+    train, evaluation = (
+        RecordSource(
+            index_records(
+                [Path(path) for path in splits[split].filepaths],
+                index_folder and index_folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}-{split}.index.npz",
+            ),
+            _parser(features),
+            features["label"].num_classes,
+            image_size,
+            crop_fraction,
+        )
+        for split in ("train", validation)
+    )
+    return train, evaluation
+
+
+def _builder(name: str, data_dir: Path) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"data.source tfds: tensorflow-datasets cannot be imported ({error}); "
+            "install it by `pip install resrep-dist[tfds]`"
+        ) from None
+    try:
+        builder = tfds.builder(name, data_dir=str(data_dir))
+    except (tfds.core.DatasetNotFoundError, ValueError, OSError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"data.name {name}: not found in data.path {data_dir} ({reason})") from None
+    if not builder.info.splits:
+        raise DataError(
+            f"data.path {data_dir}: {name} is not prepared there; `tfds build {name} --data_dir {data_dir}` does that"
+        )
+    return builder
+
+
+def _parser(features: Any) -> Parse:
+    from tensorflow_datasets.decode import SkipDecoding
+
+    # Only what is needed is parsed, and the image stays encoded: the crop decides what is decoded.
+    wanted = type(features)({"image": features["image"], "label": features["label"]})
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = wanted.deserialize_example(record, decoders={"image": SkipDecoding()})
+        return example["image"], tf.cast(example["label"], tf.int64)
+
+    return parse

@@ -1,0 +1,80 @@
+"""Small real image sets in ImageNet's layouts, and the images that are trouble in practice.
+
+Every image of a set has one grey level, `LEVEL_STEP` times its number in its split: whatever a pipeline crops,
+resizes or mirrors, the number can be read from the pixels.
+"""
+
+import base64
+from pathlib import Path
+
+from resrep_dist.data.encoded import IMAGENET_MEAN, IMAGENET_STD
+
+import numpy as np
+import tensorflow as tf
+
+LEVEL_STEP = 4
+NUM_CLASSES = 3
+# 40 x 32 pixels, written by Pillow in the colour space CMYK; TensorFlow cannot write one.
+CMYK_JPEG = base64.b64decode(
+    "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAKBwcIBwYKCAgICwoKCw4YEA4NDQ4dFRYRGCMfJSQiHyIhJis3LyYpNCkhIjBBMTQ5Oz4+PiUuRElDPEg3"
+    "PT47/8AAFAgAIAAoBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEBAQEBAAAAAAAAAAABAgMEBQYHCAkKC//EALUQAAIBAwMCBAMFBQQEAAABfQECAwAE"
+    "EQUSITFBBhNRYQcicRQygZGhCCNCscEVUtHwJDNicoIJChYXGBkaJSYnKCkqNDU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6"
+    "g4SFhoeIiYqSk5SVlpeYmZqio6Slpqeoqaqys7S1tre4ubrCw8TFxsfIycrS09TV1tfY2drh4uPk5ebn6Onq8fLz9PX29/j5+v/aAA4EQwBNAFkA"
+    "SwAAPwD1q6716x9t969allr1asa670fbfeqcstFYt13o+2+9UpZaKxrrvR9t96pSy0Vi3Xej7b71Sllor2a671z/ANt966eWWisa670fbfeqUstF"
+    "Yt13o+2+9UpZaKxrrvR9t96pSy0Vi3Xej7b71Sllor2a671z/wBt966eWWisa670fbfeqUstFYt13o+2+9UpZaKxrrvR9t96pSy0Vi3Xej7b71Tl"
+    "lor2a671z/233rppZaKxrrvR9t96pSy0Vi3Xej7b71SllorGuu9H233qnLLRWLdd6PtvvVKWWiv/2Q=="
+)
+
+
+def jpeg(number: int, height: int = 40, width: int = 50) -> bytes:
+    """A JPEG of one grey level."""
+    pixels = np.full((height, width, 3), LEVEL_STEP * number, np.uint8)
+    return tf.io.encode_jpeg(pixels, quality=100).numpy()
+
+
+def noise(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def numbers_of(images: np.ndarray) -> np.ndarray:
+    """The number of each normalised image, [B]."""
+    pixels = images * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
+    levels = pixels.mean((1, 2, 3)) / LEVEL_STEP
+    numbers = np.rint(levels).astype(int)
+    assert np.abs(levels - numbers).max() < 0.3
+    return numbers
+
+
+def label_of(number: int) -> int:
+    return number % NUM_CLASSES
+
+
+def write_image_folders(folder: Path, num_train: int = 50, num_validation: int = 20) -> Path:
+    """`train/<class>/*.JPEG` and `val/<class>/*.JPEG`; sorted by class, then number."""
+    for split, count in (("train", num_train), ("val", num_validation)):
+        for number in range(count):
+            path = folder / split / f"n{label_of(number):08d}" / f"{number:05d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(number))
+    return folder
+
+
+def example(encoded: bytes, label: int) -> bytes:
+    """A record as ImageNet's classic files have it: labels start at 1."""
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
+        "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label + 1])),
+        "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"n01440764_1.JPEG"])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def write_records(folder: Path, num_train: int = 50, num_validation: int = 20, num_shards: int = 4) -> Path:
+    """`train-00000-of-00004` and so on, `validation-00000-of-00002`; shards of different length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count, shards in (("train", num_train, num_shards), ("validation", num_validation, 2)):
+        for shard, numbers in enumerate(np.array_split(np.arange(count), shards)):
+            with tf.io.TFRecordWriter(str(folder / f"{split}-{shard:05d}-of-{shards:05d}")) as writer:
+                for number in numbers:
+                    writer.write(example(jpeg(number), label_of(number)))
+    return folder
