@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_config": "config",
     "merge": "merging",
     "trace": "graph",
+    "with_input_size": "graph",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

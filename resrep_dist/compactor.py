@@ -1,16 +1,18 @@
 """The compactor: a 1x1 convolution behind a convolution and its batch norm, initially the identity."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.graph import Graph, copy_weights, rebuild
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
 
 @keras.utils.register_keras_serializable("resrep_dist")
 class Compactor(keras.layers.Layer):
-    """y = Q x at every pixel (section 3.2), channels last, without bias.
+    """y = Q x at every pixel, or on vectors (section 3.2), channels last, without bias.
 
     Weights: `kernel` [1, 1, D_in, D_out], the transpose of the paper's Q, initially the identity; `mask`
     [D_out], not trained: 1 where the objective trains the row, 0 where it is left to decay.
@@ -31,6 +33,8 @@ class Compactor(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if inputs.shape.rank == 2:
+            return tf.matmul(inputs, self.kernel[0, 0])
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
 
     def get_config(self) -> dict[str, Any]:
@@ -38,12 +42,12 @@ class Compactor(keras.layers.Layer):
 
 
 def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
-    """The same model with an identity compactor behind every prunable layer; equal outputs, own weights."""
+    """The same model, flat, with an identity compactor behind every prunable layer; equal outputs, own weights."""
     sites = {layer.site: layer.compactor for layer in graph.layers}
 
     def with_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Any) -> Any:
         outputs = clone(*inputs.args, **inputs.kwargs)
-        return Compactor(name=sites[layer.name])(outputs) if layer.name in sites else outputs
+        return Compactor(name=sites[clone.name])(outputs) if clone.name in sites else outputs
 
     pruned = rebuild(model, with_compactor)
     copy_weights(model, pruned)
@@ -53,3 +57,9 @@ def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
 def compactors_of(model: keras.Model, graph: Graph) -> list[Compactor]:
     """The model's compactors in the graph's order."""
     return [model.get_layer(layer.compactor) for layer in graph.layers]
+
+
+def is_dead(compactors: Sequence[Compactor], dead_row_norm: float) -> np.ndarray:
+    """Bool [D]: the masked channels of a group whose rows all have at most this norm."""
+    norms = [np.linalg.norm(compactor.kernel.numpy()[0, 0], axis=0) for compactor in compactors]
+    return (np.max(norms, axis=0) <= dead_row_norm) & (compactors[0].mask.numpy() == 0)

@@ -16,15 +16,16 @@ def print_inspection(console: Console, config: Config) -> None:
         ModelError: for a model with nothing to prune.
     """
     model = build_model(config.model)
-    graph = trace(model, config.prune.exclude)
-    if not graph.layers:
+    graph = trace(model, config.prune.exclude, config.prune.residual_groups)
+    if not graph.groups:
         raise ModelError(f"model {model.name}: no convolution can be pruned")
     table = Table(title=f"{model.name}: prunable convolutions")
     for heading in ("convolution", "channels", "multiply-adds per channel", "consumed by"):
         table.add_column(heading, justify="left" if heading in ("convolution", "consumed by") else "right")
     costs = graph.macs.per_channel(graph.widths)
-    for layer, cost in zip(graph.layers, costs, strict=True):
-        table.add_row(layer.name, str(layer.width), f"{cost:,}", ", ".join(layer.consumers))
+    for group, cost in zip(graph.groups, costs, strict=True):
+        names = ", ".join(layer.name for layer in group.layers)
+        table.add_row(names, str(group.width), f"{cost:,}", ", ".join(group.consumers))
     console.print(table)
     refused = Table(title="left as they are")
     refused.add_column("convolution")
@@ -32,6 +33,8 @@ def print_inspection(console: Console, config: Config) -> None:
     for name, reason in graph.refused.items():
         refused.add_row(name, reason)
     console.print(refused)
+    if graph.uncounted:
+        console.print(f"Not counted, since their multiply-adds are not known: {', '.join(graph.uncounted)}")
     total = graph.macs.total(graph.widths)
     floor = graph.macs.total([min(config.prune.min_channels, width) for width in graph.widths])
     console.print(

@@ -3,11 +3,11 @@
 import logging
 
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import compactors_of
+from resrep_dist.compactor import is_dead
 from resrep_dist.config import PruneConfig
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph
-from resrep_dist.resrep import row_norms, select_masks
+from resrep_dist.resrep import group_norms, row_norms, select_masks
 
 import numpy as np
 from tensorflow import keras
@@ -28,11 +28,11 @@ class Pruner:
         first_step: int,
         last_step: int,
     ) -> None:
-        if not graph.layers:
+        if not graph.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
             raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
         self.graph, self._config, self._cluster = graph, config, cluster
-        self._compactors = compactors_of(model, graph)
+        self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups]
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
@@ -45,10 +45,10 @@ class Pruner:
 
     def update(self) -> None:
         """Choose all masks anew from row norms averaged over the ranks; a collective."""
-        local = [row_norms(compactor.kernel)[0, 0] for compactor in self._compactors]
+        local = [row_norms(compactor.kernel)[0, 0] for group in self._compactors for compactor in group]
         summed = self._cluster.sum(local, "row_norms")
         selection = select_masks(
-            [norms.numpy() / self._cluster.size for norms in summed],
+            self._by_group([norms.numpy() / self._cluster.size for norms in summed]),
             self.graph.macs,
             target_macs=self._config.target_macs_fraction * self._total_macs,
             max_chosen=self.num_chosen + self._config.channels_per_update,
@@ -56,23 +56,22 @@ class Pruner:
             round_to=self._config.round_to,
         )
         self.num_chosen = selection.num_chosen
-        for compactor, mask in zip(self._compactors, selection.masks, strict=True):
-            compactor.mask.assign(mask.astype(compactor.mask.dtype.as_numpy_dtype))
+        for compactors, mask in zip(self._compactors, selection.masks, strict=True):
+            for compactor in compactors:
+                compactor.mask.assign(mask.astype(compactor.mask.dtype.as_numpy_dtype))
 
     def norms(self) -> list[np.ndarray]:
-        """Row norms of each layer as they stand on this rank."""
-        return [row_norms(compactor.kernel)[0, 0].numpy() for compactor in self._compactors]
+        """Norms of each group's channels as they stand on this rank."""
+        return self._by_group([row_norms(c.kernel)[0, 0].numpy() for group in self._compactors for c in group])
 
     def unmasked_widths(self) -> list[int]:
-        """Channels that the masks keep."""
-        return [int(compactor.mask.numpy().sum()) for compactor in self._compactors]
+        """Channels of each group that its mask keeps."""
+        return [int(group[0].mask.numpy().sum()) for group in self._compactors]
 
     def living_widths(self) -> list[int]:
-        """Channels that would survive a merge now."""
-        return [
-            int(((norms > self._config.dead_row_norm) | (compactor.mask.numpy() == 1)).sum())
-            for norms, compactor in zip(self.norms(), self._compactors, strict=True)
-        ]
+        """Channels of each group that would survive a merge now."""
+        dead = [is_dead(group, self._config.dead_row_norm) for group in self._compactors]
+        return [int((~channels).sum()) for channels in dead]
 
     def num_masked_alive(self) -> int:
         """Masked channels that are not dead yet."""
@@ -82,13 +81,17 @@ class Pruner:
         """Multiply-adds at the given widths, as a fraction of the base model's."""
         return self.graph.macs.total(widths) / self._total_macs
 
+    def _by_group(self, norms: list[np.ndarray]) -> list[np.ndarray]:
+        of_layers = iter(norms)
+        return [group_norms([next(of_layers) for _ in group]) for group in self._compactors]
+
     def _warn_of_unreachable_target(self) -> None:
         lowest = [min(self._config.min_channels, width) for width in self.graph.widths]
         fraction = self.macs_fraction(lowest)
         if fraction > self._config.target_macs_fraction:
             _log.warning(
                 "The target of %.1f %% of the multiply-adds cannot be met: with %d channel(s) left in every "
-                "prunable layer %.1f %% remain.",
+                "prunable group %.1f %% remain.",
                 100 * self._config.target_macs_fraction,
                 self._config.min_channels,
                 100 * fraction,

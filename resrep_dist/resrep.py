@@ -18,6 +18,17 @@ def row_norms(kernel: tf.Tensor) -> tf.Tensor:
     return tf.norm(kernel, axis=-2)
 
 
+def group_norms(norms: Sequence[np.ndarray]) -> np.ndarray:
+    """Norm of every channel of a group: root of the mean square of the row norms of its layers, [D] each.
+
+    The mean makes groups of many and of few layers comparable, so that one order sorts them all. It is zero where
+    all rows are zero, and the row norm itself for a group of one layer.
+    """
+    if len(norms) == 1:
+        return norms[0]
+    return np.sqrt(np.mean(np.square(norms), axis=0))
+
+
 def reset_gradient(
     kernel: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, norms: tf.Tensor, lasso_strength: float
 ) -> tf.Tensor:
@@ -95,7 +106,7 @@ class Selection:
     """The masks chosen at one update."""
 
     masks: list[np.ndarray]
-    """For each layer, bool [D]: True = trained, False = masked."""
+    """For each group, bool [D]: True = trained, False = masked."""
     num_chosen: int
     """Channels chosen before widths were rounded up; the next update may choose k more."""
     macs: int
@@ -103,7 +114,7 @@ class Selection:
 
     @property
     def widths(self) -> list[int]:
-        """Unmasked channels of each layer."""
+        """Unmasked channels of each group."""
         return [int(mask.sum()) for mask in self.masks]
 
 
@@ -116,44 +127,44 @@ def select_masks(
     min_channels: int = 1,
     round_to: int = 1,
 ) -> Selection:
-    """Choose all masks anew from row norms (section 3.4).
+    """Choose all masks anew from the norms of channels (section 3.4).
 
-    All channels of all layers are sorted by norm, ties by layer and channel. From the lowest up they are
-    masked until the multiply-adds left are at most `target_macs` or `max_chosen` channels are chosen.
-    A layer keeps `min_channels`. With `round_to`, widths count rounded up, and the channels of a layer
+    All channels of all groups (mostly single layers) are sorted by norm, ties by group and channel. From the
+    lowest up they are masked until the multiply-adds left are at most `target_macs` or `max_chosen` channels are
+    chosen. A group keeps `min_channels`. With `round_to`, widths count rounded up, and the channels of a group
     that its rounding keeps are unmasked again, unless they are dead (norm 0).
 
     Args:
-        norms: row norms of each layer, [D_i], averaged over all ranks.
-        macs: multiply-adds by width of each layer.
+        norms: norms of each group's channels, [D_i], averaged over all ranks; see `group_norms`.
+        macs: multiply-adds by width of each group.
         target_macs: multiply-adds to reach, of one image.
         max_chosen: how many channels may be chosen at most.
     """
-    full = [len(layer_norms) for layer_norms in norms]
+    full = [len(group) for group in norms]
     order = _ascending(norms)
     chosen, total = [0] * len(full), macs.total(full)
-    cost, neighbours = macs.per_channel(full), macs.neighbours()
+    slopes, squares, neighbours = macs.slopes(full), macs.squares(), macs.neighbours()
     effective, num_chosen = list(full), 0
-    for layer in np.repeat(np.arange(len(full)), full)[order].tolist():
+    for group in np.repeat(np.arange(len(full)), full)[order].tolist():
         if total <= target_macs or num_chosen >= max_chosen:
             break
-        width = full[layer] - chosen[layer] - 1
+        width = full[group] - chosen[group] - 1
         if width < min_channels:
             continue
-        chosen[layer] += 1
+        chosen[group] += 1
         num_chosen += 1
-        removed = effective[layer] - min(full[layer], math.ceil(width / round_to) * round_to)
+        removed = effective[group] - min(full[group], math.ceil(width / round_to) * round_to)
         if removed:
-            effective[layer] -= removed
-            total -= removed * cost[layer]
-            for other, pair_cost in neighbours[layer]:
-                cost[other] -= removed * pair_cost
+            effective[group] -= removed
+            total -= removed * (slopes[group] - removed * squares[group])
+            for other, pair_cost in neighbours[group]:
+                slopes[other] -= removed * pair_cost
     masks = [_mask(n, f - e) for n, f, e in zip(norms, full, effective, strict=True)]
     return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))
 
 
 def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:
-    flat = np.concatenate([np.asarray(layer_norms) for layer_norms in norms])
+    flat = np.concatenate([np.asarray(group) for group in norms])
     assert np.isfinite(flat).all(), "row norms are finite in every step that is applied"
     return np.argsort(flat, kind="stable")
 

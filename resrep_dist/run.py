@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -34,7 +35,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     model = build_model(config.model)
-    graph = trace(model, config.prune.exclude)
+    graph = trace(model, config.prune.exclude, config.prune.residual_groups)
     cluster.from_root(lambda: open_workdir(config, workdir))
     train_data, validation_data = load_sources(config)
     data = {"train_data": train_data, "validation_data": validation_data}
@@ -75,7 +76,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     """
     config = load_config(workdir / "config.yaml")
     base = build_model(config.model)
-    graph = trace(base, config.prune.exclude)
+    graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
     trained = _load_trained(base, graph, workdir)
     _, validation_data = load_sources(config)
@@ -99,7 +100,8 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     }
     report = _measure(models, files, graph, validation_data, config)
     dead = dead_channels(trained, graph, dead_row_norm)
-    num_masked = sum(int((trained.get_layer(layer.compactor).mask.numpy() == 0).sum()) for layer in graph.layers)
+    masks = [trained.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
+    num_masked = sum(int((mask == 0).sum()) for mask in masks)
     report |= {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
@@ -171,8 +173,7 @@ def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
     total = 0
     for layer in graph.layers:
         compactor = trained.get_layer(layer.compactor)
-        _, height, width, _ = compactor.output_shape
-        total += height * width * int(tf.size(compactor.kernel))
+        total += math.prod(compactor.output_shape[1:-1]) * int(tf.size(compactor.kernel))
     return total
 
 

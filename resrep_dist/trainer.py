@@ -274,7 +274,7 @@ class Trainer:
             living_widths = self.pruner.living_widths()
             living = self.pruner.macs_fraction(living_widths)
             scalars |= {"prune/macs_fraction_by_mask": by_mask, "prune/macs_fraction_living": living}
-            names = [layer.name for layer in self.pruner.graph.layers]
+            names = [group.name for group in self.pruner.graph.groups]
             scalars |= {f"width/{name}": width for name, width in zip(names, living_widths, strict=True)}
             norms = dict(zip((f"row_norms/{name}" for name in names), self.pruner.norms(), strict=True))
             self._monitor.histograms(self.step, norms)

@@ -171,6 +171,8 @@ class PruneConfig:
     """With the rule `paper`, a masked row of at most this norm counts as dead (the authors' threshold)."""
     exclude: tuple[str, ...] = ()
     """Convolutions that are not pruned, by name."""
+    residual_groups: bool = False
+    """All layers that meet in an addition share one mask; false leaves them as they are, as in the paper."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """The run goes on at most so long when masked rows are still alive at its end."""
 

@@ -3,6 +3,7 @@ from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import CertificateError
 from resrep_dist.graph import trace
+from resrep_dist.merging import folding, surgery
 from resrep_dist.models import build_model
 from tests.networks import random_source, randomise, small_network
 
@@ -50,8 +51,8 @@ def test_the_slim_model_gives_the_same_outputs_and_has_the_counted_size(name):
     slim, certificate = merging.merge(model, graph, images, tolerance=1e-5)
     assert certificate.argmax_agreement == 1.0 and certificate.num_images == 64
     assert not any("compactor" in layer.name for layer in slim.layers)
-    widths = [certificate.channels[layer.name]["kept"] for layer in graph.layers]
-    expected = [int(c.mask.numpy().sum()) for c in compactors_of(model, graph)]
+    widths = [certificate.channels[group.name]["kept"] for group in graph.groups]
+    expected = [int(model.get_layer(g.layers[0].compactor).mask.numpy().sum()) for g in graph.groups]
     assert widths == expected and widths != graph.widths
     slim_graph = trace(slim)
     assert slim_graph.macs.total(slim_graph.widths) == graph.macs.total(widths)
@@ -70,15 +71,15 @@ def test_a_masked_row_that_is_alive_is_kept():
     kernel = compactor.kernel.numpy()
     kernel[..., row] = 1e-3
     compactor.kernel.assign(kernel)
-    assert row not in merging.dead_channels(model, graph)[graph.layers[0].name]
+    assert row not in merging.dead_channels(model, graph)[graph.groups[0].name]
     norm = float(np.linalg.norm(kernel[0, 0, :, row]))
-    assert row in merging.dead_channels(model, graph, dead_row_norm=1.01 * norm)[graph.layers[0].name]
+    assert row in merging.dead_channels(model, graph, dead_row_norm=1.01 * norm)[graph.groups[0].name]
 
 
 def test_kerassurgeon_deletes_the_channels(monkeypatch):
     model, graph = with_dead_rows(small_network())
     jobs = []
-    surgeon = merging._kerassurgeon().Surgeon
+    surgeon = surgery._kerassurgeon().Surgeon
     add_job = surgeon.add_job
     monkeypatch.setattr(
         surgeon, "add_job", lambda self, job, layer, **k: (jobs.append(layer.name), add_job(self, job, layer, **k))[1]
@@ -90,7 +91,7 @@ def test_kerassurgeon_deletes_the_channels(monkeypatch):
 def test_a_model_that_differs_is_refused(monkeypatch):
     model, graph = with_dead_rows(small_network())
     fold = merging.fold_arrays
-    monkeypatch.setattr(merging, "fold_arrays", lambda *arrays: (fold(*arrays)[0], fold(*arrays)[1] + 0.1))
+    monkeypatch.setattr(folding, "fold_arrays", lambda *arrays: (fold(*arrays)[0], fold(*arrays)[1] + 0.1))
     with pytest.raises(CertificateError, match="it is not written"):
         merging.merge(model, graph, random_source(32).images)
 

@@ -1,0 +1,121 @@
+"""Which channels live and die together, and what a dead one holds on its way through the network."""
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Sequence
+
+
+class State(enum.IntEnum):
+    """What a dead channel holds at some tensor."""
+
+    ZERO = 0
+    """Zero at every pixel of every image."""
+    CONSTANT = 1
+    """One number at every pixel of every image."""
+    VARYING = 2
+    """It depends on the image or the pixel: the channel cannot be left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Neighbouring channels of a tensor that one layer has made."""
+
+    variable: int
+    """Index of the set of channels, see `ChannelSets`."""
+    width: int
+    """Number of channels."""
+    state: State
+    """What a dead channel holds here."""
+
+    def at(self, state: State) -> "Block":
+        """The same channels in another state."""
+        return dataclasses.replace(self, state=state)
+
+
+Blocks = tuple[Block, ...]
+"""All channels of a tensor in their order; a flattened tensor has its blocks once per pixel."""
+
+GroupBlocks = tuple[tuple[int | None, int], ...]
+"""The same when the trace is done: index of the group (None where the channels stay) and width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Producer:
+    """A layer whose output channels might go."""
+
+    name: str
+    is_convolution: bool
+    """False for dense layers on vectors: these go only along with a convolution."""
+
+
+class ChannelSets:
+    """Sets of channels; those that must go together are joined (union-find).
+
+    Args:
+        residual_groups: layers that meet in an addition may be joined; False refuses them.
+        gates: producers without a compactor: their channels go with those that they multiply.
+    """
+
+    def __init__(self, residual_groups: bool, gates: Iterable[str] = ()) -> None:
+        self.residual_groups, self.gates = residual_groups, frozenset(gates)
+        self.producers: list[Producer | None] = []
+        self.widths: list[int] = []
+        self.possible_gates: set[str] = set()
+        self._parents: list[int] = []
+        self._reasons: dict[int, str] = {}
+        self._consumers: list[tuple[int, str]] = []
+
+    def fixed(self, width: int) -> Blocks:
+        """Channels that stay, because nobody knows how to remove them."""
+        return self._new(width, None, State.VARYING, "")
+
+    def produced(self, producer: Producer, width: int, reason: str | None) -> Blocks:
+        """The output channels of a layer; with a reason they stay."""
+        is_removed = reason is None and producer.name not in self.gates
+        return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason)
+
+    def find(self, variable: int) -> int:
+        """The representative of a set."""
+        while self._parents[variable] != variable:
+            variable = self._parents[variable]
+        return variable
+
+    def join(self, first: int, second: int) -> None:
+        """From now on both sets live and die together."""
+        first, second = sorted((self.find(first), self.find(second)))
+        if first == second:
+            return
+        self._parents[second] = first
+        reason = self._reasons.pop(second, None)
+        if reason is not None and not self._reasons.get(first):
+            self._reasons[first] = reason
+
+    def keep(self, blocks: Sequence[Block], reason: str) -> None:
+        """These channels must stay, for this reason; the first reason counts."""
+        for block in blocks:
+            root = self.find(block.variable)
+            self._reasons[root] = self._reasons.get(root) or reason
+
+    def consume(self, blocks: Sequence[Block], consumer: str) -> None:
+        """Note that a layer loses inputs with these channels."""
+        self._consumers += {(block.variable, consumer) for block in blocks}
+
+    def reason(self, variable: int) -> str | None:
+        """Why the channels stay; None where they may go."""
+        return self._reasons.get(self.find(variable))
+
+    def consumers(self) -> dict[int, set[str]]:
+        """Consumers of each set, by its representative."""
+        result: dict[int, set[str]] = {}
+        for variable, name in self._consumers:
+            result.setdefault(self.find(variable), set()).add(name)
+        return result
+
+    def _new(self, width: int, producer: Producer | None, state: State, reason: str | None) -> Blocks:
+        variable = len(self._parents)
+        self._parents.append(variable)
+        self.producers.append(producer)
+        self.widths.append(width)
+        if reason is not None:
+            self._reasons[variable] = reason
+        return (Block(variable, width, state),)

@@ -1,0 +1,45 @@
+"""The multiply-adds of all calls -> one polynomial in the widths of the groups."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.kinds import UnitMacs
+from resrep_dist.macs import MultiplyAdds
+
+CallCost = tuple[str, UnitMacs | None, GroupBlocks, GroupBlocks]
+"""Name of the layer, cost of a call, channels of its first input and of its output."""
+
+
+def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[MultiplyAdds, tuple[str, ...]]:
+    """The multiply-adds by width of each group, and the layers whose cost is not known."""
+    constant, linear, bilinear = 0, [0] * len(widths), Counter[tuple[int, int]]()
+    uncounted = []
+    for name, cost, inputs, outputs in calls:
+        if cost is None:
+            uncounted.append(name)
+            continue
+        constant += cost.constant
+        # None stands for the channels that stay; a block that comes again (flattened pixels) adds up.
+        before, after = _channels_by_group(inputs), _channels_by_group(outputs)
+        terms = [(cost.per_input * count, [group]) for group, count in before.items()]
+        terms += [(cost.per_output * count, [group]) for group, count in after.items()]
+        if cost.per_pair:
+            terms += [(cost.per_pair * m * n, [i, j]) for i, m in before.items() for j, n in after.items()]
+        for factor, of in terms:
+            groups = sorted(group for group in of if group is not None)
+            if not groups:
+                constant += factor
+            elif len(groups) == 1:
+                linear[groups[0]] += factor
+            else:
+                bilinear[(groups[0], groups[1])] += factor
+    return MultiplyAdds(constant, tuple(linear), dict(bilinear)), tuple(dict.fromkeys(uncounted))
+
+
+def _channels_by_group(blocks: GroupBlocks) -> dict[int | None, int]:
+    """How often each group stands there; for the channels that stay, how many they are."""
+    result: Counter[int | None] = Counter()
+    for group, width in blocks:
+        result[group] += width if group is None else 1
+    return dict(result)

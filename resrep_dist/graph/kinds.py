@@ -1,0 +1,319 @@
+"""How each kind of layer treats channels: all that the trace, the count and the merge know of it, in one class.
+
+This file has the layers that pass channels on; `weighted.py` those that mix them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from resrep_dist.graph.channels import Block, Blocks, ChannelSets, State
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+Slim = tuple[dict[str, Any], list[np.ndarray]]
+"""Changes of a layer's configuration, and its weights, at fewer channels."""
+
+
+class UnitMacs(NamedTuple):
+    """Multiply-adds of one call for one image."""
+
+    constant: int = 0
+    """At any width."""
+    per_input: int = 0
+    """For each input channel."""
+    per_output: int = 0
+    """For each output channel."""
+    per_pair: int = 0
+    """For each pair of an input and an output channel."""
+
+
+class OpenSizeError(Exception):
+    """Something that needs the size of an image was asked of a tensor that leaves it open."""
+
+
+class Kind:
+    """A kind of layer; channels are on the last axis."""
+
+    known_to_kerassurgeon = False
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        """The output's channels; says in `channels` what must be kept, joined or consumed."""
+        raise NotImplementedError
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Constants [C_out] that dead channels hold behind the layer, from those before it, [C_in] each.
+
+        Right for dead channels only; what stands at the living ones means nothing.
+        """
+        raise NotImplementedError
+
+    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+        """The layer at the kept channels of its first input and its output, bool [C_in] and [C_out]."""
+        return {}, layer.get_weights()
+
+    def macs(self, node: Any) -> UnitMacs | None:
+        """What a call costs at full width; None where that is not known."""
+        return UnitMacs()
+
+
+class Passing(Kind):
+    """Every channel is treated alone, and a constant stays that constant: pooling, cropping, dropout."""
+
+    def __init__(self, known_to_kerassurgeon: bool = True) -> None:
+        self.known_to_kerassurgeon = known_to_kerassurgeon
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        return inputs[0]
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return inputs[0]
+
+
+class ZeroPadding(Passing):
+    """A border of zeros."""
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+        channels.keep(nonzero, f"a dead channel would be a constant, and {node.layer.name} pads it with zeros")
+        return inputs[0]
+
+
+class Elementwise(Kind):
+    """A function of one number: activations, scaling."""
+
+    def __init__(self, known_to_kerassurgeon: bool = True) -> None:
+        self.known_to_kerassurgeon = known_to_kerassurgeon
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        probe = np.array([[[[-1.5, 0.0, 0.5, 2.0]]]], np.float32)
+        together = np.asarray(node.layer(probe), np.float32)
+        alone = [np.asarray(node.layer(probe[..., i : i + 1]), np.float32) for i in range(4)]
+        if not np.array_equal(together, np.concatenate(alone, -1)):
+            channels.keep(inputs[0], f"the activation {node.layer.name} mixes its channels")
+        keeps_zero = not np.any(alone[1])
+        is_zero = [block.state == State.ZERO and keeps_zero for block in inputs[0]]
+        return tuple(
+            block if zero else block.at(max(block.state, State.CONSTANT))
+            for block, zero in zip(inputs[0], is_zero, strict=True)
+        )
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return _on_vectors(node.layer, inputs)
+
+
+class BatchNorm(Kind):
+    """In inference an affine function of each channel."""
+
+    known_to_kerassurgeon = True
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        return tuple(block.at(max(block.state, State.CONSTANT)) for block in inputs[0])
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        scale, offset = batch_norm_as_affine(node.layer)
+        return inputs[0] * scale + offset
+
+    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+        return {}, [weight[inputs] for weight in layer.get_weights()]
+
+
+class Depthwise(Kind):
+    """A convolution of every channel alone."""
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        layer = node.layer
+        if pads(layer):
+            nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+            channels.keep(nonzero, f"a dead channel would be a constant, and {layer.name} pads it with zeros")
+        least = State.CONSTANT if layer.use_bias else State.ZERO
+        return tuple(block.at(max(block.state, least)) for block in inputs[0])
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        layer = node.layer
+        kernel = layer.depthwise_kernel.numpy()[..., 0].astype(np.float64)
+        return inputs[0] * kernel.sum((0, 1)) + (layer.bias.numpy() if layer.use_bias else 0.0)
+
+    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+        kernel, *bias = layer.get_weights()
+        return {}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)]
+
+    def macs(self, node: Any) -> UnitMacs | None:
+        taps = int(np.prod(node.layer.kernel_size)) * node.layer.depth_multiplier
+        return UnitMacs(per_input=num_pixels(node.output_shapes) * taps)
+
+
+class Flatten(Kind):
+    """Pixels become channels: all channels of the first pixel, then of the second."""
+
+    known_to_kerassurgeon = True
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        return inputs[0] * num_pixels(node.input_shapes)
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.tile(inputs[0], node.output_shapes[-1] // len(inputs[0]))
+
+
+class Reshape(Kind):
+    """A reshape that leaves the channels on the last axis, or flattens."""
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        before, after = node.input_shapes[-1], node.output_shapes[-1]
+        if len(node.output_shapes) == 2 and after != before:
+            return inputs[0] * (after // before)
+        return inputs[0]
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.tile(inputs[0], node.output_shapes[-1] // len(inputs[0]))
+
+    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+        return {"target_shape": (*layer.output_shape[1:-1], int(outputs.sum()))}, []
+
+
+class Join(Kind):
+    """A sum and its like: the channels of all inputs meet one by one."""
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        name = f"the {type(node.layer).__name__} {node.layer.name}"
+        sets = [[channels.find(block.variable) for block in blocks] for blocks in inputs]
+        if any(other != sets[0] for other in sets):
+            if not channels.residual_groups:
+                reason = f"its channels meet others in {name}; prune.residual_groups prunes them together"
+                channels.keep([block for blocks in inputs for block in blocks], reason)
+            else:
+                join_all(inputs, channels, name)
+        widest = max(inputs, key=total_width)
+        return tuple(block.at(max(_states_beside(index, inputs))) for index, block in enumerate(widest))
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return _on_vectors(node.layer, inputs)
+
+
+class Multiply(Join):
+    """A product: a gate, or an activation written by hand. A dead channel is zero if one of its factors is.
+
+    Where a dead channel of the gated tensor is zero, its gate may hold anything, so the gate needs no compactor.
+    Where it is a constant, the gate gets one: both are constants then.
+    """
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        name = f"the Multiply {node.layer.name}"
+        join_all(inputs, channels, name)
+        sizes = [_size(shape) for shape in node.input_shapes]
+        widest = max(inputs, key=total_width)
+        is_gate = [size < max(sizes) for size in sizes]
+        result = []
+        for index, block in enumerate(widest):
+            states = _states_beside(index, inputs)
+            gated = [state for state, gate in zip(states, is_gate, strict=True) if not gate]
+            if State.ZERO in gated:
+                self._note_gates(index, inputs, is_gate, channels)
+                result.append(block.at(State.ZERO))
+            elif State.VARYING in states:
+                channels.keep([block], f"a dead channel would be a constant, and {name} multiplies it by a gate")
+                result.append(block.at(State.VARYING))
+            else:
+                result.append(block.at(min(states)))
+        return tuple(result)
+
+    @staticmethod
+    def _note_gates(index: int, inputs: Sequence[Blocks], is_gate: Sequence[bool], channels: ChannelSets) -> None:
+        gated = {blocks[index].variable for blocks, gate in zip(inputs, is_gate, strict=True) if not gate}
+        for blocks, gate in zip(inputs, is_gate, strict=True):
+            producer = channels.producers[blocks[index].variable] if gate and index < len(blocks) else None
+            if producer and blocks[index].variable not in gated:
+                channels.possible_gates.add(producer.name)
+
+
+class Concatenate(Kind):
+    """Channels side by side."""
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        return tuple(block for blocks in inputs for block in blocks)
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(inputs)
+
+
+class Opaque(Kind):
+    """A layer that nobody can take channels from: what it receives stays, and so does what it gives."""
+
+    def __init__(self, description: str, is_free: bool) -> None:
+        self.description, self._is_free = description, is_free
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        for blocks in inputs:
+            channels.keep(blocks, f"its channels reach {node.layer.name}, {self.description}")
+        return channels.fixed(_width(node))
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.zeros(_width(node))
+
+    def macs(self, node: Any) -> UnitMacs | None:
+        return UnitMacs() if self._is_free else None
+
+
+def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of a batch norm in inference, float64 [D] each."""
+    deviation = np.sqrt(layer.moving_variance.numpy().astype(np.float64) + layer.epsilon)
+    scale = (layer.gamma.numpy() if layer.scale else 1.0) / deviation
+    return scale, (layer.beta.numpy() if layer.center else 0.0) - layer.moving_mean.numpy() * scale
+
+
+def pads(layer: keras.layers.Layer) -> bool:
+    """True where a convolution sees zeros beyond the border."""
+    return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1
+
+
+def num_pixels(shape: Sequence[int | None]) -> int:
+    """Pixels of a tensor [N, ..., C].
+
+    Raises:
+        OpenSizeError: where its size is open.
+    """
+    pixels = [size for size in shape[1:-1] if size is not None]
+    if len(pixels) < len(shape) - 2:
+        raise OpenSizeError
+    return math.prod(pixels)
+
+
+def total_width(blocks: Sequence[Block]) -> int:
+    """Channels of a tensor."""
+    return sum(block.width for block in blocks)
+
+
+def join_all(inputs: Sequence[Blocks], channels: ChannelSets, name: str) -> None:
+    """Let channels that meet one by one live and die together; a single channel that meets all stays."""
+    widest = max(inputs, key=total_width)
+    for blocks in inputs:
+        if [block.width for block in blocks] == [block.width for block in widest]:
+            for ours, theirs in zip(widest, blocks, strict=True):
+                channels.join(ours.variable, theirs.variable)
+        elif total_width(blocks) == 1:
+            channels.keep(blocks, f"it is a single channel that meets many in {name}")
+        else:
+            channels.keep([*blocks, *widest], f"its channels meet differently divided ones in {name}")
+
+
+def _states_beside(index: int, inputs: Sequence[Blocks]) -> list[State]:
+    """States of the inputs where the widest one has its block `index`; a single channel is never dead."""
+    return [blocks[index].state if index < len(blocks) and total_width(blocks) > 1 else State.VARYING
+            for blocks in inputs]  # fmt: skip
+
+
+def _width(node: Any) -> int:
+    shape = tf.nest.flatten(node.outputs)[0].shape
+    return int(shape[-1] or 0) if shape.rank else 0
+
+
+def _size(shape: Sequence[int | None]) -> int:
+    """Pixels of a tensor to compare; an open size is a large one."""
+    return math.prod(size or 1 << 16 for size in shape[1:-1])
+
+
+def _on_vectors(layer: keras.layers.Layer, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    vectors = [tf.constant(vector[np.newaxis], tf.float32) for vector in inputs]
+    return np.asarray(layer(vectors if len(vectors) > 1 else vectors[0]), np.float64)[0]

@@ -1,0 +1,59 @@
+"""Arithmetic on Keras tensors (`x + y`, `0.5 * x`, `tf.nn.relu(x)`) as layers that every Keras can load."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import keras
+
+_layers = keras.layers
+_WITH_NUMBER: dict[str, Callable[[float], keras.layers.Layer]] = {
+    "add": lambda number: _layers.Rescaling(1.0, offset=number),
+    "subtract": lambda number: _layers.Rescaling(1.0, offset=-number),
+    "multiply": lambda number: _layers.Rescaling(number),
+    "truediv": lambda number: _layers.Rescaling(1.0 / number),
+}
+_OF_TWO: dict[str, type[keras.layers.Layer]] = {
+    "add": _layers.Add,
+    "subtract": _layers.Subtract,
+    "multiply": _layers.Multiply,
+}
+_OF_ONE: dict[str, Callable[[], keras.layers.Layer]] = {
+    "nn.relu": _layers.ReLU,
+    "nn.relu6": lambda: _layers.ReLU(6.0),
+    "math.sigmoid": lambda: _layers.Activation("sigmoid"),
+    "math.tanh": lambda: _layers.Activation("tanh"),
+    "nn.silu": lambda: _layers.Activation("swish"),
+}
+_COMMUTES = ("add", "multiply")
+
+
+def operator_as_layer(node: Any) -> keras.layers.Layer | None:
+    """A layer that does what this call of a TensorFlow operator does on its tensors; None where there is none."""
+    if type(node.layer).__name__ != "TFOpLambda":
+        return None
+    symbol = node.layer.get_config()["function"].removesuffix("_v2")
+    operator = symbol.split(".")[-1].removeprefix("r") if "__operators__" in symbol else symbol.split(".")[-1]
+    arguments = [value for value in [*node.call_args, *node.call_kwargs.values()] if value is not None]
+    tensors = [value for value in arguments if is_symbolic(value)]
+    numbers = [value for value in arguments if isinstance(value, int | float)]
+    if len(tensors) + len(numbers) != len(arguments):
+        return None
+    if len(tensors) == 1 and len(numbers) == 1 and operator in _WITH_NUMBER:
+        is_first = is_symbolic(node.call_args[0])
+        return _WITH_NUMBER[operator](float(numbers[0])) if is_first or operator in _COMMUTES else None
+    if len(tensors) == 2 and not numbers and operator in _OF_TWO and _have_same_rank(tensors):
+        return _OF_TWO[operator]()
+    if len(tensors) == 1 and not numbers and symbol in _OF_ONE:
+        return _OF_ONE[symbol]()
+    return None
+
+
+def is_symbolic(value: Any) -> bool:
+    """True for the tensors of a functional model."""
+    return hasattr(value, "_keras_history")
+
+
+def _have_same_rank(tensors: list[tf.Tensor]) -> bool:
+    """Layers broadcast as NumPy does only over tensors of one rank."""
+    return len({tensor.shape.rank for tensor in tensors}) == 1

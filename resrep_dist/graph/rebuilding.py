@@ -1,0 +1,197 @@
+"""A functional Keras model -> the same model anew, flat: the one way in which models are changed.
+
+Flat means: models inside the model are taken apart, built-in activations and arithmetic on tensors become
+layers of their own.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from resrep_dist.errors import ModelError
+from resrep_dist.graph.operators import is_symbolic, operator_as_layer
+
+import tensorflow as tf
+from tensorflow import keras
+
+_layers = keras.layers
+_WITH_ACTIVATION = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.SeparableConv2D, _layers.Dense)
+
+
+@dataclasses.dataclass(frozen=True)
+class CallInputs:
+    """What a layer is called on."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Call = Callable[[keras.layers.Layer, keras.layers.Layer, CallInputs], Any]
+
+
+def nodes(model: keras.Model) -> Iterator[Any]:
+    """The model's calls of layers, inputs left out, in the order in which they can be computed."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
+
+
+def flatten(model: keras.Model) -> keras.Model:
+    """The model itself if it is flat, else a flat copy with equal outputs.
+
+    Raises:
+        ModelError: for a subclassed model, a model not built, a layer that its configuration does not give back.
+    """
+    require_functional(model)
+    is_flat = all(
+        not isinstance(node.layer, keras.Model)
+        and not _has_activation_to_split(node.layer)
+        and operator_as_layer(node) is None
+        for node in nodes(model)
+    )
+    if is_flat:
+        return model
+    flat = rebuild(model)
+    copy_weights(model, flat)
+    return flat
+
+
+def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
+    """A copy with equal weights for images of a fixed height and width, pixels; for models that leave them open."""
+    shapes = [(t.shape[0], *size, t.shape[-1]) if t.shape.rank == 4 else tuple(t.shape) for t in model.inputs]
+    fixed = rebuild(model, input_shapes=shapes)
+    copy_weights(model, fixed)
+    return fixed
+
+
+def rebuild(
+    model: keras.Model, call: Call | None = None, input_shapes: Sequence[Sequence[int | None]] | None = None
+) -> keras.Model:
+    """Build a functional model anew, flat, layer by layer, from the layers' configurations; with new weights.
+
+    Args:
+        call: gets a layer of `model`, its clone (not built yet; its name is unique in the flat model) and what
+            the clone is to be called on, and returns the outputs that take the place of the layer's.
+        input_shapes: shapes of the inputs with the batch dimension; the model's by default.
+    """
+    require_functional(model)
+    shapes = input_shapes or [tuple(t.shape) for t in model.inputs]
+    inputs = [
+        keras.Input(batch_shape=shape, dtype=t.dtype, name=t.node.layer.name)
+        for t, shape in zip(model.inputs, shapes, strict=True)
+    ]
+    outputs = _Rebuilding(model, call or _call_clone).run(model, inputs, None)
+    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
+
+
+def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
+    """Copy the weights of all layers that both models have under one (flat) name, but those to `skip`."""
+    layers = {name: layer for layer, name in _flat_names(source) if name not in skip}
+    for layer in target.layers:
+        if layer.name in layers and layer.weights:
+            layer.set_weights(layers[layer.name].get_weights())
+
+
+def require_functional(model: keras.Model) -> None:
+    """Refuse subclassed models and such as are not built."""
+    if not isinstance(model, keras.Sequential) and not getattr(model, "_is_graph_network", False):
+        raise ModelError(
+            f"model {model.name}: expected a functional Keras model, received a subclassed one "
+            f"({type(model).__name__}); build it by keras.Model(inputs, outputs)"
+        )
+    if not getattr(model, "_is_graph_network", False):
+        raise ModelError(f"model {model.name}: not built; give its first layer an input_shape")
+
+
+class _Rebuilding:
+    def __init__(self, model: keras.Model, call: Call) -> None:
+        self._names = {id(layer): name for layer, name in _flat_names(model)}
+        self._call_back = call
+        self._clones: dict[int, tuple[keras.layers.Layer, keras.layers.Layer | None]] = {}
+
+    def run(self, model: keras.Model, inputs: Sequence[Any], training: bool | None) -> list[Any]:
+        """Call the clones of a model's layers on `inputs`; `training` is what the model was called with."""
+        tensors = {str(id(old)): _Tensor(new) for old, new in zip(model.inputs, inputs, strict=True)}
+        for node in nodes(model):
+            args, kwargs = node.map_arguments(tensors)
+            if isinstance(node.layer, keras.Model):
+                require_functional(node.layer)
+                outputs = self.run(node.layer, tf.nest.flatten(args[0]), kwargs.get("training", training))
+            else:
+                outputs = self._call(node, args, dict(kwargs), training)
+            for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
+                tensors[key] = _Tensor(output)
+        return [tensors[str(id(output))].pop() for output in model.outputs]
+
+    def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool | None) -> Any:
+        layer = node.layer
+        name = self._names[id(layer)]
+        replacement = operator_as_layer(node)
+        if replacement is not None:
+            tensors = [tensor for tensor in tf.nest.flatten((args, kwargs)) if is_symbolic(tensor)]
+            # An operator's layer stands for one call.
+            clone = type(replacement).from_config({**replacement.get_config(), "name": name})
+            return self._call_back(layer, clone, CallInputs((tensors if len(tensors) > 1 else tensors[0],), {}))
+        if training is not None and layer._expects_training_arg and kwargs.get("training") is None:
+            kwargs["training"] = training
+        if id(layer) not in self._clones:
+            self._clones[id(layer)] = _clone(layer, name)
+        clone, activation = self._clones[id(layer)]
+        outputs = self._call_back(layer, clone, CallInputs(args, kwargs))
+        return activation(outputs) if activation is not None else outputs
+
+
+class _Tensor:
+    """Keras takes a tensor out of its list at every use; this one can be taken any number of times."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def pop(self) -> Any:
+        return self._value
+
+
+def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+    return clone(*inputs.args, **inputs.kwargs)
+
+
+def _clone(layer: keras.layers.Layer, name: str) -> tuple[keras.layers.Layer, keras.layers.Layer | None]:
+    try:
+        config = {**layer.get_config(), "name": name}
+        if not _has_activation_to_split(layer):
+            return layer.__class__.from_config(config), None
+        clone = layer.__class__.from_config({**config, "activation": "linear"})
+    except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(
+            f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration ({reason}); "
+            "give its class get_config and from_config"
+        ) from None
+    return clone, _layers.Activation(layer.activation, name=f"{name}_activation")
+
+
+def _has_activation_to_split(layer: keras.layers.Layer) -> bool:
+    kept = (keras.activations.linear, keras.activations.softmax, None)
+    return type(layer) in _WITH_ACTIVATION and layer.activation not in kept
+
+
+def _flat_names(model: keras.Model) -> list[tuple[keras.layers.Layer, str]]:
+    """All layers, those of inner models too, each with a name that is unique in the flat model."""
+    taken = {layer.name for layer in model.layers if not isinstance(layer, keras.Model)}
+    taken |= {tensor.node.layer.name for tensor in model.inputs}
+    found: dict[int, tuple[keras.layers.Layer, str]] = {}
+
+    def visit(inner: keras.Model, prefix: str) -> None:
+        for node in nodes(inner):
+            layer = node.layer
+            if isinstance(layer, keras.Model):
+                require_functional(layer)
+                visit(layer, f"{prefix}{layer.name}_")
+            elif id(layer) not in found:
+                name = layer.name
+                while prefix and name in taken:
+                    name = f"{prefix}{name}"
+                taken.add(name)
+                found[id(layer)] = (layer, name)
+
+    visit(model, "")
+    return list(found.values())

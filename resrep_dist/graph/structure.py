@@ -1,0 +1,80 @@
+"""What `trace` finds: groups of channels that may go, the layers they touch, the cost."""
+
+import dataclasses
+
+from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.kinds import Kind
+from resrep_dist.macs import MultiplyAdds
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunableLayer:
+    """A convolution or dense layer with a compactor behind it."""
+
+    name: str
+    batch_norm: str | None
+    """The batch norm right behind it, folded together with it."""
+
+    @property
+    def site(self) -> str:
+        """The layer behind which the compactor stands."""
+        return self.batch_norm or self.name
+
+    @property
+    def compactor(self) -> str:
+        """The compactor's name."""
+        return f"{self.name}_compactor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Layers whose output channels live and die together, by one mask; most groups have one layer."""
+
+    layers: tuple[PrunableLayer, ...]
+    width: int
+    """Channels of each of the layers."""
+    consumers: tuple[str, ...]
+    """Convolutions and dense layers that lose input channels with the group."""
+
+    @property
+    def name(self) -> str:
+        """The first layer's."""
+        return self.layers[0].name
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChannels:
+    """How a layer of the flat model treats channels, and which groups' they are."""
+
+    kind: Kind
+    inputs: tuple[GroupBlocks, ...]
+    output: GroupBlocks
+
+    @property
+    def is_in_a_group(self) -> bool:
+        """True where it has channels that may go."""
+        return any(group is not None for blocks in (*self.inputs, self.output) for group, _ in blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """What `trace` finds: groups in topological order, the other convolutions with the reason, the cost."""
+
+    groups: tuple[Group, ...]
+    refused: dict[str, str]
+    macs: MultiplyAdds
+    """By the width of each group."""
+    uncounted: tuple[str, ...] = ()
+    """Layers whose multiply-adds are not known; `macs` leaves them out."""
+    channels: dict[str, LayerChannels] = dataclasses.field(default_factory=dict, repr=False)
+    """By layer of the flat model; what shared layers pass on differs, and only one of their calls is here."""
+
+    @property
+    def layers(self) -> list[PrunableLayer]:
+        """All layers with a compactor, group by group."""
+        return [layer for group in self.groups for layer in group.layers]
+
+    @property
+    def widths(self) -> list[int]:
+        """Full width of each group."""
+        return [group.width for group in self.groups]

@@ -1,0 +1,49 @@
+"""A trained model with compactors -> a slim plain Keras model with the same outputs, and the proof."""
+
+from resrep_dist.compactor import is_dead
+from resrep_dist.graph import Graph
+from resrep_dist.merging.certificate import Certificate as Certificate
+from resrep_dist.merging.certificate import certify as certify
+from resrep_dist.merging.certificate import check_certificate as check_certificate
+from resrep_dist.merging.folding import fold_arrays as fold_arrays
+from resrep_dist.merging.folding import fold_model
+from resrep_dist.merging.surgery import delete_channels
+
+import numpy as np
+from tensorflow import keras
+
+
+def merge(
+    model: keras.Model,
+    graph: Graph,
+    images: np.ndarray,
+    *,
+    tolerance: float = 1e-4,
+    dead_row_norm: float = 0.0,
+) -> tuple[keras.Model, Certificate]:
+    """Fold conv + batch norm + compactor (section 3.2), delete dead channels, compare the outputs.
+
+    Args:
+        model: with the graph's compactors in it.
+        images: what the models are compared on, [N, height, width, channels].
+        tolerance: largest difference of the logits that is accepted, relative to the largest logit.
+        dead_row_norm: rows of at most this norm are deleted.
+
+    Raises:
+        CertificateError: when the slim model differs by more.
+    """
+    dead = dead_channels(model, graph, dead_row_norm)
+    masks = [np.isin(np.arange(group.width), dead[group.name]) for group in graph.groups]
+    slim = delete_channels(fold_model(model, graph, masks), graph, masks)
+    counts = {
+        group.name: {"kept": group.width - len(dead[group.name]), "original": group.width} for group in graph.groups
+    }
+    certificate = certify(model, slim, images, counts)
+    check_certificate(certificate, tolerance)
+    return slim, certificate
+
+
+def dead_channels(model: keras.Model, graph: Graph, dead_row_norm: float = 0.0) -> dict[str, list[int]]:
+    """For each group the masked channels whose rows all have at most the norm `dead_row_norm`."""
+    compactors = {group.name: [model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups}
+    return {name: np.flatnonzero(is_dead(group, dead_row_norm)).tolist() for name, group in compactors.items()}

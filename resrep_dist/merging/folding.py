@@ -1,0 +1,105 @@
+"""Convolution + batch norm + compactor -> one convolution, and what dead channels still hold -> biases."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resrep_dist.compactor import Compactor
+from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
+from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.kinds import batch_norm_as_affine
+from resrep_dist.graph.weighted import Weighted
+
+import numpy as np
+from tensorflow import keras
+
+
+def fold_arrays(
+    kernel: np.ndarray, bias: np.ndarray, scale: np.ndarray, offset: np.ndarray, compactor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fold y -> Q (scale * (K x + bias) + offset) into one kernel and bias (section 3.2).
+
+    Args:
+        kernel: [height, width, channels in, D].
+        bias, scale, offset: [D].
+        compactor: [D, D_out].
+    """
+    arrays = (np.asarray(array, np.float64) for array in (kernel, bias, scale, offset, compactor))
+    kernel, bias, scale, offset, compactor = arrays
+    return (kernel * scale) @ compactor, (bias * scale + offset) @ compactor
+
+
+def channels_where(of_groups: Sequence[np.ndarray], blocks: GroupBlocks, elsewhere: bool) -> np.ndarray:
+    """Bool [C] over a tensor's channels, from bool [D] of each group; `elsewhere` for channels that stay."""
+    parts = [np.full(width, elsewhere) if group is None else of_groups[group] for group, width in blocks]
+    return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+
+def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
+    """The plain model at full width: no compactor left, and nothing depends on a dead channel any more.
+
+    Each layer with a compactor holds its batch norm and its compactor; each consumer holds in its bias what the
+    dead channels give it, and zeros for them in its kernel.
+
+    Args:
+        dead: for each group bool [D], its dead channels.
+    """
+    constants = _dead_constants(model, graph, dead)
+    compacted = {layer.name: layer for layer in graph.layers}
+    skipped = {layer.compactor for layer in graph.layers} | {layer.batch_norm for layer in graph.layers}
+
+    def without_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+        if layer.name in skipped:
+            return inputs.args[0]
+        if layer.name in compacted or layer.name in constants:
+            clone = type(layer).from_config({**clone.get_config(), "use_bias": True})
+        return clone(*inputs.args, **inputs.kwargs)
+
+    plain = rebuild(model, without_compactor)
+    changed = compacted.keys() | constants.keys()
+    copy_weights(model, plain, skip=changed)
+    for name in changed:
+        kernels, bias = _without_dead_inputs(model.get_layer(name), graph, dead, constants.get(name))
+        if name in compacted:
+            layer = compacted[name]
+            scale, offset = np.ones(len(bias)), np.zeros(len(bias))
+            if layer.batch_norm:
+                scale, offset = batch_norm_as_affine(model.get_layer(layer.batch_norm))
+            compactor = model.get_layer(layer.compactor).kernel.numpy()[0, 0]
+            kernels[-1], bias = fold_arrays(kernels[-1], bias, scale, offset, compactor)
+        plain.get_layer(name).set_weights([*kernels, bias])
+    return plain
+
+
+def _without_dead_inputs(
+    layer: keras.layers.Layer, graph: Graph, dead: Sequence[np.ndarray], constants: np.ndarray | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Kernels and bias of a layer whose bias holds the constants of its dead inputs, [C_in]."""
+    channels = graph.channels[layer.name]
+    assert isinstance(channels.kind, Weighted)
+    kernels = channels.kind.kernels(layer)
+    bias = layer.bias.numpy() if layer.use_bias else np.zeros(channels.kind.num_outputs(kernels))
+    if constants is not None:
+        bias = bias + channels.kind.response(kernels, constants)
+        kernels[0] = kernels[0].copy()
+        kernels[0][..., channels_where(dead, channels.inputs[0], False), :] = 0.0
+    return kernels, bias
+
+
+def _dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+    """For each layer that receives constants from dead channels: them, [C_in], and zeros for the living."""
+    values = {str(id(tensor)): np.zeros(tensor.shape[-1] or 0) for tensor in model.inputs}
+    found = {}
+    for node in nodes(model):
+        inputs = [values[key] for key in node.flat_input_ids]
+        name = node.layer.name
+        if isinstance(node.layer, Compactor):
+            output = np.zeros(len(inputs[0]))
+        else:
+            channels = graph.channels[name]
+            output = channels.kind.constant(node, inputs)
+            if isinstance(channels.kind, Weighted):
+                constants = np.where(channels_where(dead, channels.inputs[0], False), inputs[0], 0.0)
+                if constants.any():
+                    found[name] = constants
+        values |= dict.fromkeys(node.flat_output_ids, output)
+    return found

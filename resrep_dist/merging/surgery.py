@@ -1,0 +1,106 @@
+"""Deleting dead channels of a plain model: with kerassurgeon, and by slices where it cannot."""
+
+import contextlib
+import io
+import logging
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from resrep_dist.errors import ModelError
+from resrep_dist.graph import CallInputs, Graph, copy_weights, rebuild
+from resrep_dist.graph.table import ACTIVATIONS
+from resrep_dist.merging.folding import channels_where
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+
+def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
+    """The folded model without its dead channels; `dead` is bool [D] for each group."""
+    if not any(channels.any() for channels in dead):
+        return model
+    if kerassurgeon_can(graph):
+        return _delete_with_kerassurgeon(model, graph, dead)
+    return _delete_by_slices(model, graph, dead)
+
+
+def kerassurgeon_can(graph: Graph) -> bool:
+    """The rule for the path: every group is one convolution, and kerassurgeon knows all layers that it reaches.
+
+    It goes on silently where the inputs of an addition lose different channels, so it gets no group of several.
+    """
+    reached = [channels.kind for channels in graph.channels.values() if channels.is_in_a_group]
+    return all(len(group.layers) == 1 for group in graph.groups) and all(k.known_to_kerassurgeon for k in reached)
+
+
+def _delete_by_slices(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
+    """The model anew from its configurations at smaller widths, every weight by the indices that it keeps."""
+    kept = [~channels for channels in dead]
+    weights: dict[str, list[np.ndarray]] = {}
+
+    def narrower(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+        channels = graph.channels[layer.name]
+        if channels.is_in_a_group:
+            of_input, of_output = (channels_where(kept, b, True) for b in (channels.inputs[0], channels.output))
+            changes, weights[layer.name] = channels.kind.slim(layer, of_input, of_output)
+            clone = type(layer).from_config({**clone.get_config(), **changes})
+        return clone(*inputs.args, **inputs.kwargs)
+
+    slim = rebuild(model, narrower)
+    copy_weights(model, slim, skip=weights)
+    for name, arrays in weights.items():
+        slim.get_layer(name).set_weights(arrays)
+    return slim
+
+
+def _delete_with_kerassurgeon(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
+    # kerassurgeon knows the layer Activation but not ReLU and its like: these step aside meanwhile.
+    activations = {layer.name: layer for layer in model.layers if isinstance(layer, ACTIVATIONS)}
+    stand_in = rebuild(model, lambda layer, clone, inputs: _as_activation(layer, clone)(*inputs.args))
+    copy_weights(model, stand_in)
+    surgeon = _kerassurgeon().Surgeon(stand_in)
+    for group, channels in zip(graph.groups, dead, strict=True):
+        if channels.any():
+            layer = stand_in.get_layer(group.name)
+            surgeon.add_job("delete_channels", layer, channels=np.flatnonzero(channels).tolist())
+    with contextlib.redirect_stdout(io.StringIO()):
+        narrow = surgeon.operate()
+    # A rebuilt model is also free of kerassurgeon's traces: it calls new layers where old ones stood.
+    slim = rebuild(narrow, lambda layer, clone, inputs: _restored(layer, clone, activations)(*inputs.args))
+    copy_weights(narrow, slim)
+    slim._name = model.name
+    return slim
+
+
+def _as_activation(layer: keras.layers.Layer, clone: keras.layers.Layer) -> keras.layers.Layer:
+    return keras.layers.Activation("linear", name=layer.name) if isinstance(layer, ACTIVATIONS) else clone
+
+
+def _restored(
+    layer: keras.layers.Layer, clone: keras.layers.Layer, originals: dict[str, keras.layers.Layer]
+) -> keras.layers.Layer:
+    original = originals.get(layer.name)
+    return original.__class__.from_config(original.get_config()) if original else clone
+
+
+def _kerassurgeon() -> Any:
+    """kerassurgeon, mended: it asks isinstance(x, tf.Tensor), which no Keras tensor is since TensorFlow 2.4."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        import kerassurgeon
+        import kerassurgeon.surgeon
+        import kerassurgeon.utils
+    except ImportError as error:
+        raise ModelError(
+            f"kerassurgeon cannot be imported ({error}); `resrep doctor` gives the command that installs it"
+        ) from None
+    finally:
+        # It configures the root logger when it is imported.
+        root.handlers[:], root.level = handlers, level
+    keras_tensor = type(keras.Input([1]))
+    proxy = types.SimpleNamespace(Tensor=(tf.Tensor, keras_tensor))
+    kerassurgeon.utils.tf = kerassurgeon.surgeon.tf = proxy
+    return kerassurgeon
