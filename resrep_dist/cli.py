@@ -83,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("workdir", type=Path, help="folder of the run")
     report.set_defaults(command=_report)
 
+    benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
+    kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
+    data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
+    _add_config(data)
+    data.add_argument("--num-images", type=_positive, default=2048, help="in each round (default: 2048)")
+    data.add_argument("--num-rounds", type=_positive, default=5, help="the median counts (default: 5)")
+    data.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+    data.set_defaults(command=_benchmark_data)
+
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -98,6 +107,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="as in train.num_epochs=10",
     )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"received {text}, expected 1 or more")
+    return number
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -163,6 +179,18 @@ def _report(options: argparse.Namespace) -> int:
     from resrep_dist.report import print_report, read_report
 
     print_report(console, read_report(options.workdir), options.workdir)
+    return 0
+
+
+def _benchmark_data(options: argparse.Namespace) -> int:
+    config = _load_config(options)
+    console = _start_terminal()
+    from resrep_dist import benchmark
+
+    result = benchmark.benchmark_data(config, options.num_images, options.num_rounds)
+    path = benchmark.write_benchmark(options.output, "data", result)
+    benchmark.print_data_benchmark(console, result)
+    console.print(f"File: {path}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Resizing is bilinear with antialiasing, as the pipelines do it with which the published weights were trained.
 Grayscale and CMYK become RGB; what a file is, its first bytes say, not its name. A truncated JPEG is refused,
-not recovered: the grey that would fill it is not what the label says.
+not recovered: the grey that would fill it is not what the label says. A window that ends before the damage is
+whole, and is used.
 """
 
 import abc
@@ -37,6 +38,14 @@ class EncodedSource(ImageSource):
     def read(self, *fetched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One sample: its bytes, string [], and its label, int64 []."""
 
+    @abc.abstractmethod
+    def bare_samples(self, first: int) -> tf.data.Dataset:
+        """The samples as they lie on disk from the given one on, for a benchmark: TensorFlow's own reading."""
+
+    @abc.abstractmethod
+    def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
+        """The bytes of the image of one of the bare samples."""
+
     def load(self, places: tf.data.Dataset, batch_size: int, augmentation: str, seed: int) -> tf.data.Dataset:
         def fetch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[Any, tf.Tensor]:
             return self.fetch(indices), positions
@@ -44,7 +53,8 @@ class EncodedSource(ImageSource):
         def sample(fetched: tuple[tf.Tensor, ...], position: tf.Tensor) -> tuple[tf.Tensor, ...]:
             encoded, label = self.read(*fetched)
             if augmentation == "resized_crop_flip":
-                image = random_resized_crop(encoded, self._image_size, position, seed)
+                crop = random_resized_crop(encoded, self._image_size, position, seed)
+                image = tf.cond(is_mirrored(position, seed), lambda: tf.reverse(crop, [1]), lambda: crop)
             else:
                 image = centre_crop(encoded, self._image_size, self._crop_fraction)
             return normalise(image, IMAGENET_MEAN, IMAGENET_STD), label, position
@@ -58,7 +68,7 @@ class EncodedSource(ImageSource):
 
 
 def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor, seed: int) -> tf.Tensor:
-    """Take a random window of 0.08 to 1 of the area and sides 3:4 to 4:3, resize it, mirror it half the time.
+    """Take a random window of 0.08 to 1 of the area and sides 3:4 to 4:3, and resize it.
 
     Only the window is decoded. An image so long that no window fits is taken whole.
 
@@ -75,8 +85,7 @@ def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor
         top, left, height, width = tf.unstack(_random_window(tf.shape(image), position, seed))
         return image[top : top + height, left : left + width]
 
-    image = resize(tf.cond(tf.io.is_jpeg(encoded), decode_window, cut_window), [image_size, image_size])
-    return tf.cond(is_mirrored(position, seed), lambda: tf.reverse(image, [1]), lambda: image)
+    return resize(tf.cond(tf.io.is_jpeg(encoded), decode_window, cut_window), [image_size, image_size])
 
 
 def centre_crop(encoded: tf.Tensor, image_size: int, crop_fraction: float) -> tf.Tensor:

@@ -62,6 +62,12 @@ class ImageFolder(EncodedSource):
         path, label = fetched
         return tf.io.read_file(path), label
 
+    def bare_samples(self, first: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices([self.describe(index) for index in range(first, len(self))])
+
+    def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
+        return tf.io.read_file(sample)
+
 
 def image_folders(folder: Path, image_size: int, crop_fraction: float) -> tuple[ImageFolder, ImageFolder]:
     """Training and validation set of a folder with `train` and `val`."""

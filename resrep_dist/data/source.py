@@ -148,5 +148,9 @@ class NamedErrors:
 
 def _reason(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of its nodes, on one line."""
-    text = re.sub(r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]", " ", error.message, flags=re.DOTALL)
+    noise = (
+        r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]|\bName: $|"
+        r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "
+    )
+    text = re.sub(noise, " ", error.message, flags=re.DOTALL)
     return " ".join(text.split())[:200] or type(error).__name__

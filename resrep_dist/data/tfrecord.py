@@ -49,6 +49,13 @@ class RecordSource(EncodedSource):
         with tf.control_dependencies([tf.debugging.Assert(is_known, [message, label])]):
             return tf.identity(encoded), label
 
+    def bare_samples(self, first: int) -> tf.data.Dataset:
+        file = int(self._index.files[first])
+        return tf.data.TFRecordDataset([str(path) for path in self._index.paths[file:]])
+
+    def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
+        return self._parse(sample)[0]
+
 
 def imagenet_records(
     folder: Path, num_classes: int, image_size: int, crop_fraction: float, index_folder: Path | None

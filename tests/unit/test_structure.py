@@ -20,7 +20,7 @@ ORDER = [
     "layer_replacement", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state", "step",
     "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "pruner",
     "monitor", "trainer",
-    "report", "run", "inspection", "doctor", "cli",
+    "report", "run", "inspection", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,145 @@
+"""Measurements, always side by side in one process; each is a section of `benchmark.json`, units in the keys."""
+
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.config import Config
+from resrep_dist.data import load_sources
+from resrep_dist.data.encoded import EncodedSource, centre_crop, random_resized_crop
+from resrep_dist.data.order import training_batches
+from resrep_dist.data.source import ImageSource
+from resrep_dist.errors import UserError
+
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+_log = logging.getLogger(__name__)
+_NUM_WARM_BATCHES = 4
+
+
+def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str, Any]:
+    """Speed of the training pipeline and, in turn with it, of a bare decode loop of the same files.
+
+    The bare loop reads the files as they lie and decodes, crops and resizes them in the same way; it knows no
+    order of samples, no labels, no mirror images, no mean. (For images in memory it is the source itself,
+    in stored order, not augmented.) A core's speed is images per second of processor time, so other programs
+    on the machine disturb it little.
+    """
+    source, _ = load_sources(config)
+    batch_size = config.data.global_batch_size
+    num_batches = max(1, num_images // batch_size)
+    rounds: dict[str, list[dict[str, float]]] = {"pipeline": [], "bare_decode_loop": []}
+    # The first round warms the files' cache and TensorFlow, and is dropped.
+    for number in range(num_rounds + 1):
+        for name, figures in rounds.items():
+            # Other images in every round, so that rare large ones do not decide.
+            batches = (_pipeline if name == "pipeline" else _bare_decode_loop)(source, config, number * num_batches)
+            figures.append(_measure(batches, num_batches, batch_size))
+        _log.info("Round %d of %d done.", number, num_rounds)
+    pairs = list(zip(rounds["pipeline"][1:], rounds["bare_decode_loop"][1:], strict=True))
+    ratios = [ours["images_per_second_and_core"] / bare["images_per_second_and_core"] for ours, bare in pairs]
+    return {
+        "source": config.data.source,
+        "augmentation": config.data.augmentation,
+        "image_size_pixels": config.model.image_size,
+        "batch_size_images": batch_size,
+        "images_per_round": num_batches * batch_size,
+        "ratio_per_core": statistics.median(ratios),
+        "ratio_per_core_of_rounds": ratios,
+        **{
+            name: {key: statistics.median(figure[key] for figure in figures[1:]) for key in figures[0]}
+            for name, figures in rounds.items()
+        },
+        "num_cores": len(os.sched_getaffinity(0)),
+        "machine": platform.processor() or platform.machine(),
+        "tensorflow": tf.__version__,
+    }
+
+
+def print_data_benchmark(console: Console, result: dict[str, Any]) -> None:
+    """The two loops one below the other, and their ratio."""
+    table = Table(title=f"{result['source']}, {result['augmentation']}, {result['image_size_pixels']} px")
+    for heading in ("loop", "images/s and core", "images/s"):
+        table.add_column(heading, justify="left" if heading == "loop" else "right")
+    for name in ("bare_decode_loop", "pipeline"):
+        figures = result[name]
+        table.add_row(
+            name.replace("_", " "),
+            f"{figures['images_per_second_and_core']:.0f}",
+            f"{figures['images_per_second']:.0f}",
+        )
+    console.print(table)
+    ratios = result["ratio_per_core_of_rounds"]
+    console.print(
+        f"The pipeline reaches {100 * result['ratio_per_core']:.1f} % of the bare loop per core "
+        f"(median of {len(ratios)} rounds, {100 * min(ratios):.1f} to {100 * max(ratios):.1f} %), "
+        f"{result['num_cores']} cores."
+    )
+
+
+def write_benchmark(folder: Path, section: str, result: dict[str, Any]) -> Path:
+    """Put a result into its section of `benchmark.json`; the other sections stay.
+
+    Raises:
+        UserError: when the file cannot be read or written.
+    """
+    path = folder / "benchmark.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document | {section: result}, indent=1), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {path}: cannot be read or written ({error}); use another folder") from None
+    return path
+
+
+def _pipeline(source: ImageSource, config: Config, first_step: int) -> Iterable[Any]:
+    return training_batches(
+        source,
+        global_batch_size=config.data.global_batch_size,
+        augmentation=config.data.augmentation,
+        seed=config.seed,
+        rank=0,
+        num_ranks=1,
+        first_step=first_step,
+    )
+
+
+def _bare_decode_loop(source: ImageSource, config: Config, first_step: int) -> Iterable[Any]:
+    batch_size, image_size = config.data.global_batch_size, config.model.image_size
+    if not isinstance(source, EncodedSource):
+        indices = tf.data.Dataset.range(len(source)).repeat().batch(batch_size)
+        return source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0).prefetch(2)
+
+    def decode(position: tf.Tensor, sample: tf.Tensor) -> tf.Tensor:
+        encoded = source.read_bare(sample)
+        if config.data.augmentation == "resized_crop_flip":
+            return random_resized_crop(encoded, image_size, position, config.seed)
+        return centre_crop(encoded, image_size, config.data.crop_fraction)
+
+    samples = source.bare_samples(first_step * batch_size % len(source)).repeat().enumerate()
+    parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    return samples.map(decode, **parallel).batch(batch_size, **parallel).prefetch(2)
+
+
+def _measure(batches: Iterable[Any], num_batches: int, batch_size: int) -> dict[str, float]:
+    iterator = iter(batches)
+    for _ in range(_NUM_WARM_BATCHES):
+        next(iterator)
+    start, start_processor = time.perf_counter(), time.process_time()
+    for _ in range(num_batches):
+        next(iterator)
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - start_processor
+    num_images = num_batches * batch_size
+    return {
+        "images_per_second_and_core": num_images / processor_seconds,
+        "images_per_second": num_images / seconds,
+    }
