@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resrep {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train, prune and merge; the same --workdir means resume")
+    train = commands.add_parser("train", help="train, prune and merge, or train alone; the same --workdir means resume")
     _add_config(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     train.set_defaults(command=_train)
@@ -129,7 +129,8 @@ def _train(options: argparse.Namespace) -> int:
         print_report(console, report, options.workdir)
     elif cluster.is_root:
         # Launchers put the rank before every line, which would tear a table apart.
-        console.print(f"Done: {options.workdir}/slim. `resrep report {options.workdir}` prints the table.")
+        folder = options.workdir / ("slim" if config.prune else "final")
+        console.print(f"Done: {folder}. `resrep report {options.workdir}` prints the table.")
     cluster.shutdown()
     return 0
 

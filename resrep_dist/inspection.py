@@ -2,7 +2,7 @@
 
 from resrep_dist.config import Config
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import trace
+from resrep_dist.graph import Graph, trace
 from resrep_dist.models import build_model
 
 from rich.console import Console
@@ -16,10 +16,24 @@ def print_inspection(console: Console, config: Config) -> None:
         ModelError: for a model with nothing to prune.
     """
     model = build_model(config.model)
+    if config.prune is None:
+        console.print(f"{model.name}: trained without pruning, since there is no section `prune`")
+        return
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
     if not graph.groups:
         raise ModelError(f"model {model.name}: no convolution can be pruned")
-    table = Table(title=f"{model.name}: prunable convolutions")
+    _print_layers(console, model.name, graph)
+    total = graph.macs.total(graph.widths)
+    floor = graph.macs.total([min(config.prune.min_channels, width) for width in graph.widths])
+    console.print(
+        f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
+        f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
+        f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
+    )
+
+
+def _print_layers(console: Console, name: str, graph: Graph) -> None:
+    table = Table(title=f"{name}: prunable convolutions")
     for heading in ("convolution", "channels", "multiply-adds per channel", "consumed by"):
         table.add_column(heading, justify="left" if heading in ("convolution", "consumed by") else "right")
     costs = graph.macs.per_channel(graph.widths)
@@ -30,15 +44,8 @@ def print_inspection(console: Console, config: Config) -> None:
     refused = Table(title="left as they are")
     refused.add_column("convolution")
     refused.add_column("because")
-    for name, reason in graph.refused.items():
-        refused.add_row(name, reason)
+    for refused_name, reason in graph.refused.items():
+        refused.add_row(refused_name, reason)
     console.print(refused)
     if graph.uncounted:
         console.print(f"Not counted, since their multiply-adds are not known: {', '.join(graph.uncounted)}")
-    total = graph.macs.total(graph.widths)
-    floor = graph.macs.total([min(config.prune.min_channels, width) for width in graph.widths])
-    console.print(
-        f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
-        f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
-        f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
-    )

@@ -5,9 +5,9 @@ import logging
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import is_dead
 from resrep_dist.config import PruneConfig
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph
-from resrep_dist.resrep import group_norms, row_norms, select_masks
+from resrep_dist.resrep import group_norms, last_step_to_die, row_norms, select_masks
 
 import numpy as np
 from tensorflow import keras
@@ -16,7 +16,12 @@ _log = logging.getLogger(__name__)
 
 
 class Pruner:
-    """Chooses the masks of a model with compactors; `num_chosen` is its only state outside the model."""
+    """Chooses the masks of a model with compactors; `num_chosen` is its only state outside the model.
+
+    Args:
+        first_step: no mask is chosen before.
+        rates: the learning rate of every step of the phase; from them follows the step at which masks last change.
+    """
 
     def __init__(
         self,
@@ -26,14 +31,14 @@ class Pruner:
         cluster: Cluster,
         *,
         first_step: int,
-        last_step: int,
+        rates: np.ndarray,
     ) -> None:
         if not graph.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
             raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
         self.graph, self._config, self._cluster = graph, config, cluster
         self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups]
-        self._first_step, self._last_step = first_step, last_step
+        self._first_step, self._last_step = first_step, _last_mask_step(config, first_step, rates)
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
         self._warn_of_unreachable_target()
@@ -96,3 +101,25 @@ class Pruner:
                 self._config.min_channels,
                 100 * fraction,
             )
+
+
+def _last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
+    """The last step at which masks may change, so that the rows that are masked there still die in time."""
+    in_time = last_step_to_die(rates, lasso_strength=config.lasso_strength, momentum=config.compactor_momentum)
+    if config.mask_stop_fraction is None and in_time > first_step:
+        return in_time
+    last_step = int(len(rates) * (config.mask_stop_fraction or 0.5))
+    if last_step < first_step:
+        raise ConfigError(
+            f"prune.mask_start_epochs: received {config.mask_start_epochs:g}, step {first_step}; masks must stop at "
+            f"step {last_step} for the last rows to die, so none would ever be chosen; start them earlier"
+        )
+    if last_step > in_time:
+        _log.warning(
+            "The penalty is too weak for the length of the phase: a row of norm 1 that is masked at step %d, where "
+            "masks last change, may be alive at the end, step %d. Raise prune.lasso_strength or train.learning_rate, "
+            "or lower prune.mask_stop_fraction.",
+            last_step,
+            len(rates),
+        )
+    return last_step

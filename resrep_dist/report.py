@@ -43,6 +43,8 @@ def read_report(workdir: Path) -> dict[str, Any]:
         UserError: when there is none.
     """
     path = workdir / "slim" / "report.json"
+    if (workdir / "final" / "report.json").exists():
+        path = workdir / "final" / "report.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -51,21 +53,33 @@ def read_report(workdir: Path) -> dict[str, Any]:
 
 def print_report(console: Console, report: dict[str, Any], workdir: Path) -> None:
     """The table at the end of a run."""
-    table = Table(title=f"{report['model']}, target {100 * report['target_macs_fraction']:.1f} % multiply-adds")
+    is_pruned = "slim" in report
+    goal = (
+        f"target {100 * report['target_macs_fraction']:.1f} % multiply-adds" if is_pruned else "trained without pruning"
+    )
+    table = Table(title=f"{report['model']}, {goal}")
     for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    base = report["base"]
-    for name in ("base", "trained", "slim"):
+    names = ("base", "trained", "slim") if is_pruned else ("final",)
+    base = report[names[0]]
+    for name in names:
         row = report[name]
         table.add_row(
             name,
             f"{row['top1']:.2f} %",
-            f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)",
+            f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)" if row["macs"] else "not known",
             f"{row['parameters']:,}",
             f"{row['latency_ms']:.2f} ms",
             f"{row['file_bytes'] / 1e6:.2f} MB",
         )
     console.print(table)
+    if is_pruned:
+        _print_certificate(console, report)
+    folder = workdir / names[-1]
+    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
+
+
+def _print_certificate(console: Console, report: dict[str, Any]) -> None:
     certificate = report["certificate"]
     console.print(
         f"Largest difference of trained and slim logits: {certificate['max_abs_difference']:.2g}, "
@@ -74,11 +88,10 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     )
     if report["target_missed"]:
         console.print(
-            f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / base['macs']:.1f} % of the multiply-adds "
-            f"are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
+            f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / report['base']['macs']:.1f} % of the "
+            f"multiply-adds are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
             f"{report['num_masked_alive']} masked channels are still alive."
         )
-    console.print(f"Files: {workdir}/slim/model.h5 (plain Keras), {workdir}/slim/report.json, {workdir}/tensorboard")
 
 
 def _inference(model: keras.Model) -> Any:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
-from resrep_dist.errors import CheckpointError, ConfigError
+from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, copy_weights, trace
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
@@ -35,14 +36,18 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     model = build_model(config.model)
-    graph = trace(model, config.prune.exclude, config.prune.residual_groups)
+    graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
     cluster.from_root(lambda: open_workdir(config, workdir))
     train_data, validation_data = load_sources(config)
     data = {"train_data": train_data, "validation_data": validation_data}
-    _obtain_base(model, config, workdir, cluster, console, data)
+    weights = config.model.weights
+    if graph:
+        _obtain_base(model, config, workdir, cluster, console, data)
+    elif weights is not None:
+        cluster.from_root(lambda: load_weights(model, Path(weights)))
     trainer = Trainer(model, graph, config, **data, cluster=cluster, workdir=workdir, console=console)
     trainer.run()
-    return cluster.from_root(lambda: merge_run(workdir))
+    return cluster.from_root(lambda: merge_run(workdir) if graph else save_final(workdir))
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -75,6 +80,8 @@ def merge_run(workdir: Path) -> dict[str, Any]:
         CertificateError: when the slim model's outputs differ; nothing is written then.
     """
     config = load_config(workdir / "config.yaml")
+    if config.prune is None:
+        raise ConfigError(f"{workdir}: a run without the section `prune` has nothing to merge; see {workdir}/final")
     base = build_model(config.model)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
@@ -83,9 +90,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
-    partial = workdir / "slim.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _empty_folder(workdir / "slim.partial")
     save_model(slim, partial / "model.h5")
     save_model(trained, partial / "trained.h5")
     # What is certified is the file.
@@ -98,7 +103,13 @@ def merge_run(workdir: Path) -> dict[str, Any]:
         "trained": partial / "trained.h5",
         "slim": partial / "model.h5",
     }
-    report = _measure(models, files, graph, validation_data, config)
+    slim_graph = trace(slim)
+    macs = {
+        "base": graph.macs.total(graph.widths),
+        "trained": graph.macs.total(graph.widths) + _compactor_macs(trained, graph),
+        "slim": slim_graph.macs.total(slim_graph.widths),
+    }
+    report = _measure(models, files, macs, validation_data, config)
     dead = dead_channels(trained, graph, dead_row_norm)
     masks = [trained.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
     num_masked = sum(int((mask == 0).sum()) for mask in masks)
@@ -109,9 +120,27 @@ def merge_run(workdir: Path) -> dict[str, Any]:
         "num_masked_alive": num_masked - sum(map(len, dead.values())),
         "certificate": vars(certificate),
     }
-    (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    shutil.rmtree(workdir / "slim", ignore_errors=True)
-    os.replace(partial, workdir / "slim")
+    _publish(report, partial, workdir / "slim")
+    return report
+
+
+def save_final(workdir: Path) -> dict[str, Any]:
+    """Write the model of a run without pruning to `final/`, measure, write the report; on one process."""
+    config = load_config(workdir / "config.yaml")
+    model = build_model(config.model)
+    _restore_newest(workdir, model)
+    _, validation_data = load_sources(config)
+    partial = _empty_folder(workdir / "final.partial")
+    save_model(model, partial / "model.h5")
+    try:
+        graph = trace(model)
+        macs = graph.macs.total(graph.widths)
+    except ModelError:
+        # What cannot be traced cannot be pruned, but it can be trained.
+        macs = None
+    report = _measure({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
+    report["model"] = config.model.name
+    _publish(report, partial, workdir / "final")
     return report
 
 
@@ -141,25 +170,40 @@ def _obtain_base(
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
     trained = insert_compactors(base, graph)
-    checkpoints = CheckpointFolder(workdir / "checkpoints")
-    if checkpoints.restore_newest(model_variables(trained), is_whole=False) is None:
-        raise CheckpointError(f"{workdir}: no checkpoint to merge; `resrep train` writes them")
+    _restore_newest(workdir, trained)
     return trained
 
 
+def _restore_newest(workdir: Path, model: keras.Model) -> None:
+    checkpoints = CheckpointFolder(workdir / "checkpoints")
+    if checkpoints.restore_newest(model_variables(model), is_whole=False) is None:
+        raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
+
+
+def _empty_folder(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _publish(report: dict[str, Any], partial: Path, target: Path) -> None:
+    (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+
+
 def _measure(
-    models: dict[str, keras.Model], files: dict[str, Path], graph: Graph, validation_data: Any, config: Config
+    models: dict[str, keras.Model],
+    files: dict[str, Path],
+    macs: Mapping[str, int | None],
+    validation_data: Any,
+    config: Config,
 ) -> dict[str, Any]:
     latencies = measure_latencies(models, validation_data.first_images(1)[0])
-    slim_graph = trace(models["slim"])
-    macs = {
-        "base": graph.macs.total(graph.widths),
-        "trained": graph.macs.total(graph.widths) + _compactor_macs(models["trained"], graph),
-        "slim": slim_graph.macs.total(slim_graph.widths),
-    }
+    batch_size = config.data.evaluation_batch_size
     return {
         name: {
-            **Evaluator(model, config.training.metrics).evaluate(validation_data, config.data.evaluation_batch_size),
+            **Evaluator(model, config.training.metrics).evaluate(validation_data, batch_size),
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],

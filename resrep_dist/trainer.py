@@ -8,7 +8,7 @@ from typing import Any
 from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of, insert_compactors
-from resrep_dist.config import Config, PhaseConfig
+from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
@@ -18,7 +18,6 @@ from resrep_dist.layer_replacement import with_precision
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer
 from resrep_dist.pruner import Pruner
-from resrep_dist.resrep import last_step_to_die
 from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
@@ -41,7 +40,8 @@ class Trainer:
         model: a functional Keras model. What is trained is `trainer.model`: a copy with compactors in it, in the
             precision that the configuration asks for; the model itself where it is already like that.
         graph: what `trace(model)` found; without one this is plain training.
-        config: the run's configuration; without a graph its section `base` is the phase, else `train`.
+        config: the run's configuration. The phase is `train`, or, without a graph where there is a section `prune`,
+            `base`.
         cluster: the ranks; by default those that the launcher started.
         workdir: where checkpoints and curves go; without one nothing is written.
     """
@@ -65,7 +65,7 @@ class Trainer:
         self._phase = _phase_of(config, graph)
         self._steps_per_epoch = len(train_data) / config.data.global_batch_size
         self.num_steps = self._to_steps(self._phase.num_epochs)
-        self._max_steps = self.num_steps + (self._to_steps(config.prune.max_extension_epochs) if graph else 0)
+        self._max_steps = self.num_steps + (self._to_steps(self._prune.max_extension_epochs) if graph else 0)
         self.model = _for_training(insert_compactors(model, graph) if graph else model, config, self.cluster)
         self._schedule = phase_schedule(
             self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
@@ -82,7 +82,7 @@ class Trainer:
         self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
         is_seen = self.cluster.is_root and workdir is not None
         self._monitor = Monitor(
-            "prune" if graph else "base",
+            "prune" if graph else "base" if config.prune else "train",
             workdir / "tensorboard" if is_seen and workdir else None,
             console if is_seen else None,
             self.num_steps,
@@ -144,13 +144,19 @@ class Trainer:
             return False
         if self.step >= self._max_steps or self.pruner is None:
             return True
-        is_looked_at = (self.step - self.num_steps) % self.config.prune.mask_interval_steps == 0
+        is_looked_at = (self.step - self.num_steps) % self._prune.mask_interval_steps == 0
         return is_looked_at and self.pruner.num_masked_alive() == 0
 
     def agree(self) -> None:
         """Compare the state in force over the ranks; a collective that raises a DisagreementError on all."""
         if self.cluster.size > 1:
             self.cluster.agree(self._digest.names, self._digest())
+
+    @property
+    def _prune(self) -> PruneConfig:
+        if self.config.prune is None:
+            raise ConfigError("prune: missing; expected with a graph, since the section says what to prune")
+        return self.config.prune
 
     def _to_steps(self, num_epochs: float) -> int:
         return max(1, round(num_epochs * self._steps_per_epoch))
@@ -160,47 +166,23 @@ class Trainer:
         return Pruner(
             self.model,
             self.graph,
-            self.config.prune,
+            self._prune,
             self.cluster,
-            first_step=self._to_steps(self.config.prune.mask_start_epochs),
-            last_step=self._last_mask_step(),
+            first_step=self._to_steps(self._prune.mask_start_epochs),
+            rates=self._schedule(tf.range(self.num_steps)).numpy(),
         )
-
-    def _last_mask_step(self) -> int:
-        prune = self.config.prune
-        in_time = last_step_to_die(
-            self._schedule(tf.range(self.num_steps)).numpy(),
-            lasso_strength=prune.lasso_strength,
-            momentum=prune.compactor_momentum,
-        )
-        first_step = self._to_steps(prune.mask_start_epochs)
-        if prune.mask_stop_fraction is None and in_time > first_step:
-            return in_time
-        last_step = int(self.num_steps * (prune.mask_stop_fraction or 0.5))
-        if last_step < first_step:
-            raise ConfigError(
-                f"prune.mask_start_epochs: received {prune.mask_start_epochs:g}, step {first_step}; masks must stop "
-                f"at step {last_step} for the last rows to die, so none would ever be chosen; start them earlier"
-            )
-        if last_step > in_time:
-            _log.warning(
-                "The penalty is too weak for the length of the phase: a row of norm 1 that is masked at step %d, "
-                "where masks last change, may be alive at the end, step %d. Raise prune.lasso_strength or "
-                "train.learning_rate, or lower prune.mask_stop_fraction.",
-                last_step,
-                self.num_steps,
-            )
-        return last_step
 
     def _make_optimizer(self) -> ResRepOptimizer:
+        options: dict[str, Any] = {}
+        if self.graph:
+            options = {
+                "compactors": compactors_of(self.model, self.graph),
+                "lasso_strength": self._prune.lasso_strength,
+                "compactor_momentum": self._prune.compactor_momentum,
+                "rule": self._prune.rule,
+            }
         optimizer = ResRepOptimizer(
-            self._schedule,
-            compactors_of(self.model, self.graph) if self.graph else (),
-            momentum=self._phase.momentum,
-            decay=self._phase.weight_decay,
-            lasso_strength=self.config.prune.lasso_strength,
-            compactor_momentum=self.config.prune.compactor_momentum,
-            rule=self.config.prune.rule,
+            self._schedule, momentum=self._phase.momentum, decay=self._phase.weight_decay, **options
         )
         optimizer.build(self.model.trainable_variables)
         return optimizer
@@ -284,7 +266,7 @@ class Trainer:
 
 
 def _phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
-    phase = config.train if graph else config.base
+    phase = config.train if graph or config.prune is None else config.base
     if phase is None:
         raise ConfigError("base: missing; training without a graph needs the section `base`")
     return phase

@@ -211,8 +211,9 @@ class Config:
     model: ModelConfig
     data: DataConfig
     train: PhaseConfig
-    """The pruning phase."""
-    prune: PruneConfig
+    """The pruning phase; without `prune`, plain training."""
+    prune: PruneConfig | None = None
+    """What to prune, and how; without it the model is trained as it is, a slim one for example."""
     base: PhaseConfig | None = None
     """Plain training before pruning, unless `model.weights` names a file."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
@@ -223,12 +224,7 @@ class Config:
     """Weights, sample order and augmentation follow from it."""
 
     def __post_init__(self) -> None:
-        if (self.base is None) == (self.model.weights is None):
-            state = "both are" if self.base else "neither is"
-            raise ValueError(
-                f"model.weights, base: {state} given; expected one of them: "
-                "`model.weights` names a trained model, `base` says how to train one"
-            )
+        _check_start(self)
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)
@@ -237,12 +233,8 @@ class Config:
                 "training.sync_batch_norm: received true together with training.xla, expected one of them: "
                 "XLA cannot compile the collectives inside the forward pass"
             )
-        last_mask_epochs = (self.prune.mask_stop_fraction or 1.0) * self.train.num_epochs
-        if self.prune.mask_start_epochs >= last_mask_epochs:
-            raise ValueError(
-                f"prune.mask_start_epochs: received {self.prune.mask_start_epochs:g}, expected less than "
-                f"the {last_mask_epochs:g} epochs in which masks may change, or no mask is ever chosen"
-            )
+        if self.prune is not None:
+            _check_mask_times(self.prune, self.train)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, defaults filled in."""
@@ -278,4 +270,27 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
             f"{name}.milestone_epochs: received {', '.join(f'{epochs:g}' for epochs in milestones)}, expected rising "
             f"numbers between {name}.warmup_epochs ({phase.warmup_epochs:g}) and {name}.num_epochs "
             f"({phase.num_epochs:g})"
+        )
+
+
+def _check_start(config: Config) -> None:
+    if config.prune is None:
+        if config.base is not None:
+            raise ValueError(
+                "base: given without the section `prune`, which it prepares for; `train` alone is expected"
+            )
+    elif (config.base is None) == (config.model.weights is None):
+        state = "both are" if config.base else "neither is"
+        raise ValueError(
+            f"model.weights, base: {state} given; expected one of them: "
+            "`model.weights` names a trained model, `base` says how to train one"
+        )
+
+
+def _check_mask_times(prune: PruneConfig, train: PhaseConfig) -> None:
+    last_mask_epochs = (prune.mask_stop_fraction or 1.0) * train.num_epochs
+    if prune.mask_start_epochs >= last_mask_epochs:
+        raise ValueError(
+            f"prune.mask_start_epochs: received {prune.mask_start_epochs:g}, expected less than "
+            f"the {last_mask_epochs:g} epochs in which masks may change, or no mask is ever chosen"
         )

@@ -2,12 +2,14 @@
 
 from resrep_dist.compactor import is_dead
 from resrep_dist.graph import Graph
+from resrep_dist.layer_replacement import with_precision
 from resrep_dist.merging.certificate import Certificate as Certificate
 from resrep_dist.merging.certificate import certify as certify
 from resrep_dist.merging.certificate import check_certificate as check_certificate
 from resrep_dist.merging.folding import fold_arrays as fold_arrays
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
+from resrep_dist.sync_batch_norm import with_plain_batch_norm
 
 import numpy as np
 from tensorflow import keras
@@ -24,7 +26,7 @@ def merge(
     """Fold conv + batch norm + compactor (section 3.2), delete dead channels, compare the outputs.
 
     Args:
-        model: with the graph's compactors in it.
+        model: with the graph's compactors in it; whatever it was trained in, it is merged and compared in float32.
         images: what the models are compared on, [N, height, width, channels].
         tolerance: largest difference of the logits that is accepted, relative to the largest logit.
         dead_row_norm: rows of at most this norm are deleted.
@@ -32,6 +34,7 @@ def merge(
     Raises:
         CertificateError: when the slim model differs by more.
     """
+    model = with_precision(with_plain_batch_norm(model), "float32")
     dead = dead_channels(model, graph, dead_row_norm)
     masks = [np.isin(np.arange(group.width), dead[group.name]) for group in graph.groups]
     slim = delete_channels(fold_model(model, graph, masks), graph, masks)
