@@ -67,13 +67,13 @@ def _builder(name: str, data_dir: Path) -> Any:
 
 
 def _parser(features: Any) -> Parse:
-    from tensorflow_datasets.decode import SkipDecoding
+    import tensorflow_datasets as tfds
 
     # Only what is needed is parsed, and the image stays encoded: the crop decides what is decoded.
     wanted = type(features)({"image": features["image"], "label": features["label"]})
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = wanted.deserialize_example(record, decoders={"image": SkipDecoding()})
+        example = wanted.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
         return example["image"], tf.cast(example["label"], tf.int64)
 
     return parse
