@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.order import training_batches
+from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
 from resrep_dist.evaluation import Evaluator
@@ -76,9 +78,10 @@ class Trainer:
         self._evaluator = Evaluator(self.model, config.training.metrics)
         self.state = state_variables(self.model, self.optimizer) | self._step.variables
         self._digest = Digest(self.state)
+        self._workdir = workdir
         self.step, self._num_failed_checkpoints = 0, 0
         self.validation_top1: float | None = None
-        self._batches: Any = None
+        self._batches: Iterator[Any] = iter(())
         self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
         is_seen = self.cluster.is_root and workdir is not None
         self._monitor = Monitor(
@@ -105,18 +108,7 @@ class Trainer:
         if self.pruner:
             self.pruner.num_chosen = position["num_chosen"]
         self.cluster.broadcast(list(self.state.values()))
-        self._batches = iter(
-            training_batches(
-                self._train_data,
-                global_batch_size=self.config.data.global_batch_size,
-                augmentation=self.config.data.augmentation,
-                # The phases see different orders.
-                seed=2 * self.config.seed + (self.graph is not None),
-                rank=self.cluster.rank,
-                num_ranks=self.cluster.size,
-                first_step=self.step,
-            )
-        )
+        self._batches = self._make_batches()
         if self.step:
             _log.info("Resumed at step %d.", self.step)
         self._monitor.start(self.step, self.config.to_yaml())
@@ -160,6 +152,23 @@ class Trainer:
 
     def _to_steps(self, num_epochs: float) -> int:
         return max(1, round(num_epochs * self._steps_per_epoch))
+
+    def _make_batches(self) -> Iterator[Any]:
+        rank, size = self.cluster.rank, self.cluster.size
+        batches = training_batches(
+            self._train_data,
+            global_batch_size=self.config.data.global_batch_size,
+            augmentation=self.config.data.augmentation,
+            # The phases see different orders.
+            seed=2 * self.config.seed + (self.graph is not None),
+            rank=rank,
+            num_ranks=size,
+            first_step=self.step,
+        )
+        if self.config.logging.record_samples and self._workdir:
+            path = self._workdir / "samples" / f"from-step-{self.step:08d}-rank-{rank}-of-{size}.csv"
+            return recorded(batches, path, self.step)
+        return iter(batches)
 
     def _make_pruner(self) -> Pruner:
         assert self.graph is not None

@@ -196,6 +196,8 @@ class LoggingConfig:
     """Steps from one line in the log and one point in TensorBoard to the next."""
     evaluation_epochs: PositiveFloat = 1.0
     """Epochs from one evaluation to the next."""
+    record_samples: bool = False
+    """Every rank writes which samples it sees, by step, into `samples/` of the run's folder, which it must reach."""
 
 
 @dataclass(frozen=True, config=_STRICT)

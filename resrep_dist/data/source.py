@@ -120,7 +120,7 @@ class NamedErrors:
     def __init__(
         self, dataset: tf.data.Dataset, source: ImageSource, indices_of: Callable[[int], Sequence[int] | np.ndarray]
     ) -> None:
-        self._dataset, self._source, self._indices_of = dataset, source, indices_of
+        self._dataset, self._source, self.indices_of = dataset, source, indices_of
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._dataset)
@@ -130,7 +130,7 @@ class NamedErrors:
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise self._explain(self._indices_of(number), error) from None
+                raise self._explain(self.indices_of(number), error) from None
             yield batch
 
     def _explain(self, indices: Sequence[int] | np.ndarray, error: tf.errors.OpError) -> SampleError:
