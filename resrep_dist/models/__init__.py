@@ -6,14 +6,18 @@ from functools import partial
 
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError
+from resrep_dist.models.mobilenet import mobilenet_v1
 from resrep_dist.models.resnet_cifar import cifar_resnet
 from resrep_dist.models.resnet_imagenet import imagenet_resnet
+from resrep_dist.models.vgg import vgg16
 
 from tensorflow import keras
 
 _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 56, 110)},
     **{f"resnet{depth}": partial(imagenet_resnet, depth) for depth in (18, 34, 50, 101, 152)},
+    "mobilenet_v1": mobilenet_v1,
+    "vgg16": vgg16,
 }
 
 

@@ -22,6 +22,23 @@ def convolution(x: tf.Tensor, width: int, kernel_size: int, stride: int = 1, *, 
     return layer(x)
 
 
+def depthwise_convolution(x: tf.Tensor, kernel_size: int, stride: int = 1, *, name: str) -> tf.Tensor:
+    """A convolution of each channel alone, without bias, padded alike on all sides."""
+    padding = "same"
+    if stride > 1:
+        x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
+        padding = "valid"
+    layer = keras.layers.DepthwiseConv2D(
+        kernel_size,
+        stride,
+        padding,
+        use_bias=False,
+        depthwise_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"),
+        name=name,
+    )
+    return layer(x)
+
+
 def batch_norm(x: tf.Tensor, name: str) -> tf.Tensor:
     """Batch norm with PyTorch's constants: epsilon 1e-5, running average 0.9."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)

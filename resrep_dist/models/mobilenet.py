@@ -1,0 +1,22 @@
+"""MobileNet-v1 (Howard et al. 2017, table 1): depthwise 3x3 convolutions, each with a 1x1 convolution behind it."""
+
+from resrep_dist.models.building_blocks import batch_norm, convolution, depthwise_convolution, relu
+
+from tensorflow import keras
+
+# Output channels and stride of each pair.
+_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+
+
+def mobilenet_v1(image_size: int, num_classes: int) -> keras.Model:
+    """MobileNet-v1 at width 1 on square RGB images of `image_size` pixels."""
+    inputs = keras.Input([image_size, image_size, 3], name="images")
+    x = relu(batch_norm(convolution(inputs, 32, 3, 2, name="stem"), "stem_bn"), "stem_relu")
+    for number, (width, stride) in enumerate(_BLOCKS, start=1):
+        name = f"block{number}"
+        x = depthwise_convolution(x, 3, stride, name=f"{name}_depthwise")
+        x = relu(batch_norm(x, f"{name}_depthwise_bn"), f"{name}_depthwise_relu")
+        x = convolution(x, width, 1, name=f"{name}_pointwise")
+        x = relu(batch_norm(x, f"{name}_pointwise_bn"), f"{name}_pointwise_relu")
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, keras.layers.Dense(num_classes, name="logits")(x), name="mobilenet_v1")
