@@ -66,6 +66,20 @@ def test_multiply_adds_are_the_authors(golden, name):
         assert macs == pytest.approx(record["macs"], rel=1e-7)
 
 
+def test_resnet50_costs_what_is_published_at_full_width_and_at_the_end_of_the_released_run(golden):
+    _, graph = paper_model("resnet50")
+    full = graph.macs.total(graph.widths)
+    assert full == pytest.approx(4.089e9, rel=1e-4)
+    log = json.loads((golden / "resnet50_imagenet_log.json").read_text())
+    final = log["living_channels"][-1]["living_widths"]
+    assert graph.macs.total(final) / full == pytest.approx(0.455, abs=5e-4)
+    # Their log counts with the stride on the 1x1 convolution.
+    _, other = paper_model("resnet50_stride_on_1x1")
+    assert other.macs.total(final) / other.macs.total(other.widths) == pytest.approx(
+        log["living_channels"][-1]["logged_fraction"], abs=1e-4
+    )
+
+
 @pytest.mark.parametrize("index", range(5))
 def test_masks_are_the_authors_at_every_update(golden, index):
     record = json.loads((golden / "mask_selection.json").read_text())[index]
