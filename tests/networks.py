@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import Source
+from resrep_dist.graph import Graph
 
 import numpy as np
 from tensorflow import keras
@@ -33,6 +35,21 @@ def randomise(model: keras.Model, seed: int = 0) -> None:
             continue
         noise = random.normal(size=weight.shape)
         weight.assign(1.0 + 0.2 * np.tanh(noise) if "variance" in weight.name else weight.numpy() + 0.1 * noise)
+
+
+def with_dead_channels(model: keras.Model, graph: Graph, share: float = 0.5, seed: int = 0) -> keras.Model:
+    """The model with random compactors of which `share` of the channels are dead."""
+    random = np.random.default_rng(seed)
+    pruned = insert_compactors(model, graph)
+    for group in graph.groups:
+        mask = random.uniform(size=group.width) >= share
+        mask[random.integers(group.width)] = True
+        for layer in group.layers:
+            compactor = pruned.get_layer(layer.compactor)
+            noise = random.normal(0.0, 0.3 / np.sqrt(group.width), compactor.kernel.shape)
+            compactor.kernel.assign((compactor.kernel.numpy() + noise) * mask)
+            compactor.mask.assign(mask.astype(np.float32))
+    return pruned
 
 
 def random_source(num_samples: int = 320, image_size: int = 16, seed: int = 0) -> Source:

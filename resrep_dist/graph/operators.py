@@ -36,12 +36,12 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
     operator = symbol.split(".")[-1].removeprefix("r") if "__operators__" in symbol else symbol.split(".")[-1]
     arguments = [value for value in [*node.call_args, *node.call_kwargs.values()] if value is not None]
     tensors = [value for value in arguments if is_symbolic(value)]
-    numbers = [value for value in arguments if isinstance(value, int | float)]
+    numbers = [number for value in arguments if (number := _as_number(value)) is not None]
     if len(tensors) + len(numbers) != len(arguments):
         return None
     if len(tensors) == 1 and len(numbers) == 1 and operator in _WITH_NUMBER:
         is_first = is_symbolic(node.call_args[0])
-        return _WITH_NUMBER[operator](float(numbers[0])) if is_first or operator in _COMMUTES else None
+        return _WITH_NUMBER[operator](numbers[0]) if is_first or operator in _COMMUTES else None
     if len(tensors) == 2 and not numbers and operator in _OF_TWO and _have_same_rank(tensors):
         return _OF_TWO[operator]()
     if len(tensors) == 1 and not numbers and symbol in _OF_ONE:
@@ -52,6 +52,12 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
 def is_symbolic(value: Any) -> bool:
     """True for the tensors of a functional model."""
     return hasattr(value, "_keras_history")
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, also where TensorFlow has made a tensor of it (the 2 of `2 * x`)."""
+    is_scalar = isinstance(value, int | float) or (isinstance(value, tf.Tensor) and value.shape.rank == 0)
+    return float(value) if is_scalar and not is_symbolic(value) else None
 
 
 def _have_same_rank(tensors: list[tf.Tensor]) -> bool:

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 from resrep_dist.errors import ModelError
+from resrep_dist.models.keras3 import make_readable_by_keras3
 
 from tensorflow import keras
 
@@ -16,6 +17,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
         model.save(partial, include_optimizer=False, save_format="h5")
+    make_readable_by_keras3(partial)
     os.replace(partial, path)
 
 

@@ -1,7 +1,7 @@
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError, ModelError
-from resrep_dist.graph import trace
+from resrep_dist.graph import trace, with_input_size
 from resrep_dist.models import build_model
 from tests.networks import randomise, small_network
 
@@ -28,8 +28,9 @@ def test_internal_layers_of_a_residual_network_are_found_and_the_others_explaine
     assert [layer.name for layer in graph.layers] == [
         f"stage{stage}_block{block}_conv1" for stage in (1, 2, 3) for block in (1, 2, 3)
     ]
-    assert graph.layers[0].consumers == ("stage1_block1_conv2",)
-    assert graph.refused["stem"] == "its channels meet others in the Add stage1_block1_add"
+    assert graph.groups[0].consumers == ("stage1_block1_conv2",)
+    reason = "its channels meet others in the Add stage1_block1_add; prune.residual_groups prunes them together"
+    assert graph.refused["stem"] == reason
 
 
 @pytest.mark.parametrize(
@@ -40,25 +41,51 @@ def test_channels_pass_layers_that_keep_zero(layer):
     assert [found.name for found in trace(chain(layer)).layers] == ["a", "b"]
 
 
+@pytest.mark.parametrize("layer", [layers.Activation("sigmoid"), layers.BatchNormalization(), layers.Rescaling(2.0, 1)])
+def test_a_constant_passes_into_a_1x1_convolution_but_not_into_a_padded_one(layer):
+    assert [group.name for group in trace(chain(layers.ReLU(), layer)).groups] == ["a", "b"]
+    refused = trace(chain(layers.ReLU(), layer, layers.Conv2D(3, 3, padding="same", name="wide"))).refused
+    assert refused == {"a": "a dead channel would be a constant, which wide cannot hold in its bias"}
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.ZeroPadding2D(name="border"), layers.DepthwiseConv2D(3, 1, "same", name="border")]
+)
+def test_a_constant_that_a_layer_pads_with_zeros_is_refused_by_its_name(layer):
+    assert [group.name for group in trace(chain(layer)).groups] == ["a", "b"]
+    reason = trace(chain(layers.Activation("sigmoid"), layer)).refused["a"]
+    assert reason == "a dead channel would be a constant, and border pads it with zeros"
+
+
 @pytest.mark.parametrize(
     "layer, reason",
     [
-        (layers.Activation("sigmoid", name="s"), "the activation s does not map 0 to 0"),
-        (layers.Activation("softmax", name="s"), "the softmax s mixes its channels"),
-        (layers.DepthwiseConv2D(3, name="d"), "its channels reach d, a DepthwiseConv2D"),
+        (layers.Activation("softmax", name="s"), "the activation s mixes its channels"),
+        (layers.LayerNormalization(name="n"), "its channels reach n, a LayerNormalization"),
+        (layers.Conv2D(4, 3, groups=2, name="g"), "its channels reach g, a grouped convolution"),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2, name="d"), "its channels reach d, a DepthwiseConv2D"),
+        (
+            layers.MaxPooling2D(data_format="channels_first", name="p"),
+            "its channels reach p, a channels_first MaxPooling2D",
+        ),
     ],
 )
 def test_other_layers_are_refused_by_name(layer, reason):
     assert trace(chain(layer)).refused["a"] == reason
 
 
-def test_a_second_batch_norm_is_refused():
-    graph = trace(chain(layers.BatchNormalization(), layers.ReLU(), layers.BatchNormalization(name="late")))
-    assert "late" in graph.refused["a"]
+def test_a_convolution_for_channels_first_is_refused_with_the_mend():
+    inputs = keras.Input([3, 8, 8])
+    x = layers.Conv2D(4, 3, data_format="channels_first", name="a")(inputs)
+    graph = trace(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    assert graph.refused["a"] == "it is channels_first; build the model with channels_last"
+    assert graph.macs.total([]) == 6 * 6 * 9 * 3 * 4 + 6 * 6 * 4 * 2
 
 
-def test_a_built_in_activation_is_refused_with_the_mend():
-    assert "layer of its own" in trace(chain(activation="relu")).refused["a"]
+def test_a_frozen_convolution_stays_but_may_lose_inputs():
+    graph = trace(chain(layers.Conv2D(5, 3, trainable=False, name="frozen")))
+    assert graph.refused == {"frozen": "it is frozen"}
+    assert graph.groups[0].consumers == ("frozen",)
 
 
 def test_an_output_of_the_model_is_refused():
@@ -80,8 +107,13 @@ def test_subclassed_models_and_open_sizes_are_refused():
     with pytest.raises(ModelError, match="functional"):
         trace(Subclassed())
     inputs = keras.Input([None, None, 3])
-    with pytest.raises(ModelError, match="fixed input size"):
-        trace(keras.Model(inputs, layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, layers.Conv2D(4, 3, name="a")(inputs))
+    with pytest.raises(ModelError, match=r"input size is open, \(None, None, None, 3\); .*with_input_size"):
+        trace(model)
+    fixed = with_input_size(model, (7, 9))
+    assert trace(fixed).macs.total([]) == 5 * 7 * 9 * 3 * 4
+    images = tf.random.stateless_normal([2, 7, 9, 3], [0, 1])
+    np.testing.assert_array_equal(fixed(images), model(images))
 
 
 def test_multiply_adds_of_widths_are_those_of_a_model_built_at_them():

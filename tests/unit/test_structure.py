@@ -14,7 +14,7 @@ ORDER = [
     "errors", "launch_environment", "config.schema", "config.loading", "config", "macs", "cluster", "resrep",
     "graph.operators", "graph.rebuilding", "graph.channels", "graph.kinds", "graph.weighted", "graph.table",
     "graph.structure", "graph.counting", "graph.tracing", "graph", "compactor",
-    "models.files", "models.building_blocks", "models.mobilenet", "models.resnet_cifar",
+    "models.keras3", "models.files", "models.building_blocks", "models.mobilenet", "models.resnet_cifar",
     "models.resnet_imagenet", "models.vgg", "models",
     "data.augmentation", "data.source", "data.order", "data.record", "data.digits", "data.synthetic", "data.npz",
     "data.cifar",

@@ -1,0 +1,41 @@
+"""HDF5 model files that Keras 2 writes -> files that Keras 2 and Keras 3 both read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+
+def make_readable_by_keras3(path: Path) -> None:
+    """Change the architecture in a model file so that Keras 3 accepts it; the weights stay as they are.
+
+    Keras 2 writes `groups` for a DepthwiseConv2D, which Keras 3 refuses, and it allows `/` in names.
+    """
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        file.attrs["model_config"] = json.dumps(_changed(config)).encode()
+
+
+def _changed(value: Any) -> Any:
+    """The configuration with plain names, also where a call names the layer that it takes its input from."""
+    if isinstance(value, list):
+        # A call's input: [layer, call, tensor, further arguments].
+        if len(value) == 4 and isinstance(value[0], str) and isinstance(value[3], dict):
+            return [_plain(value[0]), *value[1:3], _changed(value[3])]
+        # An input or output of the model: [layer, call, tensor].
+        if len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], int):
+            return [_plain(value[0]), *value[1:]]
+        return [_changed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {key: _changed(item) for key, item in value.items()}
+    if isinstance(changed.get("name"), str):
+        changed["name"] = _plain(changed["name"])
+    if changed.get("class_name") == "DepthwiseConv2D":
+        changed["config"].pop("groups", None)
+    return changed
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "_")
