@@ -25,8 +25,12 @@ if "tensorflow" in sys.modules:
         )
 
 _PUBLIC = {
+    "ChannelMasks": "keras_callbacks",
+    "Checkpoints": "keras_callbacks",
     "Compactor": "compactor",
     "Config": "config",
+    "GroupLasso": "compactor",
+    "PruningCurves": "keras_callbacks",
     "ResRepOptimizer": "optimizer",
     "Trainer": "trainer",
     "insert_compactors": "compactor",

@@ -11,6 +11,27 @@ from tensorflow import keras
 
 
 @keras.utils.register_keras_serializable("resrep_dist")
+class GroupLasso(keras.regularizers.Regularizer):
+    """strength * sum_j ||Q_j|| of a kernel [..., D_in, D_out], whose gradient is the penalty of section 3.3.
+
+    At a zero row the gradient is 0. For compactors trained by another optimizer than ResRepOptimizer, which has
+    the penalty already, and adds it after the average over the ranks.
+    """
+
+    def __init__(self, strength: float = 1e-4) -> None:
+        self.strength = strength
+
+    def __call__(self, kernel: tf.Tensor) -> tf.Tensor:
+        squares = tf.reduce_sum(tf.square(kernel), axis=-2)
+        # The root has no gradient at 0; a constant in its place has the gradient 0.
+        norms = tf.where(squares > 0, tf.sqrt(tf.where(squares > 0, squares, 1.0)), 0.0)
+        return tf.constant(self.strength, kernel.dtype) * tf.reduce_sum(norms)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"strength": self.strength}
+
+
+@keras.utils.register_keras_serializable("resrep_dist")
 class Compactor(keras.layers.Layer):
     """y = Q x at every pixel, or on vectors (section 3.2), channels last, without bias.
 
@@ -18,16 +39,20 @@ class Compactor(keras.layers.Layer):
     [D_out], not trained: 1 where the objective trains the row, 0 where it is left to decay.
     """
 
-    def __init__(self, channels: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, channels: int | None = None, kernel_regularizer: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels = channels
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape: tf.TensorShape) -> None:
         width = int(input_shape[-1])
         channels = self.channels or width
         initial = tf.eye(width, channels, dtype=self.dtype)[tf.newaxis, tf.newaxis]
         self.kernel = self.add_weight(
-            "kernel", [1, 1, width, channels], initializer=lambda shape, dtype=None: tf.cast(initial, dtype)
+            "kernel",
+            [1, 1, width, channels],
+            initializer=lambda shape, dtype=None: tf.cast(initial, dtype),
+            regularizer=self.kernel_regularizer,
         )
         self.mask = self.add_weight("mask", [channels], initializer="ones", trainable=False)
         super().build(input_shape)
@@ -38,7 +63,8 @@ class Compactor(keras.layers.Layer):
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "channels": self.channels}
+        regularizer = keras.regularizers.serialize(self.kernel_regularizer) if self.kernel_regularizer else None
+        return {**super().get_config(), "channels": self.channels, "kernel_regularizer": regularizer}
 
 
 def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from resrep_dist.compactor import Compactor
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import Compactor, GroupLasso
+from resrep_dist.errors import ModelError
 from resrep_dist.resrep import row_norms, update_compactor
 
 import tensorflow as tf
@@ -16,7 +18,10 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
     For a compactor, G is the reset gradient with the lasso penalty (section 3.3), without decay and with a
     momentum of its own. For all others G is the gradient; only weights of two and more dimensions decay,
-    so neither bias nor batch norm does. Gradients must be averaged over the ranks before.
+    so neither bias nor batch norm does.
+
+    The trainer averages gradients and norms over the ranks before. In `fit` the optimizer does it, in one
+    collective through `cluster`; a step whose averaged gradients are not finite is left out by all ranks.
 
     Keras' own SGD keeps the learning rate inside v, which is another rule once the rate changes.
     """
@@ -31,12 +36,20 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         lasso_strength: float = 1e-4,
         compactor_momentum: float = 0.99,
         rule: str = "radial",
+        cluster: Cluster | None = None,
         name: str = "ResRepOptimizer",
     ) -> None:
         super().__init__(name=name, jit_compile=False)
         if rule not in ("radial", "paper"):
             raise ValueError(f"rule: received {rule!r}, expected 'radial' or 'paper'")
+        for compactor in compactors:
+            if isinstance(compactor.kernel_regularizer, GroupLasso):
+                raise ModelError(
+                    f"compactor {compactor.name}: it has a GroupLasso, and ResRepOptimizer adds the same penalty; "
+                    "leave out one of them"
+                )
         self._learning_rate = self._build_learning_rate(learning_rate)
+        self._cluster = cluster
         self.compactors = list(compactors)
         self.momentum, self.decay = momentum, decay
         self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
@@ -59,18 +72,40 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         norms: Sequence[tf.Tensor] | None = None,
         **kwargs: Any,
     ) -> tf.Variable:
-        """Apply averaged gradients; `norms` are the compactors' row norms averaged over the ranks."""
+        """Apply averaged gradients with the compactors' averaged row norms; without `norms` average both first."""
         pairs = list(grads_and_vars)
-        self.build([variable for _, variable in pairs])
+        with tf.init_scope():
+            self.build([variable for _, variable in pairs])
+        if norms is not None:
+            self._apply(pairs, norms)
+            return self.iterations.assign_add(1)
+        gradients, norms = self._average([gradient for gradient, _ in pairs])
+        averaged = list(zip(gradients, (variable for _, variable in pairs), strict=True))
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        tf.cond(is_finite, lambda: self._apply(averaged, norms), lambda: None)
+        return self.iterations.assign_add(1)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; without a schedule the one that is set now."""
+        is_schedule = isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        return float(self._learning_rate(step) if is_schedule else self._learning_rate)
+
+    def _average(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        norms = self.row_norms()
+        if self._cluster is None or self._cluster.size == 1:
+            return gradients, norms
+        summed = self._cluster.sum([*gradients, *norms], "optimizer")
+        averaged = [value / self._cluster.size for value in summed]
+        return averaged[: len(gradients)], averaged[len(gradients) :]
+
+    def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
         gradients = {variable.ref(): gradient for gradient, variable in pairs}
-        norms = list(norms) if norms is not None else self.row_norms()
         rate = self._rate()
         self._update_compactors(gradients, norms, rate)
         of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
         for gradient, variable in pairs:
             if variable.ref() not in of_compactors:
                 self._update_weight(gradient, variable, rate)
-        return self.iterations.assign_add(1)
 
     def _rate(self) -> tf.Tensor:
         if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -88,7 +123,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             momentum=tf.constant(self.momentum, variable.dtype),
         )
 
-    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: list[tf.Tensor], rate: tf.Tensor) -> None:
+    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
         # Compactors of one shape are updated together: a few operations for all of them, not some for each.
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, compactor in enumerate(self.compactors):

@@ -20,7 +20,7 @@ class Pruner:
 
     Args:
         first_step: no mask is chosen before.
-        rates: the learning rate of every step of the phase; from them follows the step at which masks last change.
+        last_step: no mask changes later; see `last_mask_step`.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class Pruner:
         cluster: Cluster,
         *,
         first_step: int,
-        rates: np.ndarray,
+        last_step: int,
     ) -> None:
         if not graph.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
             raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
         self.graph, self._config, self._cluster = graph, config, cluster
         self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups]
-        self._first_step, self._last_step = first_step, _last_mask_step(config, first_step, rates)
+        self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
         self._warn_of_unreachable_target()
@@ -86,6 +86,16 @@ class Pruner:
         """Multiply-adds at the given widths, as a fraction of the base model's."""
         return self.graph.macs.total(widths) / self._total_macs
 
+    def curves(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """What is worth a curve now: scalars and histograms by name."""
+        names, living_widths = [group.name for group in self.graph.groups], self.living_widths()
+        scalars = {
+            "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
+            "prune/macs_fraction_living": self.macs_fraction(living_widths),
+            **{f"width/{name}": float(width) for name, width in zip(names, living_widths, strict=True)},
+        }
+        return scalars, dict(zip((f"row_norms/{name}" for name in names), self.norms(), strict=True))
+
     def _by_group(self, norms: list[np.ndarray]) -> list[np.ndarray]:
         of_layers = iter(norms)
         return [group_norms([next(of_layers) for _ in group]) for group in self._compactors]
@@ -103,8 +113,15 @@ class Pruner:
             )
 
 
-def _last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
-    """The last step at which masks may change, so that the rows that are masked there still die in time."""
+def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
+    """The last step at which masks may change, so that the rows that are masked there still die in time.
+
+    Args:
+        rates: the learning rate of every step of the phase.
+
+    Raises:
+        ConfigError: where that is before `first_step`.
+    """
     in_time = last_step_to_die(rates, lasso_strength=config.lasso_strength, momentum=config.compactor_momentum)
     if config.mask_stop_fraction is None and in_time > first_step:
         return in_time

@@ -25,6 +25,16 @@ def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
     return variables
 
 
+def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
+    """Running means and variances of all batch norms."""
+    return [
+        variable
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
 class Digest:
     """One 64-bit digest per variable, computed where the variables are; any single flipped bit changes it."""
 

@@ -5,6 +5,7 @@ from resrep_dist.config import TrainingConfig
 from resrep_dist.loss_scale import LossScale
 from resrep_dist.losses import make_loss
 from resrep_dist.optimizer import ResRepOptimizer
+from resrep_dist.state import batch_norm_statistics
 
 import tensorflow as tf
 from tensorflow import keras
@@ -34,12 +35,7 @@ class TrainStep:
         self._loss = make_loss(config, model)
         self._dtype = keras.backend.floatx()
         optimizer.build(model.trainable_variables)
-        self._statistics = [
-            variable
-            for layer in model.layers
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+        self._statistics = batch_norm_statistics(model)
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
         # loss sum, correct, samples, skipped steps, skipped steps in a row

@@ -19,7 +19,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.layer_replacement import with_precision
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer
-from resrep_dist.pruner import Pruner
+from resrep_dist.pruner import Pruner, last_mask_step
 from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
@@ -172,13 +172,15 @@ class Trainer:
 
     def _make_pruner(self) -> Pruner:
         assert self.graph is not None
+        first_step = self._to_steps(self._prune.mask_start_epochs)
+        rates = self._schedule(tf.range(self.num_steps)).numpy()
         return Pruner(
             self.model,
             self.graph,
             self._prune,
             self.cluster,
-            first_step=self._to_steps(self._prune.mask_start_epochs),
-            rates=self._schedule(tf.range(self.num_steps)).numpy(),
+            first_step=first_step,
+            last_step=last_mask_step(self._prune, first_step, rates),
         )
 
     def _make_optimizer(self) -> ResRepOptimizer:
@@ -261,14 +263,10 @@ class Trainer:
         }
         line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
         if self.pruner:
-            by_mask = self.pruner.macs_fraction(self.pruner.unmasked_widths())
-            living_widths = self.pruner.living_widths()
-            living = self.pruner.macs_fraction(living_widths)
-            scalars |= {"prune/macs_fraction_by_mask": by_mask, "prune/macs_fraction_living": living}
-            names = [group.name for group in self.pruner.graph.groups]
-            scalars |= {f"width/{name}": width for name, width in zip(names, living_widths, strict=True)}
-            norms = dict(zip((f"row_norms/{name}" for name in names), self.pruner.norms(), strict=True))
+            curves, norms = self.pruner.curves()
+            scalars |= curves
             self._monitor.histograms(self.step, norms)
+            by_mask, living = curves["prune/macs_fraction_by_mask"], curves["prune/macs_fraction_living"]
             line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
         self._monitor.scalars(self.step, scalars)
         self._monitor.progress(self.step, f"{line}  {speed:.0f} images/s")

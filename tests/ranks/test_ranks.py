@@ -43,10 +43,11 @@ def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(tmp_path):
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-9, err_msg=name)
 
 
-def test_in_float64_parts_and_synchronised_batch_norm_do_not_depend_on_the_ranks(tmp_path):
+def test_in_float64_parts_synchronised_batch_norm_and_fit_do_not_depend_on_the_ranks(tmp_path):
     for num_ranks in (1, 2):
-        code, log = work(num_ranks, "parts,synchronised", tmp_path)
+        code, log = work(num_ranks, "parts,synchronised" + ",keras_fit" * (num_ranks > 1), tmp_path)
         assert code == 0, log[-3000:]
+    assert (tmp_path / "fit0").exists() and (tmp_path / "fit1").exists()
     for scenario in ("parts", "synchronised"):
         one, two = np.load(tmp_path / f"{scenario}1.npz"), np.load(tmp_path / f"{scenario}2.npz")
         assert one.files == two.files and any((one[name] == 0).any() for name in one if name.endswith("mask"))

@@ -11,6 +11,7 @@ from resrep_dist.errors import DisagreementError
 from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
+from tests.fitting import fit
 from tests.networks import random_source, randomise, small_config, small_network
 
 import numpy as np
@@ -75,6 +76,21 @@ def parts(cluster: Cluster, folder: Path) -> None:
 def synchronised(cluster: Cluster, folder: Path) -> None:
     """Batch norm by the statistics of the whole batch, on one rank or on two."""
     _write_trajectory(cluster, folder / f"synchronised{cluster.size}.npz", {"sync_batch_norm": True})
+
+
+def keras_fit(cluster: Cluster, folder: Path) -> None:
+    """`fit` with the callbacks gives the trainer's result, on the same ranks."""
+    keras.backend.set_floatx("float64")
+    trainer = make_trainer(cluster, random_source())
+    trainer.train_until(30)
+    # Other weights on every rank: the callbacks have to give them those of rank 0.
+    masks = fit(small_network(cluster.rank), trainer.config, random_source(), 30, cluster, folder / "fit")
+    assert masks.state.keys() == trainer.state.keys()
+    assert any((variable.numpy() == 0).any() for name, variable in masks.state.items() if name.endswith("mask"))
+    for name, variable in masks.state.items():
+        np.testing.assert_allclose(variable.numpy(), trainer.state[name].numpy(), rtol=0, atol=1e-9, err_msg=name)
+    masks.agree()
+    (folder / f"fit{cluster.rank}").touch()
 
 
 def float16(cluster: Cluster, folder: Path) -> None:

@@ -21,7 +21,7 @@ ORDER = [
     "data.encoded", "data.imagefolder", "data.record_index", "data.tfrecord", "data.tfds", "data",
     "layer_replacement", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state", "step",
     "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "pruner",
-    "monitor", "trainer",
+    "monitor", "keras_callbacks", "trainer",
     "report", "run", "inspection", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
