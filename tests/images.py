@@ -24,6 +24,27 @@ CMYK_JPEG = base64.b64decode(
     "Yt13o+2+9UpZaKxrrvR9t96pSy0Vi3Xej7b71Sllor2a671z/wBt966eWWisa670fbfeqUstFYt13o+2+9UpZaKxrrvR9t96pSy0Vi3Xej7b71Tl"
     "lor2a671z/233rppZaKxrrvR9t96pSy0Vi3Xej7b71SllorGuu9H233qnLLRWLdd6PtvvVKWWiv/2Q=="
 )
+# 30 x 24 pixels, and what Pillow makes of them by Resize(9) and CenterCrop(8) of torchvision: uint8 [8, 8, 3].
+RGB_JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQ"
+    "YEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAAYAB4D"
+    "ASIAAhEBAxEB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKB"
+    "kaEII0KxwRVS0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZ"
+    "mqKjpKWmp6ipqrKztLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQF"
+    "BgcICQoL/8QAtREAAgECBAQDBAcFBAQAAQJ3AAECAxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5"
+    "OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX"
+    "2Nna4uPk5ebn6Onq8vP09fb3+Pn6/9oADAMBAAIRAxEAPwDh0tBkE8NnoatpaLtVQ4x6DnHFaKWX8R+YHJ9R2/z+FXre0XKsRjaeScAd/Xn86zjP"
+    "uRhcYZ1vaHAZievU8Y/xrQtLPzOc4UjhjjDdKvJYFQvyYBH8Ixz1/lV6C1RlJmIiyBg9Cf09c1vCWlz36GL03K0FoAoGNucDgdQKvRWR+ViFBUY+"
+    "bt7+v+e1FFeensfnuFqSZftrQRrsPDYA+9jkevarttaKRlkEgI4Vxuxzn+tFFaxd43PoMPVk0f/Z"
+)
+RGB_CENTRE = np.frombuffer(
+    base64.b64decode(
+        "MQ8ZTA8jZA8tbgkuhws8nQ5ItxFYyRFmNyQlVic2aCE8dB9AgSBFnChXsylnwiVwMz0rUT8/YjdIcTdOgTpQnkRnrjxxvzt8LFczR1VEXFJRdlpf"
+        "jFdfn1Rusk5+zlmTLXRCSHJOYnVeeHdnkHVsnGt5s2mQxWmaMItPRYdSYoxidpBtk5d+opGPsIacw4enMKpeSq9gWKhkbKd2iqeCqLCZu62ixqik"
+        "NMNuS8VsXsN1b7+EjsGQrcunv8Wvy8Gx"
+    ),
+    np.uint8,
+).reshape(8, 8, 3)
 
 
 def jpeg(number: int, height: int = 40, width: int = 50) -> bytes:

@@ -89,7 +89,7 @@ def _class_names(folder: Path) -> list[str]:
 
 def _file_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES))
+        names = sorted(e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: no images ({', '.join(_SUFFIXES)}); fill this class or remove its folder")
     return names

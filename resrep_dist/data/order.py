@@ -5,7 +5,10 @@ batch may end one epoch and begin the next: every sample comes exactly once per 
 equal in size, and a run resumes at any step at once.
 """
 
+import os
+
 from resrep_dist.data.source import ImageSource, NamedErrors
+from resrep_dist.launch_environment import launched_local_size
 
 import numpy as np
 import tensorflow as tf
@@ -62,8 +65,7 @@ def training_batches(
         return places(tf.constant(first_step + number, tf.int64))[0].numpy()
 
     steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
-    batches = source.load(steps, end - start, augmentation, seed)
-    return NamedErrors(batches.prefetch(_NUM_PREFETCHED), source, indices_of)
+    return NamedErrors(_prefetch(source.load(steps, end - start, augmentation, seed)), source, indices_of)
 
 
 def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_ranks: int) -> NamedErrors:
@@ -75,7 +77,17 @@ def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_rank
 
     indices = tf.data.Dataset.range(start, end).batch(batch_size)
     batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
-    return NamedErrors(batches.prefetch(_NUM_PREFETCHED), source, indices_of)
+    return NamedErrors(_prefetch(batches), source, indices_of)
+
+
+def _prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    # Ranks that no launcher has bound to cores of their own share those of the host.
+    num_cores = os.cpu_count() or 1
+    is_bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < num_cores
+    if not is_bound:
+        options.autotune.cpu_budget = max(1, num_cores // launched_local_size())
+    return batches.prefetch(_NUM_PREFETCHED).with_options(options)
 
 
 def _mix(values: tf.Tensor) -> tf.Tensor:

@@ -9,6 +9,7 @@ import array
 import dataclasses
 import logging
 import os
+import platform
 import resource
 import time
 import weakref
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 _FRAME_BYTES = 16
 _HEADER_BYTES = 12
 _NUM_THREADS = 16
+# Room for the validation set's shards and for everything else that the process has open.
+_NUM_OTHER_FILES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _load(index_file: Path | None, identity: dict[str, np.ndarray]) -> dict[str,
 
 def _store(index_file: Path, arrays: dict[str, Any]) -> None:
     # Every rank may write it; each writes a whole one.
-    partial = index_file.with_name(f"{index_file.name}.{os.uname().nodename}.{os.getpid()}.partial.npz")
+    partial = index_file.with_name(f"{index_file.name}.{platform.node()}.{os.getpid()}.partial.npz")
     try:
         index_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(partial, **arrays)
@@ -161,7 +164,7 @@ def _store(index_file: Path, arrays: dict[str, Any]) -> None:
 
 def _allow_open_files(num_files: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(os.listdir("/proc/self/fd")) + num_files + 256
+    needed = num_files + _NUM_OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise DataError(f"{num_files} record files need a limit of {needed} open files; raise `ulimit -n` ({hard})")

@@ -149,7 +149,7 @@ class NamedErrors:
 def _reason(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of its nodes, on one line."""
     noise = (
-        r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]|\bName: $|"
+        r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]( name:)?|"
         r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "
     )
     text = re.sub(noise, " ", error.message, flags=re.DOTALL)

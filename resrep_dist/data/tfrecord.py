@@ -45,7 +45,7 @@ class RecordSource(EncodedSource):
     def read(self, *fetched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = self._parse(fetched[0])
         is_known = tf.logical_and(label >= 0, label < self.num_classes)
-        message = f"a label is not one of the {self.num_classes} classes"
+        message = f"the label, counted from 0, is not one of the {self.num_classes} classes:"
         with tf.control_dependencies([tf.debugging.Assert(is_known, [message, label])]):
             return tf.identity(encoded), label
 

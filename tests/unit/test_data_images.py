@@ -8,7 +8,17 @@ from resrep_dist.data.imagefolder import image_folders
 from resrep_dist.data.order import evaluation_batches, training_batches
 from resrep_dist.data.tfrecord import imagenet_records
 from resrep_dist.errors import DataError, SampleError
-from tests.images import CMYK_JPEG, NUM_CLASSES, example, jpeg, noise, write_image_folders, write_records
+from tests.images import (
+    CMYK_JPEG,
+    NUM_CLASSES,
+    RGB_CENTRE,
+    RGB_JPEG,
+    example,
+    jpeg,
+    noise,
+    write_image_folders,
+    write_records,
+)
 
 import numpy as np
 import pytest
@@ -32,6 +42,11 @@ def test_cmyk_has_the_colours_that_pillow_gives():
     image = decode(tf.constant(CMYK_JPEG)).numpy()
     assert image.shape == (32, 40, 3)
     np.testing.assert_allclose(image.mean((0, 1)), [163.8, 164.7, 171.2], atol=3)
+
+
+def test_evaluation_gives_the_pixels_that_torchvision_gives():
+    crop = centre_crop(tf.constant(RGB_JPEG), 8, 0.875).numpy()
+    np.testing.assert_allclose(crop, RGB_CENTRE, atol=1)
 
 
 def test_a_window_decoded_alone_is_the_window_of_the_whole_image():
@@ -111,8 +126,8 @@ def test_a_file_that_vanishes_is_named(tmp_path):
 @pytest.mark.parametrize(
     "record, reason",
     [
-        (example(jpeg(1), NUM_CLASSES), "a label is not one of the 3 classes"),
-        (example(jpeg(1), -1), "a label is not one of the 3 classes"),
+        (example(jpeg(1), NUM_CLASSES), "the label, counted from 0, is not one of the 3 classes:"),
+        (example(jpeg(1), -1), "the label, counted from 0, is not one of the 3 classes:"),
         (example(jpeg(1)[:500], 0), "JPEG"),
         (b"not an example", "parse"),
     ],
