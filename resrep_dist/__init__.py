@@ -36,6 +36,7 @@ _PUBLIC = {
     "insert_compactors": "compactor",
     "load_config": "config",
     "merge": "merging",
+    "merge_convolution": "merging",
     "trace": "graph",
     "with_input_size": "graph",
 }

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
     _add_config(inspect)
+    inspect.add_argument("--ranks", type=int, default=1, help="ranks that share the batch, for the memory of each")
     inspect.set_defaults(command=_inspect)
 
     report = commands.add_parser("report", help="the table of a finished run")
@@ -168,10 +169,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     config = _load_config(options)
+    if not 1 <= options.ranks <= config.data.global_batch_size:
+        raise UserError(
+            f"--ranks {options.ranks}: expected 1 to {config.data.global_batch_size}, the global batch size"
+        )
     console = _start_terminal()
     from resrep_dist.inspection import print_inspection
 
-    print_inspection(console, config)
+    print_inspection(console, config, options.ranks)
     return 0
 
 

@@ -1,16 +1,25 @@
 """What a configuration would prune, before any training."""
 
+import math
+
+from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph, trace
+from resrep_dist.layer_replacement import with_precision
+from resrep_dist.memory import estimate_memory
 from resrep_dist.models import build_model
 
 from rich.console import Console
 from rich.table import Table
+from tensorflow import keras
 
 
-def print_inspection(console: Console, config: Config) -> None:
-    """Tables of the prunable convolutions and of the refused ones, and the multiply-adds.
+def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> None:
+    """Tables of the prunable convolutions and of the refused ones, the multiply-adds, the memory of a rank.
+
+    Args:
+        num_ranks: how many ranks share the global batch.
 
     Raises:
         ModelError: for a model with nothing to prune.
@@ -18,6 +27,7 @@ def print_inspection(console: Console, config: Config) -> None:
     model = build_model(config.model)
     if config.prune is None:
         console.print(f"{model.name}: trained without pruning, since there is no section `prune`")
+        _print_memory(console, model, config, num_ranks)
         return
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
     if not graph.groups:
@@ -29,6 +39,20 @@ def print_inspection(console: Console, config: Config) -> None:
         f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
         f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
         f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
+    )
+    _print_memory(console, insert_compactors(model, graph), config, num_ranks)
+
+
+def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
+    rank_batch_size = math.ceil(config.data.global_batch_size / num_ranks)
+    num_parts = config.training.gradient_accumulation_steps
+    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_parts)
+    parts = f" in {num_parts} parts" if num_parts > 1 else ""
+    console.print(
+        f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{parts}: "
+        f"{estimate.total / 2**20:,.0f} MiB = weights {estimate.weights / 2**20:,.0f} + gradients and momentum "
+        f"{estimate.gradients_and_momentum / 2**20:,.0f} + outputs of all layers {estimate.activations / 2**20:,.0f}; "
+        "working space of the device's libraries comes on top"
     )
 
 

@@ -8,6 +8,7 @@ from resrep_dist.merging.certificate import certify as certify
 from resrep_dist.merging.certificate import check_certificate as check_certificate
 from resrep_dist.merging.folding import fold_arrays as fold_arrays
 from resrep_dist.merging.folding import fold_model
+from resrep_dist.merging.folding import merge_convolution as merge_convolution
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.sync_batch_norm import with_plain_batch_norm
 

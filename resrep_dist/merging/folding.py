@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resrep_dist.compactor import Compactor
+from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import batch_norm_as_affine
@@ -26,6 +27,31 @@ def fold_arrays(
     arrays = (np.asarray(array, np.float64) for array in (kernel, bias, scale, offset, compactor))
     kernel, bias, scale, offset, compactor = arrays
     return (kernel * scale) @ compactor, (bias * scale + offset) @ compactor
+
+
+def merge_convolution(
+    convolution: keras.layers.Conv2D, compactor: Compactor, batch_norm: keras.layers.BatchNormalization | None = None
+) -> keras.layers.Conv2D:
+    """One convolution that does what convolution, batch norm (in inference) and compactor do in a row (section 3.2).
+
+    All its channels are there, those of zero rows as zeros.
+
+    Raises:
+        ModelError: for a grouped convolution, or one with an activation in it.
+    """
+    if convolution.groups != 1 or convolution.activation is not keras.activations.linear:
+        raise ModelError(
+            f"convolution {convolution.name}: grouped or with an activation in it; expected a plain one, "
+            "with the activation in a layer of its own behind the compactor"
+        )
+    bias = convolution.bias.numpy() if convolution.use_bias else np.zeros(convolution.filters)
+    kernel, bias = _fold(convolution.kernel.numpy(), bias, batch_norm, compactor)
+    config = {**convolution.get_config(), "use_bias": True, "filters": kernel.shape[-1]}
+    merged = keras.layers.Conv2D.from_config(config)
+    is_last = convolution.data_format == "channels_last"
+    merged.build([None, None, None, kernel.shape[2]] if is_last else [None, kernel.shape[2], None, None])
+    merged.set_weights([kernel, bias])
+    return merged
 
 
 def channels_where(of_groups: Sequence[np.ndarray], blocks: GroupBlocks, elsewhere: bool) -> np.ndarray:
@@ -61,13 +87,19 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
         kernels, bias = _without_dead_inputs(model.get_layer(name), graph, dead, constants.get(name))
         if name in compacted:
             layer = compacted[name]
-            scale, offset = np.ones(len(bias)), np.zeros(len(bias))
-            if layer.batch_norm:
-                scale, offset = batch_norm_as_affine(model.get_layer(layer.batch_norm))
-            compactor = model.get_layer(layer.compactor).kernel.numpy()[0, 0]
-            kernels[-1], bias = fold_arrays(kernels[-1], bias, scale, offset, compactor)
+            batch_norm = model.get_layer(layer.batch_norm) if layer.batch_norm else None
+            kernels[-1], bias = _fold(kernels[-1], bias, batch_norm, model.get_layer(layer.compactor))
         plain.get_layer(name).set_weights([*kernels, bias])
     return plain
+
+
+def _fold(
+    kernel: np.ndarray, bias: np.ndarray, batch_norm: keras.layers.BatchNormalization | None, compactor: Compactor
+) -> tuple[np.ndarray, np.ndarray]:
+    scale, offset = np.ones(len(bias)), np.zeros(len(bias))
+    if batch_norm is not None:
+        scale, offset = batch_norm_as_affine(batch_norm)
+    return fold_arrays(kernel, bias, scale, offset, compactor.kernel.numpy()[0, 0])
 
 
 def _without_dead_inputs(

@@ -1,8 +1,10 @@
+import resrep_dist
 from resrep_dist import merging
 from resrep_dist.compactor import compactors_of, insert_compactors
 from resrep_dist.config import ModelConfig
-from resrep_dist.errors import CertificateError
+from resrep_dist.errors import CertificateError, ModelError
 from resrep_dist.graph import trace
+from resrep_dist.layer_replacement import with_precision
 from resrep_dist.merging import folding, surgery
 from resrep_dist.models import build_model
 from tests.networks import random_source, randomise, small_network
@@ -100,3 +102,26 @@ def test_a_difference_that_is_not_a_number_is_refused():
     certificate = merging.Certificate(256, float("nan"), float("nan"), 0.1, {})
     with pytest.raises(CertificateError):
         merging.check_certificate(certificate, 1e-4)
+
+
+def test_a_single_convolution_with_its_batch_norm_and_compactor():
+    layers = [
+        keras.layers.Conv2D(6, 3, 2, "same"), keras.layers.BatchNormalization(), resrep_dist.Compactor(4),
+    ]  # fmt: skip
+    model = keras.Sequential([keras.Input([9, 9, 3]), *layers])
+    randomise(model)
+    images = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
+    merged = resrep_dist.merge_convolution(layers[0], layers[2], layers[1])
+    np.testing.assert_allclose(merged(images), model(images), atol=1e-5)
+    layers[0].activation = keras.activations.relu
+    with pytest.raises(ModelError, match="with an activation in it"):
+        resrep_dist.merge_convolution(layers[0], layers[2])
+
+
+def test_a_model_in_16_bits_is_merged_in_float32():
+    model, graph = with_dead_rows(small_network())
+    half = with_precision(model, "mixed_float16")
+    images = random_source(256).images
+    slim, certificate = resrep_dist.merge(half, graph, images)
+    assert certificate.max_relative_difference < 1e-5
+    assert {layer.compute_dtype for layer in slim.layers} == {"float32"}

@@ -1,0 +1,69 @@
+"""An estimate of the memory that a training step takes on one rank."""
+
+import dataclasses
+import math
+
+from resrep_dist.errors import ModelError
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+# Their output is their input in another shape, or is recomputed for free.
+_COST_NOTHING = (keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak of a step. What the device's libraries take as working space is not in it."""
+
+    weights: int
+    """Weights, statistics and masks."""
+    gradients_and_momentum: int
+    """One gradient and one velocity for each trained weight; with accumulation one more gradient."""
+    activations: int
+    """The output of every layer, kept for the backward pass, for the samples that are computed at once."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.weights + self.gradients_and_momentum + self.activations
+
+
+def estimate_memory(model: keras.Model, rank_batch_size: int, num_parts: int = 1) -> MemoryEstimate:
+    """Add up what a step of `model`, compactors and precision included, has to hold.
+
+    Args:
+        rank_batch_size: samples of one rank in a step.
+        num_parts: gradient accumulation steps; the samples of one part are computed at once.
+
+    Raises:
+        ModelError: for a layer whose output size is open.
+    """
+    trained = sum(_variable_bytes(variable) for variable in model.trainable_variables)
+    samples = math.ceil(rank_batch_size / num_parts)
+    return MemoryEstimate(
+        weights=sum(_variable_bytes(variable) for variable in model.weights),
+        gradients_and_momentum=trained * (2 if num_parts == 1 else 3),
+        activations=samples * sum(_output_bytes(layer) for layer in model.layers),
+    )
+
+
+def _variable_bytes(variable: tf.Variable) -> int:
+    return int(np.prod(variable.shape, dtype=np.int64)) * variable.dtype.size
+
+
+def _output_bytes(layer: keras.layers.Layer) -> int:
+    """Bytes of a layer's outputs for one sample, over all its calls."""
+    if isinstance(layer, _COST_NOTHING):
+        return 0
+    total = 0
+    for index in range(len(layer.inbound_nodes)):
+        for tensor in tf.nest.flatten(layer.get_output_at(index)):
+            num_elements = tensor.shape[1:].num_elements()
+            if num_elements is None:
+                raise ModelError(
+                    f"layer {layer.name}: its output size is open; build the model with a fixed input size"
+                )
+            total += num_elements * tf.as_dtype(layer.compute_dtype).size
+    return total
