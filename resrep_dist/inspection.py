@@ -51,8 +51,8 @@ def _print_memory(console: Console, model: keras.Model, config: Config, num_rank
     console.print(
         f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{parts}: "
         f"{estimate.total / 2**20:,.0f} MiB = weights {estimate.weights / 2**20:,.0f} + gradients and momentum "
-        f"{estimate.gradients_and_momentum / 2**20:,.0f} + outputs of all layers {estimate.activations / 2**20:,.0f}; "
-        "working space of the device's libraries comes on top"
+        f"{estimate.gradients_and_momentum / 2**20:,.0f} + kept for the backward pass "
+        f"{estimate.activations / 2**20:,.0f}; working space of the device's libraries comes on top"
     )
 
 

@@ -9,8 +9,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-# Their output is their input in another shape, or is recomputed for free.
-_COST_NOTHING = (keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape)
+# The derivative of these is computed from their output.
+_KEEP_OUTPUT = (
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.ELU,
+    keras.layers.Activation,
+    keras.layers.Softmax,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,8 @@ class MemoryEstimate:
     gradients_and_momentum: int
     """One gradient and one velocity for each trained weight; with accumulation one more gradient."""
     activations: int
-    """The output of every layer, kept for the backward pass, for the samples that are computed at once."""
+    """What the backward pass needs of the samples that are computed at once: the inputs of layers with weights and of
+    max pooling, and the outputs of activations."""
 
     @property
     def total(self) -> int:
@@ -45,7 +52,7 @@ def estimate_memory(model: keras.Model, rank_batch_size: int, num_parts: int = 1
     return MemoryEstimate(
         weights=sum(_variable_bytes(variable) for variable in model.weights),
         gradients_and_momentum=trained * (2 if num_parts == 1 else 3),
-        activations=samples * sum(_output_bytes(layer) for layer in model.layers),
+        activations=samples * sum(_kept_bytes(layer) for layer in model.layers),
     )
 
 
@@ -53,9 +60,11 @@ def _variable_bytes(variable: tf.Variable) -> int:
     return int(np.prod(variable.shape, dtype=np.int64)) * variable.dtype.size
 
 
-def _output_bytes(layer: keras.layers.Layer) -> int:
-    """Bytes of a layer's outputs for one sample, over all its calls."""
-    if isinstance(layer, _COST_NOTHING):
+def _kept_bytes(layer: keras.layers.Layer) -> int:
+    """Bytes of a layer's outputs that are kept for one sample, over all its calls."""
+    followers = [node.layer for node in layer.outbound_nodes]
+    is_needed = any(follower.weights or isinstance(follower, keras.layers.MaxPooling2D) for follower in followers)
+    if not is_needed and not isinstance(layer, _KEEP_OUTPUT):
         return 0
     total = 0
     for index in range(len(layer.inbound_nodes)):

@@ -10,9 +10,10 @@ def small_with_compactors():
 
 
 def test_the_estimate_is_the_sum_by_hand():
-    # Compactors behind all three convolutions: conv, batch norm, compactor and ReLU give maps of equal size.
-    maps = 4 * (8 * 8 * 8 + 4 * 4 * 12 + 2 * 2 * 16)
-    outputs = maps + 16 + 10
+    # Kept: the images, and of each convolution what batch norm, compactor and the layer behind the ReLU get.
+    # The compactor's output is not: the ReLU's derivative is computed from its own output.
+    images, maps = 16 * 16 * 3, 3 * (8 * 8 * 8 + 4 * 4 * 12 + 2 * 2 * 16)
+    outputs = images + maps + 16
     kernels = 9 * (3 * 8 + 8 * 12 + 12 * 16) + 16 * 10 + 10
     trained = kernels + 2 * (8 + 12 + 16) + 8 * 8 + 12 * 12 + 16 * 16
     weights = trained + 3 * (8 + 12 + 16)  # statistics and masks
@@ -23,5 +24,5 @@ def test_the_estimate_is_the_sum_by_hand():
     parts = estimate_memory(model, 32, num_parts=3)
     assert (parts.gradients_and_momentum, parts.activations) == (12 * trained, 4 * 11 * outputs)
     half = estimate_memory(with_precision(model, "mixed_bfloat16"), 32)
-    # The last layer computes in float32.
-    assert half.activations == 32 * (2 * (outputs - 10) + 4 * 10) and half.weights == estimate.weights
+    # The images come in float32.
+    assert half.activations == 32 * (2 * (outputs - images) + 4 * images) and half.weights == estimate.weights
