@@ -35,6 +35,7 @@ class ModelConfig:
 _ON_ARRAYS = ("none", "shift", "pad_crop_flip")
 _ON_FILES = ("resized_crop_flip", *_ON_ARRAYS)
 _AUGMENTATIONS = {
+    "arrays": _ON_ARRAYS,
     "digits": _ON_ARRAYS,
     "npz": _ON_ARRAYS,
     "synthetic": _ON_ARRAYS,
@@ -56,12 +57,12 @@ _PATHS = {
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    source: Literal["digits", "imagefolder", "tfrecord", "tfds", "cifar10", "cifar100", "npz", "synthetic"]
-    """Where the images come from."""
+    source: Literal["digits", "imagefolder", "tfrecord", "tfds", "cifar10", "cifar100", "npz", "synthetic", "arrays"]
+    """Where the images come from; `arrays`: from your own program, which gives them to the Trainer."""
     global_batch_size: Positive
     """Samples per step over all ranks together."""
     path: str | None = None
-    """Folder or file of the data; `digits` and `synthetic` need none."""
+    """Folder or file of the data; `digits`, `synthetic` and `arrays` have none."""
     name: str | None = None
     """`tfds`: the set's name, as in `imagenet2012` or `mnist:3.0.1`."""
     augmentation: Literal["default", "none", "shift", "pad_crop_flip", "resized_crop_flip"] = "default"

@@ -19,9 +19,14 @@ def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
 
     Raises:
         DataError: for data that is missing or broken as far as can be seen without reading all of it.
-        ConfigError: for images in memory of another size than the model's.
+        ConfigError: for images in memory of another size than the model's, or a program's own arrays.
     """
     data, model = config.data, config.model
+    if data.source == "arrays":
+        raise ConfigError(
+            "data.source: received 'arrays', which a Python program gives to the Trainer; "
+            "for the command line save them as .npz and use the source npz"
+        )
     path = Path(data.path or "")
     index_folder = Path(data.index_folder) if data.index_folder else None
     crop = (model.image_size, data.crop_fraction)

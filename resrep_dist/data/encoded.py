@@ -1,7 +1,8 @@
 """Sources of encoded images (JPEG, PNG): decoding, the standard crops of ImageNet, and reading in parallel.
 
 Resizing is bilinear with antialiasing, as Pillow and with it torchvision do it: evaluation gives the same pixels
-to within rounding. Without antialiasing they differ by up to 24 of 255.
+to within rounding. Without antialiasing differences of up to 24 of 255 were measured.
+
 Grayscale and CMYK become RGB; what a file is, its first bytes say, not its name. A truncated JPEG is refused,
 not recovered: the grey that would fill it is not what the label says. A window that ends before the damage is
 whole, and is used.
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-# Gives the pixels that Pillow gives; TensorFlow's default is off by up to 5 and no faster.
+# Gave the very pixels that Pillow gives; TensorFlow's default was off by up to 5 and no faster.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
 

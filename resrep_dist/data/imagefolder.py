@@ -29,7 +29,8 @@ class ImageFolder(EncodedSource):
     ) -> None:
         found = _class_names(folder)
         self.classes = list(classes) if classes is not None else found
-        unknown = sorted(set(found) - set(self.classes))
+        held = set(found)
+        unknown = sorted(held - set(self.classes))
         if unknown:
             raise DataError(
                 f"{folder / unknown[0]}: no such class in the training set ({len(self.classes)} classes); "
@@ -37,7 +38,7 @@ class ImageFolder(EncodedSource):
             )
         super().__init__(len(self.classes), image_size, crop_fraction)
         self._folder = folder
-        files = [(name, label) for label, name in enumerate(self.classes) if name in set(found)]
+        files = [(name, label) for label, name in enumerate(self.classes) if name in held]
         names = [_file_names(folder / name) for name, _ in files]
         self._names = [name for group in names for name in group]
         self._labels = np.repeat([label for _, label in files], [len(group) for group in names]).astype(np.int64)

@@ -214,6 +214,11 @@ def test_arrays_that_are_refused(tmp_path, changes, expected):
         load(source="npz", path=write_npz(tmp_path / "set.npz", **changes), image_size=28)
 
 
+def test_a_programs_own_arrays_cannot_be_loaded_by_the_command_line():
+    with pytest.raises(ConfigError, match="save them as .npz and use the source npz"):
+        load(source="arrays")
+
+
 def test_synthetic_images_are_the_same_every_time():
     config = small_config(data={"source": "synthetic", "num_samples": 100}, model={"image_size": 12})
     (train, validation), (again, _) = load_sources(config), load_sources(config)
