@@ -6,6 +6,7 @@ from resrep_dist.layer_replacement import with_precision
 from resrep_dist.merging.certificate import Certificate as Certificate
 from resrep_dist.merging.certificate import certify as certify
 from resrep_dist.merging.certificate import check_certificate as check_certificate
+from resrep_dist.merging.certificate import logits as logits
 from resrep_dist.merging.folding import fold_arrays as fold_arrays
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.folding import merge_convolution as merge_convolution

@@ -4,7 +4,14 @@ from resrep_dist.config import ModelConfig
 from resrep_dist.graph import trace
 from resrep_dist.macs import MultiplyAdds
 from resrep_dist.models import build_model
-from resrep_dist.resrep import last_step_to_die, reset_gradient, row_norms, select_masks, update_compactor
+from resrep_dist.resrep import (
+    group_norms,
+    last_step_to_die,
+    reset_gradient,
+    row_norms,
+    select_masks,
+    update_compactor,
+)
 
 import numpy as np
 import pytest
@@ -12,6 +19,8 @@ import tensorflow as tf
 
 # Two layers in a row: 10 w0 + 4 w0 w1 + 6 w1.
 MACS = MultiplyAdds(100, (10, 6), {(0, 1): 4})
+# The same, and a convolution between two additions of the first group: 3 w0 w0.
+SQUARED = MultiplyAdds(100, (10, 6), {(0, 1): 4, (0, 0): 3})
 
 
 def test_reset_gradient_is_the_equation_row_by_row():
@@ -83,13 +92,20 @@ def test_a_row_masked_at_the_last_step_in_time_dies_and_one_step_later_does_not(
     assert last_step_to_die(rates, lasso_strength=1e-9, momentum=momentum) == 0
 
 
-def brute_force(norms, target, max_chosen, min_channels):
+def test_a_groups_norm_is_the_root_mean_square_of_its_layers_rows():
+    norms = [np.array([3.0, 0.0, 1.0]), np.array([4.0, 0.0, 0.0])]
+    np.testing.assert_allclose(group_norms(norms), [np.sqrt(12.5), 0.0, np.sqrt(0.5)])
+    single = np.random.default_rng(0).uniform(size=100).astype(np.float32)
+    np.testing.assert_array_equal(group_norms([single]), single)
+
+
+def brute_force(norms, target, max_chosen, min_channels, macs):
     widths = [len(n) for n in norms]
     masks = [np.ones(len(n), bool) for n in norms]
     channels = sorted((n, i, c) for i, layer in enumerate(norms) for c, n in enumerate(layer))
     chosen = 0
     for _, layer, channel in channels:
-        if MACS.total(widths) <= target or chosen == max_chosen:
+        if macs.total(widths) <= target or chosen == max_chosen:
             break
         if widths[layer] > min_channels:
             masks[layer][channel] = False
@@ -98,16 +114,17 @@ def brute_force(norms, target, max_chosen, min_channels):
     return masks
 
 
+@pytest.mark.parametrize("macs", [MACS, SQUARED], ids=["chain", "stream"])
 @pytest.mark.parametrize("seed", range(20))
-def test_selection_is_what_a_plain_loop_over_sorted_channels_gives(seed):
+def test_selection_is_what_a_plain_loop_over_sorted_channels_gives(seed, macs):
     random = np.random.default_rng(seed)
     # Few distinct values: ties must go by layer, then channel.
     norms = [random.integers(0, 6, size).astype(np.float32) + 1 for size in (9, 13)]
     target, most, least = random.integers(100, 700), int(random.integers(0, 22)), int(random.integers(1, 4))
-    selection = select_masks(norms, MACS, target_macs=target, max_chosen=most, min_channels=least)
-    for received, expected in zip(selection.masks, brute_force(norms, target, most, least), strict=True):
+    selection = select_masks(norms, macs, target_macs=target, max_chosen=most, min_channels=least)
+    for received, expected in zip(selection.masks, brute_force(norms, target, most, least, macs), strict=True):
         np.testing.assert_array_equal(received, expected)
-    assert selection.macs == MACS.total(selection.widths)
+    assert selection.macs == macs.total(selection.widths)
 
 
 def test_widths_are_rounded_up_and_dead_rows_are_not_revived():
@@ -145,3 +162,8 @@ def test_a_resnet50_update_is_fast_enough_to_be_free():
     # The figure is for the reader (5 ms is the aim); the bound only catches a change of complexity.
     print(f"ResNet-50 mask update: {1000 * min(times):.1f} ms")
     assert min(times) < 0.5
+
+
+def test_one_channel_fewer_saves_what_the_totals_say():
+    for group, fewer in enumerate(([6, 9], [7, 8])):
+        assert SQUARED.per_channel([7, 9])[group] == SQUARED.total([7, 9]) - SQUARED.total(fewer)
