@@ -50,10 +50,11 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
             return weighted.Fixed("which is channels_first", reason)
         return _opaque(layer, f"a channels_first {type(layer).__name__}")
     if type(layer) is _layers.Conv2D and layer.groups > 1:
-        return weighted.Fixed("a grouped convolution", "it is a grouped convolution")
+        return weighted.Fixed("a grouped convolution", "it is a grouped convolution; groups=1 could be pruned")
     if is_shared and (layer.weights or type(layer) is _layers.Reshape):
         if type(layer) is _layers.Conv2D:
-            return weighted.Fixed("which is used at several places", "it is used at several places")
+            reason = "it is used at several places; one layer for each place could be pruned"
+            return weighted.Fixed("which is used at several places", reason)
         return _opaque(layer, f"a {type(layer).__name__} that is used at several places")
     if len(node.flat_output_ids) > 1:
         return _opaque(layer, f"a {type(layer).__name__}")
