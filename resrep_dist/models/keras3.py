@@ -6,11 +6,19 @@ from typing import Any
 
 import h5py
 
+# What Keras 2 writes for these layers and the Keras 3 class refuses; none of it changes an output.
+_UNKNOWN_TO_KERAS_3 = {
+    "DepthwiseConv2D": ("groups",),
+    "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
+    "Conv2DTranspose": ("groups",),
+    "SpatialDropout2D": ("trainable", "noise_shape"),
+}
+
 
 def make_readable_by_keras3(path: Path) -> None:
     """Change the architecture in a model file so that Keras 3 accepts it; the weights stay as they are.
 
-    Keras 2 writes `groups` for a DepthwiseConv2D, which Keras 3 refuses, and it allows `/` in names.
+    Keras 2 writes options that Keras 3 refuses, `groups` of a DepthwiseConv2D among them, and allows `/` in names.
     """
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
@@ -32,8 +40,8 @@ def _changed(value: Any) -> Any:
     changed = {key: _changed(item) for key, item in value.items()}
     if isinstance(changed.get("name"), str):
         changed["name"] = _plain(changed["name"])
-    if changed.get("class_name") == "DepthwiseConv2D":
-        changed["config"].pop("groups", None)
+    for key in _UNKNOWN_TO_KERAS_3.get(str(changed.get("class_name")), ()):
+        changed["config"].pop(key, None)
     return changed
 
 

@@ -1,0 +1,295 @@
+"""The architecture in a Keras file -> a Keras 2 model, from plain data alone.
+
+No deserializer of Keras is called: a layer is looked up in a list of stock layers, its options are checked
+to be numbers, text and named initializers and the like, and it is called anew. So nothing in a file is run.
+"""
+
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resrep_dist.compactor import Compactor
+from resrep_dist.errors import ModelError
+from resrep_dist.models.archive import one_line
+
+from tensorflow import keras
+
+_STOCK = """
+    Activation ActivityRegularization Add AlphaDropout Average AveragePooling2D BatchNormalization Concatenate
+    Conv2D Conv2DTranspose Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise
+    GlobalAveragePooling2D GlobalMaxPooling2D LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply
+    Normalization PReLU Permute ReLU Rescaling Reshape SeparableConv2D Softmax SpatialDropout2D Subtract
+    ThresholdedReLU UpSampling2D ZeroPadding2D
+""".split()
+_LAYERS = {**{name: getattr(keras.layers, name) for name in _STOCK}, "resrep_dist>Compactor": Compactor}
+_ACTIVATIONS = """
+    elu exponential gelu leaky_relu linear log_softmax mish relu relu6 selu sigmoid silu softmax softplus softsign
+    swish tanh
+""".split()
+_OBJECTS = {
+    "initializer": keras.initializers,
+    "regularizer": keras.regularizers,
+    "constraint": keras.constraints,
+}
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+# Options of one Keras generation that the other does not know and that change no output.
+_WITHOUT_EFFECT = {
+    "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
+}  # fmt: skip
+_MAX_LAYERS = 10_000
+_MEND = "rebuild the model with stock layers, or give it as python:<module>:<function>"
+
+
+class _Call(NamedTuple):
+    layer: str
+    number: int
+    inputs: list[tuple[str, int]]
+    options: dict[str, bool]
+
+
+def layers_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Class and name of every layer, in the document's order."""
+    return [(entry["class_name"], _name(entry)) for entry in _entries(document)]
+
+
+def rebuild_model(
+    document: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    *,
+    is_keras_3: bool,
+    open_size: int | None = None,
+) -> keras.Model:
+    """Build a functional or Sequential model, fresh weights in it; a Sequential one comes out functional.
+
+    Args:
+        shapes: of the arrays that the file holds for each layer. A layer that asks for others is refused
+            before memory is taken for it.
+        open_size: height and width, in pixels, where the file leaves the input's open.
+
+    Raises:
+        ModelError: for anything but stock layers on plain options, by the layer's name.
+    """
+    entries = _entries(document)
+    if len(entries) > _MAX_LAYERS:
+        raise ModelError(f"it has {len(entries)} layers, expected at most {_MAX_LAYERS}")
+    config = document["config"]
+    if document["class_name"] == "Sequential":
+        entries, inputs, outputs = _chain(entries, config)
+    else:
+        inputs, outputs = _references(config["input_layers"]), _references(config["output_layers"])
+    tensors = {(_name(e), 0): _make_input(e, open_size) for e in entries if e["class_name"] == "InputLayer"}
+    layers = {_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
+    if len(tensors) + len(layers) != len(entries):
+        raise ModelError("two of its layers have one name; give every layer its own")
+    for name, layer in layers.items():
+        _require_stored_shapes(layer, list(shapes.get(name, [])))
+    _call_layers(layers, [call for entry in entries for call in _calls(entry)], tensors)
+    for layer in layers.values():
+        del layer.add_weight
+    ends = [[tensors[_known(reference, tensors)] for reference in side] for side in (inputs, outputs)]
+    model_inputs, model_outputs = (side[0] if len(side) == 1 else side for side in ends)
+    return keras.Model(model_inputs, model_outputs, name=str(config.get("name", "model")))
+
+
+def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    kind = document.get("class_name")
+    if kind not in ("Functional", "Model", "Sequential") or _package(document):
+        raise ModelError(f"it is a {kind}, not a functional or Sequential model; {_MEND}")
+    entries = document["config"]["layers"]
+    for entry in entries:
+        if entry["class_name"] in ("Functional", "Model", "Sequential"):
+            raise ModelError(
+                f"layer {_name(entry)} is a model inside the model; build one flat model: call the rest on inner.output"
+            )
+        if entry["class_name"] != "InputLayer" and (entry["class_name"] not in _LAYERS or not _is_stock(entry)):
+            raise ModelError(
+                f"layer {_name(entry)} is a {entry['class_name']}, which is not loaded from a file; {_MEND}"
+            )
+    return list(entries)
+
+
+def _is_stock(entry: Mapping[str, Any]) -> bool:
+    # Operations of Keras 3 have the class names of layers (Add, Multiply) and another module.
+    is_ours = entry["class_name"] == "resrep_dist>Compactor"
+    return is_ours or (entry.get("module", "keras.layers") == "keras.layers" and not _package(entry))
+
+
+def _package(entry: Mapping[str, Any]) -> Any:
+    registered = entry.get("registered_name")
+    return registered if registered not in (None, entry.get("class_name")) else None
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["config"]["name"])
+
+
+def _make_input(entry: Mapping[str, Any], open_size: int | None) -> Any:
+    config = entry["config"]
+    shape = list(config.get("batch_shape") or config["batch_input_shape"])[1:]
+    if config.get("sparse") or config.get("ragged") or not all(s is None or isinstance(s, int) for s in shape):
+        raise ModelError(f"layer {_name(entry)}: expected an input of dense images, received shape {shape}")
+    if len(shape) == 3:
+        shape = [open_size if size is None and axis < 2 else size for axis, size in enumerate(shape)]
+    return keras.Input(shape, dtype=_dtype(entry, config.get("dtype", "float32")), name=_name(entry))
+
+
+def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Layer:
+    layer_class = _LAYERS[entry["class_name"]]
+    known = {"name", "trainable", "dtype", *inspect.signature(layer_class).parameters}
+    config = dict(entry["config"])
+    if layer_class is keras.layers.LeakyReLU and "negative_slope" in config:
+        config["alpha"] = config.pop("negative_slope")
+    options = {}
+    for key, value in config.items():
+        if key in known:
+            options[key] = _option(entry, key, value, is_keras_3)
+        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
+            raise ModelError(f"layer {_name(entry)}: its option {key}={value!r} is not known to Keras 2; {_MEND}"[:300])
+    try:
+        return layer_class(**options)
+    except Exception as error:  # what the options of a stranger can make a layer raise is not a short list
+        raise ModelError(f"layer {_name(entry)}: its options are refused ({one_line(error)}); {_MEND}") from None
+
+
+def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) -> Any:
+    if key == "dtype":
+        return _dtype(entry, value)
+    kind = key.rpartition("_")[2]
+    if key == "activation":
+        return _activation(entry, value, is_keras_3)
+    if kind in _OBJECTS and isinstance(value, dict):
+        return _named_object(entry, kind, value)
+    if not _is_plain(value):
+        raise ModelError(f"layer {_name(entry)}: its option {key} is not plain data; {_MEND}")
+    return value
+
+
+def _activation(entry: Mapping[str, Any], value: Any, is_keras_3: bool) -> str:
+    name = value.get("config") if isinstance(value, dict) and value.get("class_name") == "function" else value
+    if name in (None, "linear"):
+        return "linear"
+    # Keras 2 and 3 mean different functions by it.
+    if name == "hard_sigmoid" and not is_keras_3:
+        return "hard_sigmoid"
+    if name not in _ACTIVATIONS:
+        raise ModelError(f"layer {_name(entry)}: its activation {name} is not known; {_MEND}")
+    return str(name)
+
+
+def _named_object(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any]) -> Any:
+    """An initializer, regularizer or constraint of Keras itself."""
+    module, class_name = _OBJECTS[kind], value.get("class_name")
+    config = {k: v for k, v in (value.get("config") or {}).items() if k not in _WITHOUT_EFFECT}
+    found = getattr(module, class_name, None) if isinstance(class_name, str) and class_name[:1].isupper() else None
+    if found is None or _package(value) or value.get("module", f"keras.{kind}s") != f"keras.{kind}s":
+        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} is not one of Keras' own; {_MEND}")
+    if not all(_is_plain(option) for option in config.values()):
+        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} does not hold plain data; {_MEND}")
+    try:
+        return found(**config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"layer {_name(entry)}: its {kind} is refused ({one_line(error)}); {_MEND}") from None
+
+
+def _dtype(entry: Mapping[str, Any], value: Any) -> str:
+    if isinstance(value, dict) and value.get("class_name") in ("DTypePolicy", "Policy") and not _package(value):
+        value = value.get("config", {}).get("name")
+    if value not in _DTYPES:
+        raise ModelError(f"layer {_name(entry)}: received type {value!r}, expected one of {', '.join(_DTYPES)}")
+    return str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _chain(
+    entries: list[dict[str, Any]], config: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[tuple[str, int]], list[tuple[str, int]]]:
+    """A Sequential model's layers as those of a functional one, each called on the one before."""
+    if entries and entries[0]["class_name"] != "InputLayer":
+        shape = entries[0]["config"].get("batch_input_shape") or config.get("build_input_shape")
+        first = {"class_name": "InputLayer", "config": {"name": f"{_name(entries[0])}_input", "batch_shape": shape}}
+        entries = [first, *entries]
+    if len(entries) < 2 or not entries[0]["config"].get("batch_shape", entries[0]["config"].get("batch_input_shape")):
+        raise ModelError("it is a Sequential model without an input shape; give its first layer one and save again")
+    linked = [
+        {**entry, "inbound_nodes": [[[_name(before), 0, 0, {}]]]} for before, entry in itertools.pairwise(entries)
+    ]
+    return [{**entries[0], "inbound_nodes": []}, *linked], [(_name(entries[0]), 0)], [(_name(entries[-1]), 0)]
+
+
+def _calls(entry: Mapping[str, Any]) -> list[_Call]:
+    return [_call(entry, index, node) for index, node in enumerate(entry["inbound_nodes"])]
+
+
+def _call(entry: Mapping[str, Any], index: int, node: Any) -> _Call:
+    """One call of a layer, as Keras 2 (lists) or Keras 3 (args and kwargs) writes it."""
+    if isinstance(node, dict):
+        (argument,) = node["args"] if len(node["args"]) == 1 else [None]
+        tensors = argument if isinstance(argument, list) else [argument]
+        if not all(isinstance(t, dict) and t.get("class_name") == "__keras_tensor__" for t in tensors):
+            raise ModelError(f"layer {_name(entry)} is called on more than tensors; {_MEND}")
+        references = [t["config"]["keras_history"] for t in tensors]
+        # Keras 3 writes the mode in which a model was built; when it runs, the model's own mode counts.
+        options = {key: value for key, value in node["kwargs"].items() if key != "training"}
+    else:
+        references = [part[:3] for part in node]
+        options = {key: value for part in node for key, value in (part[3] if len(part) > 3 else {}).items()}
+    options = {key: value for key, value in options.items() if value is not None}
+    if any(key != "training" or not isinstance(value, bool) for key, value in options.items()):
+        raise ModelError(f"layer {_name(entry)} is called with {', '.join(options)}; {_MEND}")
+    return _Call(_name(entry), index, _references(references), options)
+
+
+def _references(value: Any) -> list[tuple[str, int]]:
+    """(layer, call) of tensors written as [layer, call, output]; a single one may stand without a list."""
+    listed = [value] if value and isinstance(value[0], str) else value
+    for reference in listed:
+        if len(reference) != 3 or not isinstance(reference[0], str) or reference[2] != 0:
+            raise ModelError(f"its layers are not linked as Keras does: {reference!r}; save it anew with Keras"[:300])
+    return [(name, int(call)) for name, call, _ in listed]
+
+
+def _known(reference: tuple[str, int], tensors: Mapping[tuple[str, int], Any]) -> tuple[str, int]:
+    if reference not in tensors:
+        raise ModelError(f"its layer {reference[0]} is missing or part of a circle; save the model anew with Keras")
+    return reference
+
+
+def _call_layers(
+    layers: Mapping[str, keras.layers.Layer], calls: list[_Call], tensors: dict[tuple[str, int], Any]
+) -> None:
+    while calls:
+        waiting = []
+        for call in calls:
+            if not all(reference in tensors for reference in call.inputs):
+                waiting.append(call)
+                continue
+            inputs = [tensors[reference] for reference in call.inputs]
+            try:
+                output = layers[call.layer](inputs[0] if len(inputs) == 1 else inputs, **call.options)
+            except ModelError as error:
+                raise ModelError(f"layer {call.layer}: {error}") from None
+            except Exception as error:  # as above: a stranger's options
+                raise ModelError(f"layer {call.layer}: it cannot be called ({one_line(error)}); {_MEND}") from None
+            tensors[call.layer, call.number] = output
+        if len(waiting) == len(calls):
+            _known(next(reference for reference in waiting[0].inputs if reference not in tensors), tensors)
+        calls = waiting
+
+
+def _require_stored_shapes(layer: keras.layers.Layer, stored: list[tuple[int, ...]]) -> None:
+    """Let the layer make only weights of the shapes in the file; asked before memory is taken."""
+    create, expected = layer.add_weight, iter(stored)
+
+    def checked(name: str | None = None, shape: Any = None, **options: Any) -> Any:
+        asked, found = tuple(shape or ()), next(expected, None)
+        if asked != found:
+            raise ModelError(f"its {name} has shape {list(asked)}, the file holds {found and list(found)}")
+        return create(name, shape, **options)
+
+    layer.add_weight = checked

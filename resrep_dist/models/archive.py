@@ -1,0 +1,172 @@
+"""What a Keras file holds, as plain data: the architecture's JSON and the arrays of every layer.
+
+Reads `.keras` (a zip of JSON and HDF5), `.h5` and `.weights.h5`, written by Keras 2 or 3. Nothing in here
+knows Keras, nothing in a file is executed, and no more memory is taken than the file has bytes.
+"""
+
+import contextlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.errors import ModelError
+
+import h5py
+import numpy as np
+
+# Weights hardly compress and Keras does not try; what shrinks by more was made to fill the memory.
+_MAX_ZIP_RATIO = 20
+_MAX_JSON_BYTES = 1 << 26
+
+
+class Archive:
+    """One open Keras file."""
+
+    def __init__(self, document: dict[str, Any] | None, keras_version: str, weights: h5py.File, num_bytes: int) -> None:
+        self.document = document
+        """The architecture as Keras wrote it; none in a file of weights alone."""
+        self.is_keras_3 = keras_version.startswith("3")
+        self._root = _get(weights, "model_weights", h5py.Group) if "model_weights" in weights else weights
+        self._bytes_left = num_bytes
+
+    def arrays(self, layers: Sequence[tuple[str, str]]) -> dict[str, list[np.ndarray]]:
+        """The arrays of the layers that have any, by name.
+
+        Args:
+            layers: (class name, layer name) of all layers of the model, in the model's order. Keras 3's
+                layout knows layers by class and position; it is read by name where the file holds names.
+        """
+        if "layers" not in self._root:
+            return {name: self._legacy_arrays(name) for name in self._legacy_names()}
+        stored = _get(self._root, "layers", h5py.Group)
+        by_name = {name: key for key in stored if (name := _stored_name(stored, key)) is not None}
+        if not {name for _, name in layers} <= by_name.keys():
+            by_name = dict(zip([name for _, name in layers], _positions(layers), strict=True))
+        found = {name: self._numbered_arrays(stored, key) for name, key in by_name.items() if key in stored}
+        return {name: arrays for name, arrays in found.items() if arrays}
+
+    def _legacy_names(self) -> list[str]:
+        return [name for name in _list_attribute(self._root, "layer_names") if self._weight_names(name)]
+
+    def _weight_names(self, layer: str) -> list[str]:
+        return _list_attribute(_get(self._root, layer, h5py.Group), "weight_names")
+
+    def _legacy_arrays(self, layer: str) -> list[np.ndarray]:
+        group = _get(self._root, layer, h5py.Group)
+        return [self._read(group, name) for name in self._weight_names(layer)]
+
+    def _numbered_arrays(self, stored: h5py.Group, key: str) -> list[np.ndarray]:
+        layer = _get(stored, key, h5py.Group)
+        variables = _get(layer, "vars", h5py.Group) if "vars" in layer else {}
+        return [self._read(variables, str(index)) for index in range(len(variables))]
+
+    def _read(self, group: h5py.Group, name: str) -> np.ndarray:
+        dataset = _get(group, name, h5py.Dataset)
+        if dataset.external or dataset.is_virtual:
+            raise ModelError(f"its array {name} points to another file; save the model anew with Keras")
+        if dataset.dtype.kind not in "fiu":
+            raise ModelError(f"its array {name} is {dataset.dtype}, expected numbers")
+        self._bytes_left -= dataset.nbytes
+        if self._bytes_left < 0:
+            raise ModelError("its arrays are larger than the file itself; save the model anew with Keras")
+        return np.asarray(dataset[()])
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open a Keras file by its content, whatever its name ends with.
+
+    Raises:
+        ModelError: for a file that cannot be read, here or while its arrays are; one line.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                document = _parse(_extract(file, "config.json", _MAX_JSON_BYTES))
+                version = _parse(_extract(file, "metadata.json", _MAX_JSON_BYTES)).get("keras_version", "")
+                weights = _extract(file, "model.weights.h5", _MAX_ZIP_RATIO * path.stat().st_size)
+            with h5py.File(io.BytesIO(weights)) as hdf5:
+                yield Archive(document, str(version), hdf5, len(weights))
+        else:
+            with h5py.File(path) as hdf5:
+                text = hdf5.attrs.get("model_config")
+                version = _text(hdf5.attrs.get("keras_version", ""))
+                yield Archive(_parse(_text(text)) if text is not None else None, version, hdf5, path.stat().st_size)
+    except ModelError:
+        raise
+    except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+        raise ModelError(f"it is not a whole Keras file ({one_line(error)}); save or copy it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"it is not a Keras file ({one_line(error)}); expected .keras, .h5 or .weights.h5") from None
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text without line breaks, cut to a length that can be read."""
+    return " ".join(str(error).split())[:200]
+
+
+def _extract(file: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    size = file.getinfo(name).file_size
+    if size > max_bytes:
+        raise ModelError(f"its {name} unpacks to {size} bytes, expected at most {max_bytes}")
+    with file.open(name) as member:
+        # The size in the directory of a zip is a claim.
+        return member.read(size)
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ModelError("its architecture is nested too deeply; expected a Keras model") from None
+    if not isinstance(document, dict):
+        raise ModelError("its architecture is not a JSON object; save the model anew with Keras")
+    return document
+
+
+def _get(group: h5py.Group, name: str, kind: type) -> Any:
+    """A member of a group that lies in this very file: links to other files are refused."""
+    here = group
+    for part in name.split("/"):
+        if not isinstance(here, h5py.Group) or not isinstance(here.get(part, getlink=True), h5py.HardLink):
+            raise ModelError(f"{name} is missing in it, or a link; save the model anew with Keras")
+        here = here[part]
+    if not isinstance(here, kind):
+        raise ModelError(f"{name} in it is not a {kind.__name__.lower()}; save the model anew with Keras")
+    return here
+
+
+def _list_attribute(group: h5py.Group, name: str) -> list[str]:
+    """A list of names; Keras cuts a long one into name0, name1 and so on."""
+    if name in group.attrs:
+        return [_text(entry) for entry in group.attrs[name]]
+    result: list[str] = []
+    for index in range(len(group.attrs)):
+        if f"{name}{index}" in group.attrs:
+            result += [_text(entry) for entry in group.attrs[f"{name}{index}"]]
+    return result
+
+
+def _stored_name(stored: h5py.Group, key: str) -> str | None:
+    layer = _get(stored, key, h5py.Group)
+    name = _get(layer, "vars", h5py.Group).attrs.get("name") if "vars" in layer else None
+    return None if name is None else _text(name)
+
+
+def _positions(layers: Sequence[tuple[str, str]]) -> list[str]:
+    """Keras 3's names: the class in snake case, numbered from the second of a class on."""
+    count: dict[str, int] = {}
+    result = []
+    for class_name, _ in layers:
+        name = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", class_name)).lower()
+        count[name] = count.get(name, -1) + 1
+        result.append(f"{name}_{count[name]}" if count[name] else name)
+    return result
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
