@@ -159,7 +159,7 @@ def _obtain_base(
         cluster.from_root(lambda: load_weights(model, path))
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
-    else:
+    elif config.base is not None:
         trainer = Trainer(model, None, config, **data, cluster=cluster, workdir=path.parent, console=console)
         trainer.run()
         copy_weights(trainer.model, model)

@@ -22,13 +22,15 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     name: str
-    """A model by name; `resrep inspect` lists the names when one is unknown."""
+    """A model by name (`resrep inspect` lists them when one is unknown), `keras:<Name>` of keras.applications,
+    `file:<path>` of a Keras file with its weights, or `python:<module>:<function>` of your own."""
     num_classes: Annotated[int, Ge(2)]
     """Number of classes of the last layer."""
     image_size: Annotated[int, Ge(8)]
     """Height and width of the images, pixels."""
     weights: str | None = None
-    """A Keras weights file (.h5) of the base model; without one the `base` phase trains it."""
+    """Weights of the base model: a Keras file (.h5, .keras, .weights.h5), or torchvision's or timm's names in
+    .safetensors; without them the `base` phase trains it."""
 
 
 # For each source the augmentations that it can do; the first is its default.
@@ -282,7 +284,10 @@ def _check_start(config: Config) -> None:
             raise ValueError(
                 "base: given without the section `prune`, which it prepares for; `train` alone is expected"
             )
-    elif (config.base is None) == (config.model.weights is None):
+        return
+    # A model file brings its weights; `base` or `model.weights` may still give it others.
+    has_weights = config.model.name.startswith("file:") or config.model.weights is not None
+    if (config.base is None and not has_weights) or (config.base and config.model.weights is not None):
         state = "both are" if config.base else "neither is"
         raise ValueError(
             f"model.weights, base: {state} given; expected one of them: "

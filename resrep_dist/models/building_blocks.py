@@ -23,18 +23,15 @@ def convolution(x: tf.Tensor, width: int, kernel_size: int, stride: int = 1, *, 
 
 
 def depthwise_convolution(x: tf.Tensor, kernel_size: int, stride: int = 1, *, name: str) -> tf.Tensor:
-    """A convolution of each channel alone, without bias, padded alike on all sides."""
+    """A depthwise convolution without bias, padded alike on all sides."""
     padding = "same"
     if stride > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
         padding = "valid"
+    # Glorot would divide by the number of channels; each of them has one input and one output.
+    initializer = keras.initializers.RandomNormal(stddev=(2.0 / kernel_size**2) ** 0.5)
     layer = keras.layers.DepthwiseConv2D(
-        kernel_size,
-        stride,
-        padding,
-        use_bias=False,
-        depthwise_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"),
-        name=name,
+        kernel_size, stride, padding, use_bias=False, depthwise_initializer=initializer, name=name
     )
     return layer(x)
 

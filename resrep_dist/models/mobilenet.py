@@ -1,22 +1,25 @@
-"""MobileNet-v1 (Howard et al. 2017, table 1): depthwise 3x3 convolutions, each with a 1x1 convolution behind it."""
+"""MobileNet-v1 at full width (Howard et al. 2017, table 1): 13 depthwise convolutions, each with a 1x1 behind it."""
 
 from resrep_dist.models.building_blocks import batch_norm, convolution, depthwise_convolution, relu
 
 from tensorflow import keras
 
-# Output channels and stride of each pair.
-_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+# (output channels, stride) of each block.
+_BLOCKS = (
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+    (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
+)  # fmt: skip
 
 
 def mobilenet_v1(image_size: int, num_classes: int) -> keras.Model:
-    """MobileNet-v1 at width 1 on square RGB images of `image_size` pixels."""
+    """MobileNet-v1 on square RGB images of `image_size` pixels; batch norm and ReLU behind every convolution."""
     inputs = keras.Input([image_size, image_size, 3], name="images")
     x = relu(batch_norm(convolution(inputs, 32, 3, 2, name="stem"), "stem_bn"), "stem_relu")
-    for number, (width, stride) in enumerate(_BLOCKS, start=1):
-        name = f"block{number}"
+    for index, (width, stride) in enumerate(_BLOCKS, start=1):
+        name = f"block{index}"
         x = depthwise_convolution(x, 3, stride, name=f"{name}_depthwise")
-        x = relu(batch_norm(x, f"{name}_depthwise_bn"), f"{name}_depthwise_relu")
+        x = relu(batch_norm(x, f"{name}_bn1"), f"{name}_relu1")
         x = convolution(x, width, 1, name=f"{name}_pointwise")
-        x = relu(batch_norm(x, f"{name}_pointwise_bn"), f"{name}_pointwise_relu")
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        x = relu(batch_norm(x, f"{name}_bn2"), f"{name}_relu2")
+    x = keras.layers.GlobalAveragePooling2D(name="global_pool")(x)
     return keras.Model(inputs, keras.layers.Dense(num_classes, name="logits")(x), name="mobilenet_v1")
