@@ -23,22 +23,19 @@ def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: in
     height, width = images.shape[1:3]
     border = height // 8
     padded = tf.pad(images, [[0, 0], [border, border], [border, border], [0, 0]])
-    tops, lefts = tf.unstack(_offsets(positions, seed) % (2 * border + 1), axis=1)
+    tops, lefts, coins = tf.unstack(_random_numbers(positions, seed), axis=1)
+    tops, lefts = tops % (2 * border + 1), lefts % (2 * border + 1)
     rows = tops[:, tf.newaxis] + tf.range(height)
     columns = lefts[:, tf.newaxis] + tf.range(width)
     if augmentation == "pad_crop_flip":
-        columns = tf.where(is_mirrored(positions, seed)[:, tf.newaxis], tf.reverse(columns, [1]), columns)
+        columns = tf.where(coins[:, tf.newaxis] % 2 == 1, tf.reverse(columns, [1]), columns)
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def is_mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
-    """Toss a coin for each position: int64 [...] -> bool [...]."""
-
-    def toss(position: tf.Tensor) -> tf.Tensor:
-        # A negative seed, so that the coin is independent of the crop.
-        return tf.random.stateless_uniform([], [tf.constant(-1 - seed, tf.int64), position]) < 0.5
-
-    return toss(positions) if positions.shape.rank == 0 else tf.map_fn(toss, positions, fn_output_signature=tf.bool)
+def is_mirrored(position: tf.Tensor, seed: int) -> tf.Tensor:
+    """Toss a coin for a position: int64 [] -> bool []."""
+    # A negative seed, so that the coin does not depend on the window that is drawn at the same position.
+    return tf.random.stateless_uniform([], [tf.constant(-1 - seed, tf.int64), position]) < 0.5
 
 
 def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
@@ -50,14 +47,13 @@ def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) ->
     return tf.cast(pixels, tf.float32) * factors + offsets
 
 
-def _offsets(positions: tf.Tensor, seed: int) -> tf.Tensor:
-    """Two large random numbers for each position: int64 [B] -> int32 [B, 2]."""
+def _random_numbers(positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Three large random numbers for each position: int64 [B] -> int32 [B, 3]."""
 
     def draw(position: tf.Tensor) -> tf.Tensor:
         # As tf.image.stateless_random_crop draws them, which takes one image at a time.
-        numbers = tf.random.stateless_uniform(
+        return tf.random.stateless_uniform(
             [3], [tf.constant(seed, tf.int64), position], maxval=tf.int32.max, dtype=tf.int32
         )
-        return numbers[:2]
 
-    return tf.map_fn(draw, positions, fn_output_signature=tf.TensorSpec([2], tf.int32))
+    return tf.map_fn(draw, positions, fn_output_signature=tf.TensorSpec([3], tf.int32))
