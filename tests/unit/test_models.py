@@ -18,6 +18,11 @@ from tensorflow import keras
 
 CONFIGS = sorted(DIGITS_CONFIG.parent.glob("*.yaml"))
 PATHS = [pytest.param(path, id=path.stem) for path in CONFIGS]
+# The deep ones take long to build.
+BUILT_PATHS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem[:9] in ("resnet101", "resnet110") else [])
+    for path in CONFIGS
+]
 SOURCES = typing.get_args(typing.get_type_hints(DataConfig)["source"])
 
 
@@ -55,7 +60,7 @@ def test_a_strided_depthwise_convolution_is_padded_alike_on_all_sides():
     assert pad.padding == ((1, 1), (1, 1)) and model.get_layer("block2_depthwise").padding == "valid"
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BUILT_PATHS)
 def test_the_models_of_the_configurations_build_at_full_size(path):
     document = YAML(typ="safe", pure=True).load(path.read_text())
     config = ModelConfig(**document["model"])

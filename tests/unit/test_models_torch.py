@@ -127,7 +127,7 @@ def test_logits_are_those_of_pytorch(name, tmp_path):
     [
         ("resnet34", 7, "is missing in it"),
         ("resnet18", 10, "fc.weight is [512, 7] there and [512, 10] here"),
-        ("resnet20", 7, "expected the names of torchvision"),
+        ("resnet20", 7, "conv1.weight is [7, 7, 3, 64] there and [3, 3, 3, 16] here"),
         ("vgg16_cifar", 7, "has no name in torchvision"),
     ],
 )
