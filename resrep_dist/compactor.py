@@ -58,7 +58,7 @@ class Compactor(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        if inputs.shape.rank == 2:
+        if inputs.shape.rank != 4:
             return tf.matmul(inputs, self.kernel[0, 0])
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
 

@@ -49,6 +49,8 @@ class LayerChannels:
     kind: Kind
     inputs: tuple[GroupBlocks, ...]
     output: GroupBlocks
+    is_shared: bool = False
+    """It is called at several places; the channels are those of one call."""
 
     @property
     def is_in_a_group(self) -> bool:
@@ -67,7 +69,7 @@ class Graph:
     uncounted: tuple[str, ...] = ()
     """Layers whose multiply-adds are not known; `macs` leaves them out."""
     channels: dict[str, LayerChannels] = dataclasses.field(default_factory=dict, repr=False)
-    """By layer of the flat model; what shared layers pass on differs, and only one of their calls is here."""
+    """By layer of the flat model; of a shared layer, a call that has channels that may go, if there is one."""
 
     @property
     def layers(self) -> list[PrunableLayer]:

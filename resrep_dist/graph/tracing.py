@@ -5,6 +5,7 @@ way (zero, or one number at every pixel of every image) can be carried into the 
 All others are refused by name with the reason.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -51,9 +52,9 @@ class _Tracing:
     def __init__(self, model: keras.Model, exclude: Collection[str], sets: ChannelSets) -> None:
         self.sets, self._nodes = sets, list(nodes(model))
         names = [node.layer.name for node in self._nodes]
-        shared = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-        self._kinds = [kind_of(node, node.layer.name in shared, exclude) for node in self._nodes]
-        self._batch_norms = _batch_norms_behind(self._nodes, self._kinds, model, shared)
+        self._shared = {name for name, count in Counter(names).items() if count > 1}
+        self._kinds = [kind_of(node, node.layer.name in self._shared, exclude) for node in self._nodes]
+        self._batch_norms = _batch_norms_behind(self._nodes, self._kinds, model, self._shared)
         self._blocks: dict[str, Blocks] = {str(id(t)): sets.fixed(t.shape[-1] or 0) for t in model.inputs}
         behind = set(self._batch_norms.values())
         for node, kind in zip(self._nodes, self._kinds, strict=True):
@@ -81,13 +82,15 @@ class _Tracing:
             elif layers and convolutions:
                 index_of_root[root] = len(groups)
                 groups.append(Group(tuple(layers), self.sets.widths[root], tuple(sorted(consumers.get(root, ())))))
-        channels = {}
+        channels: dict[str, LayerChannels] = {}
         costs = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):
             inputs = tuple(self._resolved(blocks, index_of_root) for blocks in self._inputs(node))
             output = self._resolved(self._blocks[node.flat_output_ids[0]], index_of_root)
-            channels[node.layer.name] = LayerChannels(kind, inputs, output)
-            costs.append((node.layer.name, kind.macs(node), inputs[0], output))
+            name = node.layer.name
+            if name not in channels or not channels[name].is_in_a_group:
+                channels[name] = LayerChannels(kind, inputs, output, name in self._shared)
+            costs.append((name, kind.macs(node), inputs[0], output))
         macs, uncounted = count_macs([group.width for group in groups], costs)
         return Graph(tuple(groups), refused, macs, uncounted, channels)
 

@@ -27,12 +27,15 @@ def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]
 
 
 def kerassurgeon_can(graph: Graph) -> bool:
-    """The rule for the path: every group is one convolution, and kerassurgeon knows all layers that it reaches.
+    """The rule for the path: every group is one convolution, no layer is shared, and it knows all that channels reach.
 
-    It goes on silently where the inputs of an addition lose different channels, so it gets no group of several.
+    It goes on silently where the inputs of an addition lose different channels, so it gets no group of several; and
+    it gives all calls of a shared layer the channels of the first.
     """
     reached = [channels.kind for channels in graph.channels.values() if channels.is_in_a_group]
-    return all(len(group.layers) == 1 for group in graph.groups) and all(k.known_to_kerassurgeon for k in reached)
+    is_plain = all(len(group.layers) == 1 for group in graph.groups)
+    is_plain = is_plain and not any(channels.is_shared for channels in graph.channels.values())
+    return is_plain and all(kind.known_to_kerassurgeon for kind in reached)
 
 
 def _delete_by_slices(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
@@ -44,8 +47,12 @@ def _delete_by_slices(model: keras.Model, graph: Graph, dead: Sequence[np.ndarra
         channels = graph.channels[layer.name]
         if channels.is_in_a_group:
             of_input, of_output = (channels_where(kept, b, True) for b in (channels.inputs[0], channels.output))
-            changes, weights[layer.name] = channels.kind.slim(layer, of_input, of_output)
-            clone = type(layer).from_config({**clone.get_config(), **changes})
+            changes, arrays = channels.kind.slim(layer, of_input, of_output)
+            if arrays:
+                weights[layer.name] = arrays
+            # A shared layer, an activation, has no changes: its one clone is for all its calls.
+            if changes:
+                clone = type(layer).from_config({**clone.get_config(), **changes})
         return clone(*inputs.args, **inputs.kwargs)
 
     slim = rebuild(model, narrower)

@@ -93,6 +93,14 @@ def residual_network():
     return classifier(inputs, x)
 
 
+def shared_activation():
+    """One ReLU for all: no layer that channels pass may be made twice."""
+    relu = layers.ReLU(name="relu")
+    x = inputs = keras.Input([16, 16, 3])
+    x = relu(layers.Conv2D(6, 3, name="a")(x))
+    return classifier(inputs, relu(layers.Conv2D(8, 3, name="b")(x)))
+
+
 def inner_models_and_dense_images():
     """An inner model, a dense layer on images, a transposed convolution."""
     inner_inputs = keras.Input([16, 16, 3])
@@ -123,6 +131,7 @@ MODELS = {  # builder, residual groups, layers of the groups, path
         lambda: squeeze_and_excite("convolutions", True), False,
         [["expand", "excite"], ["reduce"], ["project"]], "slices",
     ),
+    "shared_activation": (shared_activation, False, [["a"], ["b"]], "slices"),
     "residual": (residual_network, True, [["stem", "conv", "itself"]], "slices"),
     "inner_models": (inner_models_and_dense_images, False, [["conv"], ["pointwise"], ["last"]], "slices"),
 }  # fmt: skip
