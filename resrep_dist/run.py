@@ -58,7 +58,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.yaml"
     if path.exists():
-        old, new = load_config(path).to_dict(), config.to_dict()
+        old, new = _deciding(load_config(path)), _deciding(config)
         for section in ("model", "data", "base", "train", "training", "prune", "seed"):
             if old[section] != new[section]:
                 raise ConfigError(
@@ -219,6 +219,14 @@ def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
         compactor = trained.get_layer(layer.compactor)
         total += math.prod(compactor.output_shape[1:-1]) * int(tf.size(compactor.kernel))
     return total
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The settings without those that may change in the middle of a run: the data may have moved."""
+    settings = config.to_dict()
+    for key in ("path", "index_folder", "evaluation_batch_size"):
+        del settings["data"][key]
+    return settings
 
 
 def _first_difference(section: str, old: dict[str, Any], new: dict[str, Any]) -> str:
