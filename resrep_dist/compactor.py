@@ -47,11 +47,10 @@ class Compactor(keras.layers.Layer):
     def build(self, input_shape: tf.TensorShape) -> None:
         width = int(input_shape[-1])
         channels = self.channels or width
-        initial = tf.eye(width, channels, dtype=self.dtype)[tf.newaxis, tf.newaxis]
         self.kernel = self.add_weight(
             "kernel",
             [1, 1, width, channels],
-            initializer=lambda shape, dtype=None: tf.cast(initial, dtype),
+            initializer=lambda shape, dtype=None: tf.eye(*shape[2:], dtype=dtype)[tf.newaxis, tf.newaxis],
             regularizer=self.kernel_regularizer,
         )
         self.mask = self.add_weight("mask", [channels], initializer="ones", trainable=False)
