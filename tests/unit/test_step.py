@@ -123,7 +123,14 @@ def test_the_loss_is_the_configured_one(float64):
     assert step.read_metrics()["loss"] == pytest.approx(expected.mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 4}, {"precision": "mixed_float16"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"gradient_accumulation_steps": 4}, marks=pytest.mark.slow),
+        pytest.param({"precision": "mixed_float16"}, marks=pytest.mark.slow),
+    ],
+)
 def test_xla_gives_the_same_step(options):
     tf.config.experimental.enable_op_determinism()
     states = []
