@@ -25,5 +25,21 @@ keep=("PATH=$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=2)
 for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES "${!RESREP_@}"; do
     if [[ -v $name ]]; then keep+=("$name=${!name}"); fi
 done
-exec env -i "${keep[@]}" \
-    horovodrun --gloo -np "${RANKS:-2}" resrep train "$CONFIG" --workdir "$WORKDIR" "$@"
+# horovodrun kills its ranks seconds after a signal, too soon for a checkpoint. So it gets none: the first signal
+# to this script (Ctrl-C, SIGTERM, SIGUSR1) becomes a file that the ranks look for, the second one ends all.
+asked=
+stop() {
+    if [[ $asked ]]; then kill -TERM -- "-$ranks"; return; fi
+    asked=1
+    mkdir -p "$WORKDIR"
+    touch "$WORKDIR/stop"
+    echo 'local.sh: stopping after a checkpoint; a second signal stops at once' >&2
+}
+trap stop INT TERM USR1
+setsid env -i "${keep[@]}" \
+    horovodrun --gloo -np "${RANKS:-2}" resrep train "$CONFIG" --workdir "$WORKDIR" "$@" &
+ranks=$!
+code=0
+while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" && code=0 || code=$?; done
+if [[ $asked && $code -ne 0 ]]; then code=143; fi
+exit "$code"

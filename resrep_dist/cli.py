@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist import __version__
-from resrep_dist.errors import UserError
+from resrep_dist.errors import StoppedError, UserError
 from resrep_dist.launch_environment import launched_rank, launched_size
 
 
@@ -36,7 +36,8 @@ def _explain(error: Exception) -> int:
     code = getattr(error, "exit_code", None)
     if code is not None:
         if launched_rank() == 0 or getattr(error, "is_of_one_rank", False):
-            print(f"resrep: error: {error}", file=sys.stderr, flush=True)
+            kind = "" if isinstance(error, StoppedError) else "error: "
+            print(f"resrep: {kind}{error}", file=sys.stderr, flush=True)
         else:
             # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.
             time.sleep(2)

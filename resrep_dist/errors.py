@@ -39,6 +39,12 @@ class CheckpointWriteError(RuntimeError):
     exit_code = 6
 
 
+class StoppedError(RuntimeError):
+    """The run was asked to stop, and has: its checkpoint is written."""
+
+    exit_code = 143
+
+
 class DisagreementError(RuntimeError):
     """The ranks do not hold the same state; going on would train different models."""
 

@@ -160,7 +160,7 @@ def _obtain_base(
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
     elif config.base is not None:
-        trainer = Trainer(model, None, config, **data, cluster=cluster, workdir=path.parent, console=console)
+        trainer = Trainer(model, None, config, **data, cluster=cluster, workdir=workdir, console=console)
         trainer.run()
         copy_weights(trainer.model, model)
     cluster.broadcast(model.weights)

@@ -40,6 +40,8 @@ class TrainStep:
         self.variables = self._loss_scale.variables if self._loss_scale else {}
         # loss sum, correct, samples, skipped steps, skipped steps in a row
         self._totals = tf.Variable(tf.zeros([5], self._dtype), trainable=False)
+        self._stop_requested = tf.Variable(0.0, trainable=False, dtype=self._dtype)
+        self._num_stop_requests = tf.Variable(0.0, trainable=False, dtype=self._dtype)
         self._compute, self._apply = self._forward_and_backward, self._clip_and_apply
         if config.xla:
             # The collective stays outside: XLA cannot compile it.
@@ -59,6 +61,14 @@ class TrainStep:
             "skipped_steps_in_a_row": in_a_row,
         }
 
+    def request_stop(self) -> None:
+        """Let the next step tell all ranks that this one was asked to stop."""
+        self._stop_requested.assign(1.0)
+
+    def is_stop_requested(self) -> bool:
+        """True on every rank alike where one of them had asked for it before the last step."""
+        return float(self._num_stop_requests) > 0
+
     def _run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         # The forward pass changes the statistics; a step that is skipped must put them back.
         before = [tf.identity(statistic) for statistic in self._statistics]
@@ -66,9 +76,10 @@ class TrainStep:
         norms = self._optimizer.row_norms()
         weighted = [metrics[2] * norm for norm in norms]
         is_bad = 1.0 - tf.cast(_all_finite([metrics, *gradients]), self._dtype)
-        rest = [*weighted, *statistics, tf.concat([metrics, [is_bad]], 0)]
+        rest = [*weighted, *statistics, tf.concat([metrics, [is_bad, self._stop_requested]], 0)]
         gradients, rest, is_finite = self._sum(gradients, rest)
-        loss, correct, count, num_bad = tf.unstack(rest[-1])
+        loss, correct, count, num_bad, num_stop_requests = tf.unstack(rest[-1])
+        self._num_stop_requests.assign(num_stop_requests)
         gradients, rest = [value / count for value in gradients], [value / count for value in rest[:-1]]
         is_good = (num_bad == 0) & is_finite
         for statistic, new, old in zip(self._statistics, rest[len(norms) :], before, strict=True):

@@ -13,7 +13,7 @@ from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
-from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError
+from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError, StoppedError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.layer_replacement import with_precision
@@ -23,6 +23,7 @@ from resrep_dist.pruner import Pruner, last_mask_step
 from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
+from resrep_dist.stopping import StopRequest
 from resrep_dist.sync_batch_norm import with_sync_batch_norm
 
 import tensorflow as tf
@@ -32,6 +33,7 @@ from tensorflow import keras
 _log = logging.getLogger(__name__)
 _MAX_SKIPPED_STEPS_IN_A_ROW = 10
 _MAX_FAILED_CHECKPOINTS = 3
+_STOP_INTERVAL_STEPS = 10
 _START = {"step": 0, "num_chosen": 0}
 
 
@@ -45,7 +47,8 @@ class Trainer:
         config: the run's configuration. The phase is `train`, or, without a graph where there is a section `prune`,
             `base`.
         cluster: the ranks; by default those that the launcher started.
-        workdir: where checkpoints and curves go; without one nothing is written.
+        workdir: where checkpoints and curves go, those of the base model into its folder `base`; without one
+            nothing is written.
     """
 
     def __init__(
@@ -82,24 +85,36 @@ class Trainer:
         self.step, self._num_failed_checkpoints = 0, 0
         self.validation_top1: float | None = None
         self._batches: Iterator[Any] = iter(())
-        self._checkpoints = CheckpointFolder(workdir / "checkpoints", config.checkpoint.num_kept) if workdir else None
-        is_seen = self.cluster.is_root and workdir is not None
-        self._monitor = Monitor(
-            "prune" if graph else "base" if config.prune else "train",
-            workdir / "tensorboard" if is_seen and workdir else None,
-            console if is_seen else None,
-            self.num_steps,
-        )
+        title = "prune" if graph else "base" if config.prune else "train"
+        self._folder = workdir / "base" if workdir and title == "base" else workdir
+        num_kept = config.checkpoint.num_kept
+        self._checkpoints = CheckpointFolder(self._folder / "checkpoints", num_kept) if self._folder else None
+        is_seen = self.cluster.is_root and self._folder is not None
+        curves = self._folder / "tensorboard" if self._folder and is_seen else None
+        self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
 
     def run(self) -> None:
         """Resume where the workdir stands, train to the end, leave the last checkpoint behind."""
-        self.start()
-        try:
-            while not self.is_done():
-                self.train_until(min(self._max_steps, self.step + self.config.logging.interval_steps))
+        with StopRequest(self._workdir if self.cluster.is_root else None) as stop:
+            self.start()
+            try:
+                while not self.is_done():
+                    self._stop_where_asked(stop)
+                    self.train_until(min(self._max_steps, self.step + _STOP_INTERVAL_STEPS))
+                self._save()
+            finally:
+                self._monitor.close()
+
+    def _stop_where_asked(self, stop: StopRequest) -> None:
+        """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
+        if self._step.is_stop_requested():
             self._save()
-        finally:
-            self._monitor.close()
+            raise StoppedError(
+                f"stopped at step {self.step} as asked, the checkpoint is written; start the same command again to "
+                "go on from there"
+            )
+        if stop.is_set():
+            self._step.request_stop()
 
     def start(self) -> None:
         """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
@@ -165,8 +180,8 @@ class Trainer:
             num_ranks=size,
             first_step=self.step,
         )
-        if self.config.logging.record_samples and self._workdir:
-            path = self._workdir / "samples" / f"from-step-{self.step:08d}-rank-{rank}-of-{size}.csv"
+        if self.config.logging.record_samples and self._folder:
+            path = self._folder / "samples" / f"from-step-{self.step:08d}-rank-{rank}-of-{size}.csv"
             return recorded(batches, path, self.step)
         return iter(batches)
 

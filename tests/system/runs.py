@@ -1,6 +1,7 @@
 """Runs of the digits under a real launcher: started, killed, compared."""
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,19 +21,24 @@ def train_command(workdir: Path, *overrides: str) -> list[str]:
     return [RESREP, "train", str(DIGITS_CONFIG), "--workdir", str(workdir), *sets]
 
 
-def kill_one_rank(num_ranks: int, command: list[str], checkpoint: Path, log: Path) -> None:
-    """Start a run, kill its last rank with signal 9 once the checkpoint is there, wait for all to end."""
-    process = start_ranks(num_ranks, command, log)
+def wait_for(checkpoint: Path, process: subprocess.Popen, log: Path) -> None:
+    """Wait until a run has written a checkpoint."""
     deadline = time.monotonic() + 900
     while not checkpoint.exists():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
+
+
+def signal_one_rank(number: signal.Signals, num_ranks: int, command: list[str], checkpoint: Path, log: Path) -> None:
+    """Start a run, send its last rank a signal once the checkpoint is there, wait for all to end."""
+    process = start_ranks(num_ranks, command, log)
+    wait_for(checkpoint, process, log)
     ranks = [
         child for child in psutil.Process(process.pid).children(recursive=True)
         if child.cmdline()[1:3] == [RESREP, "train"]
     ]  # fmt: skip
     assert len(ranks) == num_ranks
-    ranks[-1].send_signal(signal.SIGKILL)
+    ranks[-1].send_signal(number)
     assert process.wait(60) != 0
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 

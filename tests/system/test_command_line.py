@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 from tests.networks import DIGITS_CONFIG
-from tests.ranks.launcher import run_ranks
+from tests.ranks.launcher import REPOSITORY, run_ranks
 from tests.system import runs
 from tests.system.runs import RESREP
 
@@ -187,7 +189,8 @@ def test_another_architecture_and_damaged_checkpoints_leave_the_run_as_it_is(fin
 @pytest.mark.ranks
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished_run):
     command = train_command(tmp_path / "run")
-    runs.kill_one_rank(2, command, tmp_path / "run" / "checkpoints" / "step-00000040", tmp_path / "killed.log")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000040"
+    runs.signal_one_rank(signal.SIGKILL, 2, command, checkpoint, tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
@@ -196,6 +199,47 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished
     _, steps = read_scalars(tmp_path / "run" / "tensorboard")
     for tag, points in steps.items():
         assert points == sorted(set(points)), f"{tag} overlaps: {points}"
+
+
+@pytest.mark.ranks
+def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, finished_run):
+    command = train_command(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    start = time.monotonic()
+    runs.signal_one_rank(signal.SIGTERM, 2, command, folder / "step-00000040", tmp_path / "stopped.log")
+    log = (tmp_path / "stopped.log").read_text()
+    (stopped_at,) = {int(step) for step in re.findall(r"resrep: stopped at step (\d+) as asked", log)}
+    print(f"stopped at step {stopped_at}, {time.monotonic() - start:.0f} s after the start")
+    assert "SIGTERM: stopping after a checkpoint" in log
+    assert (folder / f"step-{stopped_at:08d}").exists() and stopped_at < 100
+    code, log = run_ranks(2, command, tmp_path / "resumed.log")
+    assert code == 0, log[-3000:]
+    assert f"Resumed at step {stopped_at}" in log
+    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
+
+
+def test_a_file_named_stop_ends_a_single_process_with_its_own_code(tmp_path):
+    with subprocess.Popen(train_command(tmp_path / "run"), stderr=subprocess.PIPE, text=True) as process:
+        runs.wait_for(tmp_path / "run" / "base" / "checkpoints" / "step-00000020", process, tmp_path / "log")
+        (tmp_path / "run" / "stop").touch()
+        assert "resrep: stopped at step" in process.stderr.read()
+    assert process.returncode == 143
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_the_launch_script_keeps_the_signal_from_horovodrun(tmp_path):
+    sets = [argument for override in SHORT for argument in ("--set", override)]
+    environment = {**os.environ, "WORKDIR": str(tmp_path / "run"), "CONFIG": str(DIGITS_CONFIG)}
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        script = ["bash", str(REPOSITORY / "launch" / "local.sh"), *sets]
+        process = subprocess.Popen(script, stdout=file, stderr=file, env=environment, start_new_session=True)
+        runs.wait_for(tmp_path / "run" / "checkpoints" / "step-00000040", process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert "resrep: stopped at step" in log.read_text()
 
 
 def test_a_single_process_needs_no_launcher(tmp_path):

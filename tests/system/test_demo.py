@@ -1,6 +1,7 @@
 """The demo, whole: quality over seeds, and a rank killed in the middle of it."""
 
 import json
+import signal
 import statistics
 
 from tests.ranks.launcher import run_ranks
@@ -47,7 +48,8 @@ def test_a_rank_killed_during_the_demo_changes_no_bit_of_its_result(tmp_path, de
     undisturbed = demos[0] if num_ranks == 2 else run_demo(tmp_path / "undisturbed", num_ranks, 0)
     command = runs.train_command(tmp_path / "run", "seed=0")
     # After the first masks and before the last of them.
-    runs.kill_one_rank(num_ranks, command, tmp_path / "run" / "checkpoints" / "step-00000200", tmp_path / "killed.log")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000200"
+    runs.signal_one_rank(signal.SIGKILL, num_ranks, command, checkpoint, tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
     code, log = run_ranks(num_ranks, command, tmp_path / "resumed.log", 1800)
     assert code == 0, log[-3000:]

@@ -11,7 +11,8 @@ import resrep_dist
 PACKAGE = Path(resrep_dist.__file__).parent
 # A file imports only from files above it.
 ORDER = [
-    "errors", "launch_environment", "config.schema", "config.loading", "config", "macs", "cluster", "resrep",
+    "errors", "stopping", "launch_environment", "config.schema", "config.loading", "config", "macs", "cluster",
+    "resrep",
     "graph.operators", "graph.rebuilding", "graph.channels", "graph.kinds", "graph.weighted", "graph.table",
     "graph.structure", "graph.counting", "graph.tracing", "graph", "compactor",
     "models.keras3", "models.archive", "models.architecture", "models.torch_weights", "models.files",

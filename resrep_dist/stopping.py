@@ -1,0 +1,57 @@
+"""How a run is asked to stop: a signal, or a file in its folder."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A launcher that stops its ranks sends its own signal behind the user's; that is no second wish.
+_SAME_WISH_SECONDS = 1.0
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGUSR1, Ctrl-C, or a file named `stop` in the run's folder.
+
+    Inside `with` the first signal only sets it; a second one ends the process at once. That harms no file,
+    since each is written beside its place and renamed. Launchers that kill within seconds leave no time for a
+    checkpoint: `launch/local.sh` keeps the signal from them and makes the file.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = folder / "stop" if folder else None
+        self._signal_time: float | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if self._file:
+            self._file.unlink(missing_ok=True)
+        # Python allows handlers in the main thread only; a program that trains in another one has the file.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._file:
+            self._file.unlink(missing_ok=True)
+
+    def is_set(self) -> bool:
+        """True once somebody has asked."""
+        return self._signal_time is not None or (self._file is not None and self._file.exists())
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signal_time is None:
+            self._signal_time = now
+            _log.warning("%s: stopping after a checkpoint; a second signal stops at once.", signal.Signals(number).name)
+        elif now - self._signal_time > _SAME_WISH_SECONDS:
+            os._exit(128 + number)
