@@ -1,29 +1,18 @@
-"""Models by name, and the configurations of the paper's experiments."""
+"""Models by name."""
 
 import json
 import sys
-import typing
 
-from resrep_dist.config import Config, DataConfig, ModelConfig, load_config
+from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import trace
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_weights, save_model
-from tests.networks import DIGITS_CONFIG, small_config, small_network
+from tests.networks import small_config, small_network
 
 import numpy as np
 import pytest
-from ruamel.yaml import YAML
 from tensorflow import keras
-
-CONFIGS = sorted(DIGITS_CONFIG.parent.glob("*.yaml"))
-PATHS = [pytest.param(path, id=path.stem) for path in CONFIGS]
-# The deep ones take long to build.
-BUILT_PATHS = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem[:9] in ("resnet101", "resnet110") else [])
-    for path in CONFIGS
-]
-SOURCES = typing.get_args(typing.get_type_hints(DataConfig)["source"])
 
 
 def multiply_adds(model):
@@ -58,29 +47,6 @@ def test_a_strided_depthwise_convolution_is_padded_alike_on_all_sides():
     model = build_model(ModelConfig("mobilenet_v1", 2, 32))
     pad = model.get_layer("block2_depthwise_pad")
     assert pad.padding == ((1, 1), (1, 1)) and model.get_layer("block2_depthwise").padding == "valid"
-
-
-@pytest.mark.parametrize("path", BUILT_PATHS)
-def test_the_models_of_the_configurations_build_at_full_size(path):
-    document = YAML(typ="safe", pure=True).load(path.read_text())
-    config = ModelConfig(**document["model"])
-    model = build_model(config)
-    assert model.output_shape == (None, config.num_classes)
-    excluded = document["prune"].get("exclude", [])
-    graph = trace(model, excluded)
-    assert graph.layers
-    if not any("DepthwiseConv2D" in reason for reason in graph.refused.values()):
-        # The target can be met, unless depthwise convolutions stand in the way.
-        floor = graph.macs.total([1] * len(graph.layers)) / graph.macs.total(graph.widths)
-        assert floor < document["prune"]["target_macs_fraction"]
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_the_configurations_load(path):
-    source = YAML(typ="safe", pure=True).load(path.read_text())["data"]["source"]
-    if source not in SOURCES:
-        pytest.skip(f"data.source {source} is not there yet")
-    assert isinstance(load_config(path), Config)
 
 
 @pytest.mark.parametrize("name", ["MobileNet", "ResNet50", "VGG16"])
