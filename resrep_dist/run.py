@@ -109,15 +109,11 @@ def merge_run(workdir: Path) -> dict[str, Any]:
         "trained": graph.macs.total(graph.widths) + _compactor_macs(trained, graph),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
-    report = _measure(models, files, macs, validation_data, config)
-    dead = dead_channels(trained, graph, dead_row_norm)
-    masks = [trained.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
-    num_masked = sum(int((mask == 0).sum()) for mask in masks)
-    report |= {
+    report = _measure(models, files, macs, validation_data, config) | {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
-        "target_missed": report["slim"]["macs"] > config.prune.target_macs_fraction * report["base"]["macs"],
-        "num_masked_alive": num_masked - sum(map(len, dead.values())),
+        "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
+        "num_masked_alive": _count_masked_alive(trained, graph, dead_row_norm),
         "certificate": vars(certificate),
     }
     _publish(report, partial, workdir / "slim")
@@ -219,6 +215,12 @@ def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
         compactor = trained.get_layer(layer.compactor)
         total += math.prod(compactor.output_shape[1:-1]) * int(tf.size(compactor.kernel))
     return total
+
+
+def _count_masked_alive(trained: keras.Model, graph: Graph, dead_row_norm: float) -> int:
+    masks = [trained.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
+    num_dead = sum(map(len, dead_channels(trained, graph, dead_row_norm).values()))
+    return sum(int((mask == 0).sum()) for mask in masks) - num_dead
 
 
 def _deciding(config: Config) -> dict[str, Any]:
