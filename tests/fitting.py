@@ -43,7 +43,7 @@ def fit(
     )  # fmt: skip
     validation = tf.data.Dataset.from_tensor_slices((source.images[:32], source.labels[:32])).batch(16)
     model.fit(
-        batches, epochs=num_steps // 10, initial_epoch=first_step // 10, steps_per_epoch=10, verbose=0,
+        iter(batches), epochs=num_steps // 10, initial_epoch=first_step // 10, steps_per_epoch=10, verbose=0,
         validation_data=validation, callbacks=[masks, checkpoints, curves],
     )  # fmt: skip
     return masks

@@ -43,6 +43,7 @@ def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(tmp_path):
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_in_float64_parts_synchronised_batch_norm_and_fit_do_not_depend_on_the_ranks(tmp_path):
     for num_ranks in (1, 2):
         code, log = work(num_ranks, "parts,synchronised" + ",keras_fit" * (num_ranks > 1), tmp_path)
