@@ -22,7 +22,7 @@ fi
 # horovodrun writes its whole environment on its workers' command lines, where anyone on the machine can
 # read it. So it is started with these variables and no others.
 keep=("PATH=$PWD/.venv/bin:$PATH" TF_CPP_MIN_LOG_LEVEL=2)
-for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES "${!RESREP_@}"; do
+for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH PYTHONPATH CUDA_VISIBLE_DEVICES "${!RESREP_@}"; do
     if [[ -v $name ]]; then keep+=("$name=${!name}"); fi
 done
 # horovodrun kills its ranks seconds after a signal, too soon for a checkpoint. So it gets none: the first signal
@@ -39,7 +39,7 @@ trap stop INT TERM USR1
 setsid env -i "${keep[@]}" \
     horovodrun --gloo -np "${RANKS:-2}" resrep train "$CONFIG" --workdir "$WORKDIR" "$@" &
 ranks=$!
-code=0
+wait "$ranks" && code=0 || code=$?
 while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" && code=0 || code=$?; done
 if [[ $asked && $code -ne 0 ]]; then code=143; fi
 exit "$code"

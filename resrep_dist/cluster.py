@@ -64,16 +64,16 @@ class Cluster:
     def from_root(self, function: Callable[[], Any]) -> Any:
         """Call `function` on rank 0 while the others wait without a time limit; all get its JSON value.
 
-        An error of ours that it raises on rank 0 is raised on all ranks.
+        An error that it raises on rank 0 is raised on all ranks, with its exit code.
         """
         if self._horovod is None:
             return function()
         answer: dict[str, Any] = {}
-        error: UserError | RuntimeError | None = None
+        error: Exception | None = None
         if self.is_root:
             try:
                 answer = {"value": function()}
-            except (UserError, RuntimeError) as raised:
+            except Exception as raised:  # whatever it is, the others must not wait for an answer
                 error = raised
                 answer = {"error": str(raised), "exit_code": getattr(raised, "exit_code", 1)}
         answer = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
@@ -84,6 +84,22 @@ class Cluster:
             failure.exit_code = answer["exit_code"]  # type: ignore[attr-defined]
             raise failure
         return answer["value"]
+
+    def everywhere(self, function: Callable[[], Any]) -> Any:
+        """Call `function` on every rank; where it raises a UserError on some of them, no rank goes on."""
+        value, error = None, None
+        try:
+            value = function()
+        except UserError as raised:
+            error = raised
+        (num_failed,) = self.sum([tf.constant(float(error is not None))], "everywhere")
+        if error is not None:
+            # What all ranks found, rank 0 says for all.
+            error.is_of_one_rank = float(num_failed) < self.size  # type: ignore[attr-defined]
+            raise error
+        if num_failed > 0:
+            raise UserError(f"{int(num_failed)} of {self.size} ranks could not start; they say why")
+        return value
 
     def agree(self, names: Sequence[str], digests: np.ndarray) -> None:
         """Compare one digest per name over the ranks.
@@ -135,8 +151,14 @@ def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
             raise UserError(
                 f"{local_size} ranks on this host but {len(gpus)} GPUs; start at most {len(gpus)} ranks per host"
             )
-        tf.config.set_visible_devices(gpus[local_rank], "GPU")
-        tf.config.experimental.set_memory_growth(gpus[local_rank], True)
+        try:
+            tf.config.set_visible_devices(gpus[local_rank], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[local_rank], True)
+        except RuntimeError:
+            raise UserError(
+                "TensorFlow had started its GPUs before this rank could choose its own; make "
+                "`resrep_dist.cluster.Cluster()` before the model and give it to the Trainer"
+            ) from None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # TensorFlow refuses a change once it has started; a user's own program may have started it.
     with contextlib.suppress(RuntimeError):

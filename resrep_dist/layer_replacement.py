@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from resrep_dist.graph import copy_weights, rebuild
+from resrep_dist.graph import copy_weights, flatten, rebuild
 
 from tensorflow import keras
 
@@ -15,6 +15,7 @@ def replace_layers(
     Args:
         replacement: gets a layer and returns one of the same name and weights, not built yet, or none to keep it.
     """
+    model = flatten(model)
     replacements = {layer.name: replacement(layer) for layer in model.layers}
     copy = rebuild(
         model, lambda layer, clone, inputs: (replacements[layer.name] or clone)(*inputs.args, **inputs.kwargs)

@@ -69,6 +69,7 @@ def make_metrics(names: Sequence[str], model: keras.Model) -> list[keras.metrics
             else:
                 metric = keras.metrics.MeanMetricWrapper(found, name=name)
             update_metric(metric, name, tf.zeros([2], tf.int64), tf.fill([2, num_classes], 1.0 / num_classes))
+            float(metric.result())
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"training.metrics: '{name}' cannot be used on labels and outputs ({reason})") from None

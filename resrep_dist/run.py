@@ -14,6 +14,7 @@ from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
+from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, copy_weights, trace
@@ -22,6 +23,7 @@ from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.state import model_variables
+from resrep_dist.stopping import StopRequest
 from resrep_dist.trainer import Trainer
 
 import tensorflow as tf
@@ -35,19 +37,28 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     """Run everything that is not done yet in `workdir`; returns the report. A collective."""
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    model = build_model(config.model)
-    graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
-    cluster.from_root(lambda: open_workdir(config, workdir))
-    train_data, validation_data = load_sources(config)
-    data = {"train_data": train_data, "validation_data": validation_data}
-    weights = config.model.weights
-    if graph:
-        _obtain_base(model, config, workdir, cluster, console, data)
-    elif weights is not None:
-        cluster.from_root(lambda: load_weights(model, Path(weights)))
-    trainer = Trainer(model, graph, config, **data, cluster=cluster, workdir=workdir, console=console)
-    trainer.run()
-    return cluster.from_root(lambda: merge_run(workdir) if graph else save_final(workdir))
+    with StopRequest(workdir if cluster.is_root else None) as stop:
+        # What one host lacks must not leave the others waiting.
+        model = cluster.everywhere(lambda: build_model(config.model))
+        graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
+        cluster.from_root(lambda: open_workdir(config, workdir))
+        train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
+        cluster.from_root(lambda: _check_file(model, workdir))
+        setting = {
+            "train_data": train_data,
+            "validation_data": validation_data,
+            "cluster": cluster,
+            "workdir": workdir,
+            "console": console,
+        }
+        if graph:
+            _obtain_base(model, config, stop, setting)
+        elif config.model.weights is not None:
+            cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
+        Trainer(model, graph, config, **setting).run(stop)
+        return cluster.from_root(
+            lambda: merge_run(workdir, validation_data) if graph else save_final(workdir, validation_data)
+        )
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -57,7 +68,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
         ConfigError: when what decides the result differs; the folder is left as it is.
     """
     path = workdir / "config.yaml"
-    if path.exists():
+    found = {file.name for file in workdir.iterdir()} - {"stop"} if workdir.exists() else set()
+    # A start that was refused leaves its configuration and nothing else: the next may have another.
+    if found - {path.name} and path.exists():
         old, new = _deciding(load_config(path)), _deciding(config)
         for section in ("model", "data", "base", "train", "training", "prune", "seed"):
             if old[section] != new[section]:
@@ -65,7 +78,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
                     f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, old, new)}; "
                     "use another --workdir, or the configuration it was started with"
                 )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif found - {path.name}:
         raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -73,8 +86,11 @@ def open_workdir(config: Config, workdir: Path) -> None:
     os.replace(partial, path)
 
 
-def merge_run(workdir: Path) -> dict[str, Any]:
+def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict[str, Any]:
     """Merge the newest checkpoint of a run into `slim/`, measure, write the report; on one process.
+
+    Args:
+        validation_data: that of the run, where it is open already.
 
     Raises:
         CertificateError: when the slim model's outputs differ; nothing is written then.
@@ -86,7 +102,7 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
     trained = _load_trained(base, graph, workdir)
-    _, validation_data = load_sources(config)
+    validation_data = validation_data or load_sources(config)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
@@ -120,12 +136,11 @@ def merge_run(workdir: Path) -> dict[str, Any]:
     return report
 
 
-def save_final(workdir: Path) -> dict[str, Any]:
+def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     """Write the model of a run without pruning to `final/`, measure, write the report; on one process."""
     config = load_config(workdir / "config.yaml")
     model = build_model(config.model)
     _restore_newest(workdir, model)
-    _, validation_data = load_sources(config)
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -140,24 +155,30 @@ def save_final(workdir: Path) -> dict[str, Any]:
     return report
 
 
-def _obtain_base(
-    model: keras.Model,
-    config: Config,
-    workdir: Path,
-    cluster: Cluster,
-    console: Console,
-    data: dict[str, Any],
-) -> None:
+def _check_file(model: keras.Model, workdir: Path) -> None:
+    """Refuse a model now that could be trained, but whose file could not be read at the end."""
+    path = workdir / "untrained.h5"
+    try:
+        save_model(model, path)
+        load_model(path)
+    except ModelError as error:
+        raise ModelError(f"model {model.name}: it could not be loaded from its own file: {error}") from None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: dict[str, Any]) -> None:
     """Give `model` the base weights on all ranks: those of an earlier start, of a file, or newly trained."""
-    path = workdir / "base" / "model.h5"
+    cluster: Cluster = setting["cluster"]
+    path = setting["workdir"] / "base" / "model.h5"
     weights = config.model.weights
     if cluster.from_root(path.exists):
         cluster.from_root(lambda: load_weights(model, path))
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
     elif config.base is not None:
-        trainer = Trainer(model, None, config, **data, cluster=cluster, workdir=workdir, console=console)
-        trainer.run()
+        trainer = Trainer(model, None, config, **setting)
+        trainer.run(stop)
         copy_weights(trainer.model, model)
     cluster.broadcast(model.weights)
     if not cluster.from_root(path.exists):
@@ -192,7 +213,7 @@ def _measure(
     models: dict[str, keras.Model],
     files: dict[str, Path],
     macs: Mapping[str, int | None],
-    validation_data: Any,
+    validation_data: ImageSource,
     config: Config,
 ) -> dict[str, Any]:
     latencies = measure_latencies(models, validation_data.first_images(1)[0])

@@ -29,7 +29,8 @@ def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
     """Running means and variances of all batch norms."""
     return [
         variable
-        for layer in model.layers
+        # Those inside other layers too.
+        for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
     ]

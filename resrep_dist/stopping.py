@@ -13,6 +13,8 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A launcher that stops its ranks sends its own signal behind the user's; that is no second wish.
 _SAME_WISH_SECONDS = 1.0
+# A file that is older than this process was meant for an earlier run; one made while a launcher was starting is not.
+_START_TIME, _STALE_SECONDS = time.time(), 30.0
 
 
 class StopRequest:
@@ -29,8 +31,8 @@ class StopRequest:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        if self._file:
-            self._file.unlink(missing_ok=True)
+        if self._file and self._file.exists() and self._file.stat().st_mtime < _START_TIME - _STALE_SECONDS:
+            self._file.unlink()
         # Python allows handlers in the main thread only; a program that trains in another one has the file.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
@@ -52,6 +54,7 @@ class StopRequest:
         now = time.monotonic()
         if self._signal_time is None:
             self._signal_time = now
-            _log.warning("%s: stopping after a checkpoint; a second signal stops at once.", signal.Signals(number).name)
+            # As an error, so that it shows on every rank.
+            _log.error("%s: stopping after a checkpoint; a second signal stops at once.", signal.Signals(number).name)
         elif now - self._signal_time > _SAME_WISH_SECONDS:
             os._exit(128 + number)

@@ -8,23 +8,22 @@ from typing import Any
 
 from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import compactors_of, insert_compactors
-from resrep_dist.config import Config, PhaseConfig, PruneConfig
+from resrep_dist.compactor import compactors_of
+from resrep_dist.config import Config, PruneConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError, StoppedError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
-from resrep_dist.layer_replacement import with_precision
 from resrep_dist.monitor import Monitor
 from resrep_dist.optimizer import ResRepOptimizer
+from resrep_dist.phase import check_data, model_for_training, phase_of
 from resrep_dist.pruner import Pruner, last_mask_step
 from resrep_dist.schedules import phase_schedule
 from resrep_dist.state import Digest, state_variables
 from resrep_dist.step import TrainStep
 from resrep_dist.stopping import StopRequest
-from resrep_dist.sync_batch_norm import with_sync_batch_norm
 
 import tensorflow as tf
 from rich.console import Console
@@ -66,12 +65,12 @@ class Trainer:
         self.cluster = cluster or Cluster()
         self.config, self.graph = config, graph
         self._train_data, self._validation_data = train_data, validation_data
-        _check_data(config, train_data, self.cluster.size)
-        self._phase = _phase_of(config, graph)
+        check_data(config, train_data, self.cluster.size)
+        self._phase = phase_of(config, graph)
         self._steps_per_epoch = len(train_data) / config.data.global_batch_size
         self.num_steps = self._to_steps(self._phase.num_epochs)
         self._max_steps = self.num_steps + (self._to_steps(self._prune.max_extension_epochs) if graph else 0)
-        self.model = _for_training(insert_compactors(model, graph) if graph else model, config, self.cluster)
+        self.model = model_for_training(model, graph, config, self.cluster)
         self._schedule = phase_schedule(
             self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
         )
@@ -93,22 +92,29 @@ class Trainer:
         curves = self._folder / "tensorboard" if self._folder and is_seen else None
         self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
 
-    def run(self) -> None:
-        """Resume where the workdir stands, train to the end, leave the last checkpoint behind."""
-        with StopRequest(self._workdir if self.cluster.is_root else None) as stop:
-            self.start()
-            try:
-                while not self.is_done():
-                    self._stop_where_asked(stop)
-                    self.train_until(min(self._max_steps, self.step + _STOP_INTERVAL_STEPS))
-                self._save()
-            finally:
-                self._monitor.close()
+    def run(self, stop: StopRequest | None = None) -> None:
+        """Resume where the workdir stands, train to the end, leave the last checkpoint behind.
+
+        Args:
+            stop: what asks this rank to stop, if that is known before; otherwise signals and a file `stop` in
+                the workdir.
+        """
+        if stop is None:
+            with StopRequest(self._workdir if self.cluster.is_root else None) as own:
+                return self.run(own)
+        self.start()
+        try:
+            while not self.is_done():
+                self._stop_where_asked(stop)
+                self.train_until(min(self._max_steps, self.step + _STOP_INTERVAL_STEPS))
+            self._save(is_last=True)
+        finally:
+            self._monitor.close()
 
     def _stop_where_asked(self, stop: StopRequest) -> None:
         """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
         if self._step.is_stop_requested():
-            self._save()
+            self._save(is_last=True)
             raise StoppedError(
                 f"stopped at step {self.step} as asked, the checkpoint is written; start the same command again to "
                 "go on from there"
@@ -220,11 +226,11 @@ class Trainer:
             position = self._checkpoints.restore_newest(self.state)
         return {"step": position["step"], "num_chosen": position["num_chosen"]} if position else _START
 
-    def _save(self) -> None:
+    def _save(self, is_last: bool = False) -> None:
         self.agree()
         if self._checkpoints and not self.cluster.from_root(self._write_checkpoint):
             self._num_failed_checkpoints += 1
-            if self._num_failed_checkpoints >= _MAX_FAILED_CHECKPOINTS or self.is_done():
+            if self._num_failed_checkpoints >= _MAX_FAILED_CHECKPOINTS or is_last:
                 raise CheckpointWriteError(
                     f"step {self.step}: {self._num_failed_checkpoints} checkpoint(s) in a row could not be written, "
                     "see the errors above; mend that and start the same command again"
@@ -285,31 +291,3 @@ class Trainer:
             line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
         self._monitor.scalars(self.step, scalars)
         self._monitor.progress(self.step, f"{line}  {speed:.0f} images/s")
-
-
-def _phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
-    phase = config.train if graph or config.prune is None else config.base
-    if phase is None:
-        raise ConfigError("base: missing; training without a graph needs the section `base`")
-    return phase
-
-
-def _check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
-    if train_data.num_classes != config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes: received {config.model.num_classes}, "
-            f"expected {train_data.num_classes} as in data.source {config.data.source}"
-        )
-    num_parts = num_ranks * config.training.gradient_accumulation_steps
-    if config.data.global_batch_size < num_parts:
-        raise ConfigError(
-            f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
-            f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
-        )
-
-
-def _for_training(model: keras.Model, config: Config, cluster: Cluster) -> keras.Model:
-    model = with_precision(model, config.training.precision)
-    if config.training.sync_batch_norm:
-        model = with_sync_batch_norm(model, cluster)
-    return model

@@ -164,7 +164,7 @@ def _store(index_file: Path, arrays: dict[str, Any]) -> None:
 
 def _allow_open_files(num_files: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = num_files + _NUM_OTHER_FILES
+    needed = len(os.listdir("/proc/self/fd")) + num_files + _NUM_OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise DataError(f"{num_files} record files need a limit of {needed} open files; raise `ulimit -n` ({hard})")

@@ -11,6 +11,7 @@ from typing import Any
 
 from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ConfigError, ModelError
+from resrep_dist.graph import flatten
 from resrep_dist.models.archive import one_line
 from resrep_dist.models.files import load_model
 from resrep_dist.models.mobilenet import mobilenet_v1
@@ -53,7 +54,8 @@ def build_model(config: ModelConfig) -> keras.Model:
         )
     model = _without_softmax(model)
     _check(model, config)
-    return model
+    # As it is traced, trained and saved: without models inside it.
+    return flatten(model)
 
 
 def _build(builders: dict[str, Callable[[int, int], keras.Model]], name: str, config: ModelConfig) -> keras.Model:

@@ -35,6 +35,8 @@ def load_model(path: Path, open_size: int | None = None) -> keras.Model:
     Raises:
         ModelError: for a damaged file, and for code or anything but stock layers in it; none of it is run.
     """
+    if not path.exists():
+        raise ModelError(f"model {path}: cannot be loaded, there is no such file")
     try:
         with open_archive(path) as archive:
             if archive.document is None:
@@ -57,6 +59,8 @@ def load_weights(model: keras.Model, path: Path) -> None:
     Raises:
         ModelError: for a damaged file or one of another model.
     """
+    if not path.exists():
+        raise ModelError(f"weights {path}: cannot be loaded, there is no such file")
     if path.suffix == ".safetensors":
         load_torch_weights(model, path)
         return

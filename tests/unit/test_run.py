@@ -9,7 +9,11 @@ CIFAR = ["data.source=cifar10", "data.path=/old/place", "model.image_size=32"]
 
 
 def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_settings(tmp_path):
+    open_workdir(load_config(DIGITS_CONFIG, ["train.learning_rate=0.3"]), tmp_path)
+    # Nothing has been trained with it yet.
+    (tmp_path / "stop").touch()
     open_workdir(load_config(DIGITS_CONFIG, CIFAR), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     moved = load_config(DIGITS_CONFIG, [*CIFAR, "data.path=/new/place", "data.evaluation_batch_size=10"])
     open_workdir(moved, tmp_path)
     assert load_config(tmp_path / "config.yaml") == moved

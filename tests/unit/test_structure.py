@@ -24,7 +24,7 @@ ORDER = [
     "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state",
     "step",
     "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "pruner",
-    "monitor", "keras_callbacks", "trainer",
+    "monitor", "keras_callbacks", "phase", "trainer",
     "report", "run", "inspection", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
