@@ -7,7 +7,7 @@ from pathlib import Path
 from resrep_dist.cluster import Cluster
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import training_batches
-from resrep_dist.errors import DisagreementError
+from resrep_dist.errors import DisagreementError, UserError
 from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
@@ -185,7 +185,21 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
 
 
 def root_error(cluster: Cluster, folder: Path) -> None:
-    """An error on rank 0 reaches the others with its exit code."""
+    """An error on rank 0 reaches the others with its exit code, and one on the last rank lets no rank go on."""
+
+    def fail_on_the_last_rank():
+        if cluster.rank == cluster.size - 1:
+            raise UserError("this host has no data")
+        return "here"
+
+    assert cluster.everywhere(lambda: cluster.rank) == cluster.rank
+    try:
+        cluster.everywhere(fail_on_the_last_rank)
+        raise AssertionError("it went on")
+    except UserError as error:
+        is_last = cluster.rank == cluster.size - 1
+        assert str(error) == ("this host has no data" if is_last else "1 of 2 ranks could not start; they say why")
+        assert getattr(error, "is_of_one_rank", False) == is_last
 
     def fail():
         from resrep_dist.errors import CheckpointError
