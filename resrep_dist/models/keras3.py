@@ -23,6 +23,18 @@ def make_readable_by_keras3(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
         file.attrs["model_config"] = json.dumps(_changed(config)).encode()
+        _rename_groups(file["model_weights"])
+
+
+def _rename_groups(weights: h5py.Group) -> None:
+    """Let the arrays stand under the names that the layers have now."""
+    # A long list of names is spread over several attributes.
+    for key in [key for key in weights.attrs if key.startswith("layer_names")]:
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in weights.attrs[key]]
+        for name in names:
+            if _plain(name) != name:
+                weights.move(name, _plain(name))
+        weights.attrs[key] = [_plain(name).encode() for name in names]
 
 
 def _changed(value: Any) -> Any:
