@@ -33,9 +33,7 @@ class Pruner:
         first_step: int,
         last_step: int,
     ) -> None:
-        if not graph.groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
-            raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
+        require_prunable(model, graph)
         self.graph, self._config, self._cluster = graph, config, cluster
         self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups]
         self._first_step, self._last_step = first_step, last_step
@@ -111,6 +109,13 @@ class Pruner:
                 self._config.min_channels,
                 100 * fraction,
             )
+
+
+def require_prunable(model: keras.Model, graph: Graph) -> None:
+    """Raise a ModelError, with the first reasons, where nothing can be pruned."""
+    if not graph.groups:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
+        raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
 
 
 def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:

@@ -21,6 +21,7 @@ from resrep_dist.graph import Graph, copy_weights, trace
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.pruner import require_prunable
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.state import model_variables
 from resrep_dist.stopping import StopRequest
@@ -41,6 +42,9 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
         # What one host lacks must not leave the others waiting.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
+        if graph:
+            # Before a base is trained for nothing.
+            require_prunable(model, graph)
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
         cluster.from_root(lambda: _check_file(model, workdir))

@@ -56,6 +56,7 @@ def test_in_float64_parts_synchronised_batch_norm_and_fit_do_not_depend_on_the_r
             np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-9, err_msg=f"{scenario} {name}")
 
 
+@pytest.mark.slow
 def test_in_float16_the_ranks_skip_together_and_stay_equal(tmp_path):
     code, log = work(2, "float16", tmp_path)
     assert code == 0, log[-3000:]

@@ -202,6 +202,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished
         assert points == sorted(set(points)), f"{tag} overlaps: {points}"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, finished_run):
     command = train_command(tmp_path / "run")
