@@ -28,7 +28,7 @@ def make_console() -> Console:
 
 
 def configure_logging(console: Console, is_root: bool) -> None:
-    """Log lines of ours on rank 0, warnings of all ranks, nothing of TensorFlow's."""
+    """Log lines of ours on rank 0, errors of all ranks, nothing of TensorFlow's."""
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
