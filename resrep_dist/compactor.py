@@ -35,13 +35,19 @@ class GroupLasso(keras.regularizers.Regularizer):
 class Compactor(keras.layers.Layer):
     """y = Q x at every pixel, or on vectors (section 3.2), channels last, without bias.
 
-    Weights: `kernel` [1, 1, D_in, D_out], the transpose of the paper's Q, initially the identity; `mask`
+    Weights: `kernel` [1, 1, D_in / groups, D_out], the transpose of the paper's Q, initially the identity; `mask`
     [D_out], not trained: 1 where the objective trains the row, 0 where it is left to decay.
+
+    Args:
+        channels: D_out; by default D_in.
+        groups: of the grouped convolution before it: Q is block-diagonal, and only its blocks are there.
     """
 
-    def __init__(self, channels: int | None = None, kernel_regularizer: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, channels: int | None = None, groups: int = 1, kernel_regularizer: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.channels = channels
+        self.channels, self.groups = channels, groups
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -49,30 +55,52 @@ class Compactor(keras.layers.Layer):
         channels = self.channels or width
         self.kernel = self.add_weight(
             "kernel",
-            [1, 1, width, channels],
-            initializer=lambda shape, dtype=None: tf.eye(*shape[2:], dtype=dtype)[tf.newaxis, tf.newaxis],
+            [1, 1, width // self.groups, channels],
+            initializer=self._identity,
             regularizer=self.kernel_regularizer,
         )
         self.mask = self.add_weight("mask", [channels], initializer="ones", trainable=False)
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.groups > 1:
+            # TensorFlow has no gradient of a grouped convolution on a CPU.
+            divided = tf.reshape(inputs, [*tf.unstack(tf.shape(inputs))[:-1], self.groups, -1])
+            blocks = tf.reshape(self.kernel, [self.kernel.shape[2], self.groups, -1])
+            outputs = tf.einsum("...gi,igo->...go", divided, blocks)
+            return tf.reshape(outputs, [*tf.unstack(tf.shape(inputs))[:-1], self.kernel.shape[-1]])
         if inputs.shape.rank != 4:
             return tf.matmul(inputs, self.kernel[0, 0])
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
 
+    def matrix(self) -> np.ndarray:
+        """Q transposed, whole, [D_in, D_out]."""
+        blocks = np.split(self.kernel.numpy()[0, 0], self.groups, axis=-1)
+        matrix = np.zeros([self.groups * len(blocks[0]), self.kernel.shape[-1]], blocks[0].dtype)
+        for index, block in enumerate(blocks):
+            rows, columns = block.shape
+            matrix[index * rows : (index + 1) * rows, index * columns : (index + 1) * columns] = block
+        return matrix
+
     def get_config(self) -> dict[str, Any]:
         regularizer = keras.regularizers.serialize(self.kernel_regularizer) if self.kernel_regularizer else None
-        return {**super().get_config(), "channels": self.channels, "kernel_regularizer": regularizer}
+        own = {"channels": self.channels, "groups": self.groups, "kernel_regularizer": regularizer}
+        return {**super().get_config(), **own}
+
+    def _identity(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        block = tf.eye(shape[2], shape[3] // self.groups, dtype=dtype)
+        return tf.tile(block, [1, self.groups])[tf.newaxis, tf.newaxis]
 
 
 def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
     """The same model, flat, with an identity compactor behind every prunable layer; equal outputs, own weights."""
-    sites = {layer.site: layer.compactor for layer in graph.layers}
+    sites = {layer.site: layer for layer in graph.layers}
 
     def with_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Any) -> Any:
         outputs = clone(*inputs.args, **inputs.kwargs)
-        return Compactor(name=sites[clone.name])(outputs) if clone.name in sites else outputs
+        if clone.name not in sites:
+            return outputs
+        return Compactor(name=sites[clone.name].compactor, groups=sites[clone.name].num_groups)(outputs)
 
     pruned = rebuild(model, with_compactor)
     copy_weights(model, pruned)
@@ -84,7 +112,13 @@ def compactors_of(model: keras.Model, graph: Graph) -> list[Compactor]:
     return [model.get_layer(layer.compactor) for layer in graph.layers]
 
 
-def is_dead(compactors: Sequence[Compactor], dead_row_norm: float) -> np.ndarray:
-    """Bool [D]: the masked channels of a group whose rows all have at most this norm."""
+def is_dead(compactors: Sequence[Compactor], num_parts: int, dead_row_norm: float) -> np.ndarray:
+    """Bool [width]: the masked channels of a group whose rows all have at most this norm."""
     norms = [np.linalg.norm(compactor.kernel.numpy()[0, 0], axis=0) for compactor in compactors]
-    return (np.max(norms, axis=0) <= dead_row_norm) & (compactors[0].mask.numpy() == 0)
+    is_masked = in_parts(compactors[0].mask.numpy(), num_parts)[0] == 0
+    return is_masked & (np.max([np.max(in_parts(n, num_parts), axis=0) for n in norms], axis=0) <= dead_row_norm)
+
+
+def in_parts(values: np.ndarray, num_parts: int) -> np.ndarray:
+    """What a compactor's channels have, [D_out], by part of its group (see `Group`), [num_parts, width]."""
+    return np.reshape(values, [num_parts, -1])

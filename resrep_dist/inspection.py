@@ -63,7 +63,8 @@ def _print_layers(console: Console, name: str, graph: Graph) -> None:
     costs = graph.macs.per_channel(graph.widths)
     for group, cost in zip(graph.groups, costs, strict=True):
         names = ", ".join(layer.name for layer in group.layers)
-        table.add_row(names, str(group.width), f"{cost:,}", ", ".join(group.consumers))
+        names += f" ({group.num_parts} parts alike)" if group.num_parts > 1 else ""
+        table.add_row(names, str(group.num_channels), f"{cost // group.num_parts:,}", ", ".join(group.consumers))
     console.print(table)
     refused = Table(title="left as they are")
     refused.add_column("convolution")

@@ -3,7 +3,7 @@
 import logging
 
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import is_dead
+from resrep_dist.compactor import in_parts, is_dead
 from resrep_dist.config import PruneConfig
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph
@@ -59,9 +59,9 @@ class Pruner:
             round_to=self._config.round_to,
         )
         self.num_chosen = selection.num_chosen
-        for compactors, mask in zip(self._compactors, selection.masks, strict=True):
+        for group, compactors, mask in zip(self.graph.groups, self._compactors, selection.masks, strict=True):
             for compactor in compactors:
-                compactor.mask.assign(mask.astype(compactor.mask.dtype.as_numpy_dtype))
+                compactor.mask.assign(np.tile(mask, group.num_parts).astype(compactor.mask.dtype.as_numpy_dtype))
 
     def norms(self) -> list[np.ndarray]:
         """Norms of each group's channels as they stand on this rank."""
@@ -69,11 +69,13 @@ class Pruner:
 
     def unmasked_widths(self) -> list[int]:
         """Channels of each group that its mask keeps."""
-        return [int(group[0].mask.numpy().sum()) for group in self._compactors]
+        compactors = [group[0] for group in self._compactors]
+        return [int(c.mask.numpy().sum()) // g.num_parts for c, g in zip(compactors, self.graph.groups, strict=True)]
 
     def living_widths(self) -> list[int]:
         """Channels of each group that would survive a merge now."""
-        dead = [is_dead(group, self._config.dead_row_norm) for group in self._compactors]
+        groups = zip(self._compactors, self.graph.groups, strict=True)
+        dead = [is_dead(compactors, group.num_parts, self._config.dead_row_norm) for compactors, group in groups]
         return [int((~channels).sum()) for channels in dead]
 
     def num_masked_alive(self) -> int:
@@ -86,17 +88,20 @@ class Pruner:
 
     def curves(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """What is worth a curve now: scalars and histograms by name."""
-        names, living_widths = [group.name for group in self.graph.groups], self.living_widths()
+        groups, living_widths = self.graph.groups, self.living_widths()
         scalars = {
             "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
             "prune/macs_fraction_living": self.macs_fraction(living_widths),
-            **{f"width/{name}": float(width) for name, width in zip(names, living_widths, strict=True)},
+            **{f"width/{g.name}": float(w * g.num_parts) for g, w in zip(groups, living_widths, strict=True)},
         }
-        return scalars, dict(zip((f"row_norms/{name}" for name in names), self.norms(), strict=True))
+        return scalars, {f"row_norms/{g.name}": norms for g, norms in zip(groups, self.norms(), strict=True)}
 
     def _by_group(self, norms: list[np.ndarray]) -> list[np.ndarray]:
         of_layers = iter(norms)
-        return [group_norms([next(of_layers) for _ in group]) for group in self._compactors]
+        return [
+            group_norms([part for _ in group.layers for part in in_parts(next(of_layers), group.num_parts)])
+            for group in self.graph.groups
+        ]
 
     def _warn_of_unreachable_target(self) -> None:
         lowest = [min(self._config.min_channels, width) for width in self.graph.widths]

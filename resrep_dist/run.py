@@ -243,9 +243,10 @@ def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
 
 
 def _count_masked_alive(trained: keras.Model, graph: Graph, dead_row_norm: float) -> int:
+    dead = dead_channels(trained, graph, dead_row_norm)
     masks = [trained.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
-    num_dead = sum(map(len, dead_channels(trained, graph, dead_row_norm).values()))
-    return sum(int((mask == 0).sum()) for mask in masks) - num_dead
+    num_masked = sum(int((mask == 0).sum()) for mask in masks)
+    return num_masked - sum(group.num_parts * len(dead[group.name]) for group in graph.groups)
 
 
 def _deciding(config: Config) -> dict[str, Any]:

@@ -44,11 +44,12 @@ def with_dead_channels(model: keras.Model, graph: Graph, share: float = 0.5, see
     for group in graph.groups:
         mask = random.uniform(size=group.width) >= share
         mask[random.integers(group.width)] = True
+        of_channels = np.tile(mask, group.num_parts)
         for layer in group.layers:
             compactor = pruned.get_layer(layer.compactor)
             noise = random.normal(0.0, 0.3 / np.sqrt(group.width), compactor.kernel.shape)
-            compactor.kernel.assign((compactor.kernel.numpy() + noise) * mask)
-            compactor.mask.assign(mask.astype(np.float32))
+            compactor.kernel.assign((compactor.kernel.numpy() + noise) * of_channels)
+            compactor.mask.assign(of_channels.astype(np.float32))
     return pruned
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class State(enum.IntEnum):
@@ -33,7 +34,8 @@ class Block:
 
 
 Blocks = tuple[Block, ...]
-"""All channels of a tensor in their order; a flattened tensor has its blocks once per pixel."""
+"""All channels of a tensor in their order; a flattened tensor has its blocks once per pixel, one whose channels a
+grouped convolution divides has them once per part."""
 
 GroupBlocks = tuple[tuple[int | None, int], ...]
 """The same when the trace is done: index of the group (None where the channels stay) and width."""
@@ -46,6 +48,8 @@ class Producer:
     name: str
     is_convolution: bool
     """False for dense layers on vectors: these go only along with a convolution."""
+    num_groups: int = 1
+    """Of a grouped convolution: each group of outputs sees only its own group of inputs."""
 
 
 class ChannelSets:
@@ -54,13 +58,22 @@ class ChannelSets:
     Args:
         residual_groups: layers that meet in an addition may be joined; False refuses them.
         gates: producers without a compactor: their channels go with those that they multiply.
+        num_parts: producers whose output is that many equal parts, of which a grouped convolution needs the same
+            channels each: channel i of all parts lives and dies together.
     """
 
-    def __init__(self, residual_groups: bool, gates: Iterable[str] = ()) -> None:
+    def __init__(
+        self, residual_groups: bool, gates: Iterable[str] = (), num_parts: Mapping[str, int] | None = None
+    ) -> None:
         self.residual_groups, self.gates = residual_groups, frozenset(gates)
         self.producers: list[Producer | None] = []
         self.widths: list[int] = []
+        """Channels of each set; of a tensor in parts, those of one part."""
+        self.num_parts: list[int] = []
         self.possible_gates: set[str] = set()
+        self.wanted_parts: dict[str, int] = {}
+        """What `num_parts` must be for channels to go that are kept so far."""
+        self._parts_of = dict(num_parts or {})
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
         self._consumers: list[tuple[int, str]] = []
@@ -72,7 +85,21 @@ class ChannelSets:
     def produced(self, producer: Producer, width: int, reason: str | None) -> Blocks:
         """The output channels of a layer; with a reason they stay."""
         is_removed = reason is None and producer.name not in self.gates
-        return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason)
+        num_parts = math.lcm(self._parts_of.get(producer.name, 1), producer.num_groups)
+        if width % num_parts:
+            num_parts = producer.num_groups
+        return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason, num_parts)
+
+    def divide(self, blocks: Blocks, num_parts: int) -> bool:
+        """True where a tensor is so many parts that live and die alike; if not, its producers are asked for it."""
+        roots = [self.find(block.variable) for block in blocks]
+        if len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts:
+            return True
+        if len(set(roots)) == 1:
+            for variable, producer in enumerate(self.producers):
+                if producer and self.find(variable) == roots[0]:
+                    self.wanted_parts[producer.name] = math.lcm(num_parts, self.num_parts[variable])
+        return False
 
     def find(self, variable: int) -> int:
         """The representative of a set."""
@@ -111,11 +138,14 @@ class ChannelSets:
             result.setdefault(self.find(variable), set()).add(name)
         return result
 
-    def _new(self, width: int, producer: Producer | None, state: State, reason: str | None) -> Blocks:
+    def _new(
+        self, width: int, producer: Producer | None, state: State, reason: str | None, num_parts: int = 1
+    ) -> Blocks:
         variable = len(self._parents)
         self._parents.append(variable)
         self.producers.append(producer)
-        self.widths.append(width)
+        self.widths.append(width // num_parts)
+        self.num_parts.append(num_parts)
         if reason is not None:
             self._reasons[variable] = reason
-        return (Block(variable, width, state),)
+        return (Block(variable, width // num_parts, state),) * num_parts

@@ -25,7 +25,9 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
         terms = [(cost.per_input * count, [group]) for group, count in before.items()]
         terms += [(cost.per_output * count, [group]) for group, count in after.items()]
         if cost.per_pair:
-            terms += [(cost.per_pair * m * n, [i, j]) for i, m in before.items() for j, n in after.items()]
+            pairs = [(m * n, [i, j]) for i, m in before.items() for j, n in after.items()]
+            # Exact: a grouped convolution has a multiple of its groups on both sides, of channels or of parts.
+            terms += [(cost.per_pair * count // cost.num_groups, of) for count, of in pairs]
         for factor, of in terms:
             groups = sorted(group for group in of if group is not None)
             if not groups:

@@ -28,6 +28,8 @@ class UnitMacs(NamedTuple):
     """For each output channel."""
     per_pair: int = 0
     """For each pair of an input and an output channel."""
+    num_groups: int = 1
+    """Only one pair in so many counts: an output sees the inputs of its group."""
 
 
 class OpenSizeError(Exception):
@@ -295,6 +297,9 @@ def join_all(inputs: Sequence[Blocks], channels: ChannelSets, name: str) -> None
         elif total_width(blocks) == 1:
             channels.keep(blocks, f"it is a single channel that meets many in {name}")
         else:
+            for one, other in ((blocks, widest), (widest, blocks)):
+                if len({channels.find(block.variable) for block in other}) == 1:
+                    channels.divide(one, len(other))
             channels.keep([*blocks, *widest], f"its channels meet differently divided ones in {name}")
 
 

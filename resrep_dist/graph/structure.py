@@ -14,6 +14,8 @@ class PrunableLayer:
     name: str
     batch_norm: str | None
     """The batch norm right behind it, folded together with it."""
+    num_groups: int = 1
+    """Of a grouped convolution: its compactor mixes only channels of one group."""
 
     @property
     def site(self) -> str:
@@ -32,14 +34,22 @@ class Group:
 
     layers: tuple[PrunableLayer, ...]
     width: int
-    """Channels of each of the layers."""
+    """Channels of each of the layers that can go one by one."""
     consumers: tuple[str, ...]
     """Convolutions and dense layers that lose input channels with the group."""
+    num_parts: int = 1
+    """A grouped convolution divides the channels of each layer into so many parts of `width` channels; channel i of
+    all parts lives and dies together."""
 
     @property
     def name(self) -> str:
         """The first layer's."""
         return self.layers[0].name
+
+    @property
+    def num_channels(self) -> int:
+        """Output channels of each of the layers."""
+        return self.width * self.num_parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,6 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
         if type(layer) is _layers.Conv2D:
             return weighted.Fixed("which is channels_first", reason)
         return _opaque(layer, f"a channels_first {type(layer).__name__}")
-    if type(layer) is _layers.Conv2D and layer.groups > 1:
-        return weighted.Fixed("a grouped convolution", "it is a grouped convolution; groups=1 could be pruned")
     if is_shared and (layer.weights or type(layer) is _layers.Reshape):
         if type(layer) is _layers.Conv2D:
             reason = "it is used at several places; one layer for each place could be pruned"
@@ -67,7 +65,7 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
 def _weighted(node: Any, excluded: tuple[str, ...]) -> Kind | None:
     layer = node.layer
     if type(layer) is _layers.Conv2D:
-        return weighted.Convolution(excluded)
+        return weighted.Grouped(excluded, layer.groups) if layer.groups > 1 else weighted.Convolution(excluded)
     if type(layer) is _layers.Dense:
         return weighted.Dense(excluded, on_vectors=len(node.input_shapes) == 2)
     if type(layer) is _layers.SeparableConv2D and layer.depth_multiplier == 1:

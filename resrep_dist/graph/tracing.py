@@ -36,11 +36,17 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
     if unknown:
         raise ModelError(f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}")
     try:
-        tracing = _Tracing(flat, exclude, ChannelSets(residual_groups))
-        if tracing.sets.possible_gates:
-            # Known only at the end, but it matters from the start: a gate has no compactor, so it never dies itself.
-            tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, tracing.sets.possible_gates))
-        return tracing.graph()
+        num_parts: dict[str, int] = {}
+        while True:
+            tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, num_parts=num_parts))
+            if gates := tracing.sets.possible_gates:
+                # Known only at the end, but it matters from the start: a gate has no compactor, it never dies itself.
+                tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, gates, num_parts))
+            wanted = num_parts | tracing.sets.wanted_parts
+            if wanted == num_parts:
+                return tracing.graph()
+            # So are parts: a producer must divide its channels as a grouped convolution far behind it does.
+            num_parts = wanted
     except OpenSizeError:
         raise ModelError(
             f"model {model.name}: its input size is open, {tuple(flat.input_shape)}; build it with a fixed one, or "
@@ -73,7 +79,7 @@ class _Tracing:
         consumers = self.sets.consumers()
         for root, variables in self._variables_by_root().items():
             producers = [producer for variable in variables if (producer := self.sets.producers[variable])]
-            layers = [PrunableLayer(p.name, self._batch_norms.get(p.name)) for p in producers
+            layers = [PrunableLayer(p.name, self._batch_norms.get(p.name), p.num_groups) for p in producers
                       if p.name not in self.sets.gates]  # fmt: skip
             convolutions = [producer.name for producer in producers if producer.is_convolution]
             reason = self.sets.reason(root)
@@ -81,7 +87,8 @@ class _Tracing:
                 refused |= dict.fromkeys(convolutions, reason)
             elif layers and convolutions:
                 index_of_root[root] = len(groups)
-                groups.append(Group(tuple(layers), self.sets.widths[root], tuple(sorted(consumers.get(root, ())))))
+                of_consumers = tuple(sorted(consumers.get(root, ())))
+                groups.append(Group(tuple(layers), self.sets.widths[root], of_consumers, self.sets.num_parts[root]))
         channels: dict[str, LayerChannels] = {}
         costs = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):

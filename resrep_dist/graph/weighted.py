@@ -18,6 +18,8 @@ class Weighted(Kind):
     """The configuration's name of the number of output channels."""
     own_reason: str | None = None
     """Why the layer's own output channels stay; None where they may go."""
+    num_groups = 1
+    """Of a grouped convolution."""
 
     def __init__(self, excluded: Sequence[str] = ()) -> None:
         self._excluded = frozenset(excluded)
@@ -35,7 +37,8 @@ class Weighted(Kind):
             reason = "it is excluded by the configuration"
         elif not layer.trainable:
             reason = reason or "it is frozen"
-        return channels.produced(Producer(layer.name, self.is_convolution(node)), node.output_shapes[-1], reason)
+        producer = Producer(layer.name, self.is_convolution(node), self.num_groups)
+        return channels.produced(producer, node.output_shapes[-1], reason)
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         return np.zeros(node.output_shapes[-1])
@@ -63,21 +66,58 @@ class Weighted(Kind):
         kernel = kernels[0]
         return constants @ kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
 
+    def rows(self, inputs: np.ndarray) -> np.ndarray:
+        """Bool: the rows of the first kernel, on its axis -2, of a choice of input channels, bool [C_in]."""
+        return inputs
+
     def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
         kernels = [np.asarray(weight) for weight in self.kernels(layer)]
-        kernels[0] = kernels[0][..., inputs, :]
+        kernels[0] = kernels[0][..., self.rows(inputs), :]
         kernels[-1] = kernels[-1][..., outputs]
         bias = [layer.bias.numpy()[outputs]] if layer.use_bias else []
         return {self.width_key: int(outputs.sum())}, [*kernels, *bias]
 
 
 class Convolution(Weighted):
-    """Conv2D without groups."""
+    """Conv2D."""
 
     known_to_kerassurgeon = True
 
     def macs(self, node: Any) -> UnitMacs | None:
         return UnitMacs(per_pair=num_pixels(node.output_shapes) * math.prod(node.layer.kernel_size))
+
+
+class Grouped(Convolution):
+    """Conv2D whose channels are divided into groups; every group loses the same ones of its channels.
+
+    The kernel is [height, width, C_in / groups, C_out].
+    """
+
+    known_to_kerassurgeon = False
+
+    def __init__(self, excluded: Sequence[str], num_groups: int) -> None:
+        super().__init__(excluded)
+        self.num_groups = num_groups
+
+    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+        if not channels.divide(inputs[0], self.num_groups):
+            reason = (
+                f"its channels reach {node.layer.name}, a convolution of {self.num_groups} groups that differ in them"
+            )
+            channels.keep(inputs[0], reason)
+        return super().trace(node, inputs, channels)
+
+    def rows(self, inputs: np.ndarray) -> np.ndarray:
+        return inputs[: len(inputs) // self.num_groups]
+
+    def response(self, kernels: Sequence[np.ndarray], constants: np.ndarray) -> np.ndarray:
+        kernel = kernels[0].sum((0, 1))
+        by_group = kernel.reshape(len(kernel), self.num_groups, -1)
+        return np.einsum("gi,igo->go", constants.reshape(self.num_groups, -1), by_group).ravel()
+
+    def macs(self, node: Any) -> UnitMacs | None:
+        plain = super().macs(node)
+        return plain._replace(num_groups=self.num_groups) if plain else None
 
 
 class Dense(Weighted):

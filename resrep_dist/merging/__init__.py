@@ -41,7 +41,11 @@ def merge(
     masks = [np.isin(np.arange(group.width), dead[group.name]) for group in graph.groups]
     slim = delete_channels(fold_model(model, graph, masks), graph, masks)
     counts = {
-        group.name: {"kept": group.width - len(dead[group.name]), "original": group.width} for group in graph.groups
+        group.name: {
+            "kept": group.num_channels - len(dead[group.name]) * group.num_parts,
+            "original": group.num_channels,
+        }
+        for group in graph.groups
     }
     certificate = certify(model, slim, images, counts)
     check_certificate(certificate, tolerance)
@@ -50,5 +54,8 @@ def merge(
 
 def dead_channels(model: keras.Model, graph: Graph, dead_row_norm: float = 0.0) -> dict[str, list[int]]:
     """For each group the masked channels whose rows all have at most the norm `dead_row_norm`."""
-    compactors = {group.name: [model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups}
-    return {name: np.flatnonzero(is_dead(group, dead_row_norm)).tolist() for name, group in compactors.items()}
+    result = {}
+    for group in graph.groups:
+        compactors = [model.get_layer(layer.compactor) for layer in group.layers]
+        result[group.name] = np.flatnonzero(is_dead(compactors, group.num_parts, dead_row_norm)).tolist()
+    return result

@@ -99,7 +99,7 @@ def _fold(
     scale, offset = np.ones(len(bias)), np.zeros(len(bias))
     if batch_norm is not None:
         scale, offset = batch_norm_as_affine(batch_norm)
-    return fold_arrays(kernel, bias, scale, offset, compactor.kernel.numpy()[0, 0])
+    return fold_arrays(kernel, bias, scale, offset, compactor.matrix())
 
 
 def _without_dead_inputs(
@@ -113,7 +113,7 @@ def _without_dead_inputs(
     if constants is not None:
         bias = bias + channels.kind.response(kernels, constants)
         kernels[0] = kernels[0].copy()
-        kernels[0][..., channels_where(dead, channels.inputs[0], False), :] = 0.0
+        kernels[0][..., channels.kind.rows(channels_where(dead, channels.inputs[0], False)), :] = 0.0
     return kernels, bias
 
 

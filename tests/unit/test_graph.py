@@ -62,7 +62,6 @@ def test_a_constant_that_a_layer_pads_with_zeros_is_refused_by_its_name(layer):
     [
         (layers.Activation("softmax", name="s"), "the activation s mixes its channels"),
         (layers.LayerNormalization(name="n"), "its channels reach n, a LayerNormalization"),
-        (layers.Conv2D(4, 3, groups=2, name="g"), "its channels reach g, a grouped convolution"),
         (layers.DepthwiseConv2D(3, depth_multiplier=2, name="d"), "its channels reach d, a DepthwiseConv2D"),
         (
             layers.MaxPooling2D(data_format="channels_first", name="p"),

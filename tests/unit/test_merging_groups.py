@@ -1,11 +1,13 @@
 """Exact merges of all that the graph knows, with random dead channels."""
 
+from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import ModelConfig
 from resrep_dist.graph import trace
 from resrep_dist.merging import merge, surgery
 from resrep_dist.models import build_model
-from tests.networks import randomise, with_dead_channels
+from resrep_dist.pruner import Pruner
+from tests.networks import randomise, small_config, with_dead_channels
 
 import numpy as np
 import pytest
@@ -93,6 +95,28 @@ def residual_network():
     return classifier(inputs, x)
 
 
+def grouped():
+    """Convolutions of 2 and of 4 groups, so of four parts, one with a gate; a sigmoid's constant in front of one."""
+    x = inputs = keras.Input([16, 16, 3])
+    x = normed(layers.Conv2D(8, 1, 2, name="narrow")(x), "narrow")
+    x = normed(layers.Conv2D(16, 3, padding="same", groups=2, use_bias=False, name="by2")(x), "by2")
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+    gate = layers.Conv2D(16, 1, activation="sigmoid", name="excite")(gate)
+    x = layers.Multiply(name="gated")([x, gate])
+    x = normed(layers.Conv2D(8, 3, groups=4, name="by4")(x), "by4", "sigmoid")
+    x = normed(layers.Conv2D(12, 3, groups=2, use_bias=False, name="last")(x), "last")
+    return classifier(inputs, x)
+
+
+def grouped_residual_network():
+    """A stream that a grouped convolution takes, and that meets another layer later."""
+    x = inputs = keras.Input([16, 16, 3])
+    x = normed(layers.Conv2D(8, 3, 2, "same", name="stem")(x), "stem")
+    y = normed(layers.Conv2D(8, 3, padding="same", groups=4, name="by4")(x), "by4")
+    x = layers.Add(name="add")([x, layers.Conv2D(8, 1, name="wide")(y)])
+    return classifier(inputs, layers.ReLU(name="relu")(x))
+
+
 def shared_activation():
     """One ReLU for all: no layer that channels pass may be made twice."""
     relu = layers.ReLU(name="relu")
@@ -133,6 +157,8 @@ MODELS = {  # builder, residual groups, layers of the groups, path
     ),
     "shared_activation": (shared_activation, False, [["a"], ["b"]], "slices"),
     "residual": (residual_network, True, [["stem", "conv", "itself"]], "slices"),
+    "grouped": (grouped, False, [["narrow"], ["by2"], ["by4"], ["last"]], "slices"),
+    "grouped_residual": (grouped_residual_network, True, [["stem", "wide"], ["by4"]], "slices"),
     "inner_models": (inner_models_and_dense_images, False, [["conv"], ["pointwise"], ["last"]], "slices"),
 }  # fmt: skip
 
@@ -149,7 +175,7 @@ def test_the_slim_model_gives_the_same_outputs_and_has_the_counted_size(name):
     np.testing.assert_allclose(model(images), insert_compactors(model, graph)(images), atol=1e-5)
     trained = with_dead_channels(model, graph)
     slim, certificate = merge(trained, graph, images, tolerance=1e-5)
-    kept = [certificate.channels[group.name]["kept"] for group in graph.groups]
+    kept = [certificate.channels[group.name]["kept"] // group.num_parts for group in graph.groups]
     assert all(width > 0 for width in kept) and sum(kept) < 0.8 * sum(graph.widths)
     slim_graph = trace(slim)
     assert slim_graph.macs.total(slim_graph.widths) == graph.macs.total(kept)
@@ -168,6 +194,40 @@ def test_a_constant_that_is_forgotten_is_found(monkeypatch):
     monkeypatch.setattr(folding, "_dead_constants", lambda *arguments: {})
     with pytest.raises(CertificateError):
         merge(trained, graph, np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32))
+
+
+def test_the_groups_of_a_convolution_lose_the_same_channels_and_its_compactor_mixes_none_of_them():
+    model = grouped()
+    graph = trace(model)
+    assert [(group.width, group.num_parts) for group in graph.groups] == [(4, 2), (4, 4), (2, 4), (6, 2)]
+    pruned = insert_compactors(model, graph)
+    compactor = pruned.get_layer("by2_compactor")
+    assert compactor.kernel.shape == [1, 1, 8, 16]
+    compactor.kernel.assign(np.random.default_rng(0).normal(size=compactor.kernel.shape))
+    matrix = compactor.matrix()
+    assert np.all(matrix[:8, 8:] == 0) and np.all(matrix[8:, :8] == 0) and np.count_nonzero(matrix) == 128
+    images = np.random.default_rng(1).normal(size=(2, 5, 5, 16)).astype(np.float32)
+    np.testing.assert_allclose(compactor(images), images @ matrix, atol=1e-5)
+    np.testing.assert_allclose(compactor(images[:, 0, 0]), images[:, 0, 0] @ matrix, atol=1e-5)
+
+    config = small_config(prune={"target_macs_fraction": 0.5, "channels_per_update": 3})
+    pruner = Pruner(pruned, graph, config.prune, Cluster(), first_step=0, last_step=100)
+    for layer in graph.layers:
+        kernel = pruned.get_layer(layer.compactor).kernel
+        kernel.assign(np.random.default_rng(2).normal(size=kernel.shape))
+    pruner.update()
+    assert sum(pruner.unmasked_widths()) == sum(graph.widths) - 3
+    for group in graph.groups:
+        mask = pruned.get_layer(group.layers[0].compactor).mask.numpy().reshape(group.num_parts, group.width)
+        assert np.all(mask == mask[0])
+
+
+def test_a_grouped_convolution_whose_inputs_cannot_be_divided_is_named():
+    inputs = keras.Input([16, 16, 3])
+    x = layers.Concatenate(name="both")([layers.Conv2D(3, 1, name="a")(inputs), layers.Conv2D(5, 1, name="b")(inputs)])
+    graph = trace(classifier(inputs, layers.Conv2D(4, 3, groups=2, name="g")(x)))
+    assert [group.name for group in graph.groups] == ["g"]
+    assert graph.refused["a"] == "its channels reach g, a convolution of 2 groups that differ in them"
 
 
 def test_every_stream_of_a_resnet20_is_one_group():
