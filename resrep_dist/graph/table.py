@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from resrep_dist.graph import kinds, weighted
+from resrep_dist.graph import joins, kinds, weighted
 from resrep_dist.graph.kinds import Kind
 
 from tensorflow import keras
@@ -97,11 +97,11 @@ def _passing(node: Any) -> Kind | None:
     if type(layer) is _layers.Reshape and _keeps_channels_last(node):
         return kinds.Reshape()
     if type(layer) in _JOINS:
-        return kinds.Join()
+        return joins.Join()
     if type(layer) is _layers.Multiply:
-        return kinds.Multiply()
+        return joins.Multiply()
     if type(layer) is _layers.Concatenate and layer.axis in (-1, rank - 1):
-        return kinds.Concatenate()
+        return joins.Concatenate()
     return None
 
 

@@ -101,10 +101,8 @@ class Grouped(Convolution):
 
     def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
         if not channels.divide(inputs[0], self.num_groups):
-            reason = (
-                f"its channels reach {node.layer.name}, a convolution of {self.num_groups} groups that differ in them"
-            )
-            channels.keep(inputs[0], reason)
+            description = f"a convolution of {self.num_groups} groups that differ in them"
+            channels.keep(inputs[0], f"its channels reach {node.layer.name}, {description}")
         return super().trace(node, inputs, channels)
 
     def rows(self, inputs: np.ndarray) -> np.ndarray:
