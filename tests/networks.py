@@ -14,7 +14,9 @@ from tensorflow import keras
 DIGITS_CONFIG = Path(__file__).parents[1] / "configs" / "digits_resnet20.yaml"
 
 
-def small_network(seed: int = 0, image_size: int = 16, freeze_batch_norm: bool = False) -> keras.Model:
+def small_network(
+    seed: int = 0, image_size: int = 16, freeze_batch_norm: bool = False, num_classes: int = 10
+) -> keras.Model:
     """Three convolutions with batch norm and a dense layer; the first two and the last can be pruned."""
     keras.utils.set_random_seed(seed)
     layers = keras.layers
@@ -24,7 +26,7 @@ def small_network(seed: int = 0, image_size: int = 16, freeze_batch_norm: bool =
         x = layers.BatchNormalization(name=f"bn{index}", trainable=not freeze_batch_norm)(x)
         x = layers.ReLU(name=f"relu{index}")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="small")
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small")
 
 
 def randomise(model: keras.Model, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of this folder: `worker.py SCENARIO FOLDER`."""
+"""What one rank does in the tests of this folder: `worker.py SCENARIO,SCENARIO FOLDER`, each in a folder of its own."""
 
 import sys
 import time
@@ -70,12 +70,12 @@ def _write_trajectory(cluster: Cluster, path: Path, training: dict) -> None:
 def parts(cluster: Cluster, folder: Path) -> None:
     """The same four parts of each batch, on one rank or on two; batch norm in training, clipping."""
     training = {"gradient_accumulation_steps": 4 // cluster.size, "gradient_clip_norm": 0.5}
-    _write_trajectory(cluster, folder / f"parts{cluster.size}.npz", training)
+    _write_trajectory(cluster, folder / f"ranks{cluster.size}.npz", training)
 
 
 def synchronised(cluster: Cluster, folder: Path) -> None:
     """Batch norm by the statistics of the whole batch, on one rank or on two."""
-    _write_trajectory(cluster, folder / f"synchronised{cluster.size}.npz", {"sync_batch_norm": True})
+    _write_trajectory(cluster, folder / f"ranks{cluster.size}.npz", {"sync_batch_norm": True})
 
 
 def keras_fit(cluster: Cluster, folder: Path) -> None:
@@ -90,7 +90,6 @@ def keras_fit(cluster: Cluster, folder: Path) -> None:
     for name, variable in masks.state.items():
         np.testing.assert_allclose(variable.numpy(), trainer.state[name].numpy(), rtol=0, atol=1e-9, err_msg=name)
     masks.agree()
-    (folder / f"fit{cluster.rank}").touch()
 
 
 def float16(cluster: Cluster, folder: Path) -> None:
@@ -144,7 +143,6 @@ def flipped_bits(cluster: Cluster, folder: Path) -> None:
         if number == len(kinds) - 1:
             (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
             trainer.train_until(60)  # stops all ranks
-            (folder / f"rank{cluster.rank}_went_on").touch()
             return
         try:
             trainer.agree()
@@ -170,7 +168,6 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     assert int(trainer.optimizer.iterations) == 6
     trainer._step.run(*next(iter(trainer._batches)))
     assert not np.array_equal(before, digest())
-    (folder / f"rank{cluster.rank}").touch()
 
 
 def evaluation(cluster: Cluster, folder: Path) -> None:
@@ -181,7 +178,6 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
     shared = trainer._evaluator.top1(source, 50, cluster)
     alone = trainer._evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
-    (folder / f"rank{cluster.rank}").touch()
 
 
 def root_error(cluster: Cluster, folder: Path) -> None:
@@ -209,9 +205,9 @@ def root_error(cluster: Cluster, folder: Path) -> None:
     assert cluster.from_root(lambda: {"value": [1, "two"]}) == {"value": [1, "two"]}
     try:
         cluster.from_root(fail)
+        raise AssertionError("it went on")
     except (ValueError, RuntimeError) as error:
         assert str(error) == "broken on rank 0" and error.exit_code == 2
-        (folder / f"rank{cluster.rank}").touch()
 
 
 def slow_root(cluster: Cluster, folder: Path) -> None:
@@ -219,7 +215,6 @@ def slow_root(cluster: Cluster, folder: Path) -> None:
     assert cluster.from_root(lambda: time.sleep(100) or "merged") == "merged"
     (total,) = cluster.sum([tf.constant(1.0)], "after")
     assert float(total) == cluster.size
-    (folder / f"rank{cluster.rank}").touch()
 
 
 if __name__ == "__main__":
@@ -227,4 +222,8 @@ if __name__ == "__main__":
     keras.utils.set_random_seed(0)
     the_cluster = Cluster()
     for name in sys.argv[1].split(","):
-        globals()[name](the_cluster, Path(sys.argv[2]))
+        keras.backend.set_floatx("float32")
+        the_folder = Path(sys.argv[2]) / name
+        the_folder.mkdir(exist_ok=True)
+        globals()[name](the_cluster, the_folder)
+        (the_folder / f"rank{the_cluster.rank}_ended").touch()

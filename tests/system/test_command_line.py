@@ -19,20 +19,23 @@ import pytest
 
 # A short run that still does everything: base, masks that die, target met, merge.
 SHORT = [
-    "base.num_epochs=4", "train.num_epochs=12", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
+    "base.num_epochs=3", "train.num_epochs=12", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
     "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.02",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
+
+
+# Three convolutions, for what does not depend on the network: most of a short run's time is TensorFlow's start.
+SMALL = ["model.name=python:tests.networks:small_network", "prune.channels_per_update=2"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 def train_command(workdir, *overrides):
     return runs.train_command(workdir, *SHORT, *overrides)
 
 
-def call(*command, **environment):
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+def call(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,15 @@ def finished_run(tmp_path_factory):
     code, log = run_ranks(2, train_command(folder / "run"), folder / "log")
     assert code == 0, log[-4000:]
     return folder / "run", log
+
+
+@pytest.fixture(scope="module")
+def undisturbed_small_run(tmp_path_factory):
+    """What the runs that are killed or stopped must end with."""
+    folder = tmp_path_factory.mktemp("small")
+    code, log = run_ranks(2, train_command(folder / "run", *SMALL), folder / "log")
+    assert code == 0, log[-4000:]
+    return folder / "run"
 
 
 def test_help_and_a_refused_configuration_are_fast(tmp_path):
@@ -188,15 +200,15 @@ def test_another_architecture_and_damaged_checkpoints_leave_the_run_as_it_is(fin
 
 
 @pytest.mark.ranks
-def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished_run):
-    command = train_command(tmp_path / "run")
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, undisturbed_small_run):
+    command = train_command(tmp_path / "run", *SMALL)
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000040"
     runs.signal_one_rank(signal.SIGKILL, 2, command, checkpoint, tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert "Resumed at step" in log
-    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
+    runs.assert_equal_weights(tmp_path / "run", undisturbed_small_run)
     _, steps = read_scalars(tmp_path / "run" / "tensorboard")
     for tag, points in steps.items():
         assert points == sorted(set(points)), f"{tag} overlaps: {points}"
@@ -204,8 +216,8 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, finished_run):
-    command = train_command(tmp_path / "run")
+def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, undisturbed_small_run):
+    command = train_command(tmp_path / "run", *SMALL)
     folder = tmp_path / "run" / "checkpoints"
     start = time.monotonic()
     runs.signal_one_rank(signal.SIGTERM, 2, command, folder / "step-00000040", tmp_path / "stopped.log")
@@ -217,11 +229,12 @@ def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_noth
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert f"Resumed at step {stopped_at}" in log
-    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
+    runs.assert_equal_weights(tmp_path / "run", undisturbed_small_run)
 
 
 def test_a_file_named_stop_ends_a_single_process_with_its_own_code(tmp_path):
-    with subprocess.Popen(train_command(tmp_path / "run"), stderr=subprocess.PIPE, text=True) as process:
+    command = train_command(tmp_path / "run", *SMALL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         runs.wait_for(tmp_path / "run" / "base" / "checkpoints" / "step-00000020", process, tmp_path / "log")
         (tmp_path / "run" / "stop").touch()
         assert "resrep: stopped at step" in process.stderr.read()
@@ -245,7 +258,8 @@ def test_the_launch_script_keeps_the_signal_from_horovodrun(tmp_path):
 
 
 def test_a_single_process_needs_no_launcher(tmp_path):
-    result = call(*train_command(tmp_path / "run", "train.num_epochs=3", "prune.mask_stop_fraction=0.9"))
+    settings = [*SMALL, "train.num_epochs=3", "prune.mask_stop_fraction=0.9"]
+    result = call(*train_command(tmp_path / "run", *settings))
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "run" / "slim" / "report.json").read_text())
     assert report["certificate"]["max_relative_difference"] <= 1e-4
