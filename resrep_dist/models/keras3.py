@@ -31,7 +31,8 @@ def _rename_groups(weights: h5py.Group) -> None:
     # A long list of names is spread over several attributes.
     for key in [key for key in weights.attrs if key.startswith("layer_names")]:
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in weights.attrs[key]]
-        for name in names:
+        # `a/b/c` before `a/b`, which would take it along.
+        for name in sorted(names, key=len, reverse=True):
             if _plain(name) != name:
                 weights.move(name, _plain(name))
         weights.attrs[key] = [_plain(name).encode() for name in names]

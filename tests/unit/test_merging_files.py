@@ -18,7 +18,8 @@ def saved(tmp_path_factory):
     """A slim model with depthwise convolutions and slashes in its names; file, images, outputs."""
     x = inputs = keras.Input([16, 16, 3], name="images/input")
     x = layers.ReLU(name="stem/relu")(layers.Conv2D(8, 3, name="stem/conv")(x))
-    y = layers.DepthwiseConv2D(3, padding="same", name="block/depthwise")(x)
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="block/depthwise")(x)
+    y = layers.BatchNormalization(name="block/depthwise/norm")(y)
     x = layers.Concatenate(name="block/concat")([x, layers.Conv2D(6, 1, activation="relu", name="block/conv")(y)])
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     model = keras.Model(inputs, layers.Dense(10, name="logits")(x))
