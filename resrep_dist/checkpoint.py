@@ -36,8 +36,8 @@ class CheckpointFolder:
     def __init__(self, folder: Path, num_kept: int = 3) -> None:
         self._folder, self._num_kept = folder, num_kept
 
-    def save(self, step: int, variables: Mapping[str, "tf.Variable"], position: Mapping[str, Any]) -> Path:
-        """Write the state after `step` steps, then delete the oldest ones.
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> Path:
+        """Write the state after `step` steps, then delete the oldest ones. Needs no TensorFlow; any thread may call it.
 
         Raises:
             CheckpointWriteError: when it cannot be written; what was there before is left as it is.
@@ -46,7 +46,6 @@ class CheckpointFolder:
         if target.exists() and not _damage(target):
             # The same step has the same state; replacing it would leave a moment without the newest.
             return target
-        arrays = {name: variable.numpy() for name, variable in variables.items()}
         partial = target.with_name(f"{target.name}.partial")
         try:
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
@@ -88,6 +87,12 @@ class CheckpointFolder:
 
     def _existing(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if not path.suffix)
+
+
+def snapshot(variables: Mapping[str, "tf.Variable"]) -> dict[str, np.ndarray]:
+    """Copies of the variables' values; what the variables do later does not reach them."""
+    # `numpy` of a variable copies, also where the value is in the host's memory already.
+    return {name: variable.numpy() for name, variable in variables.items()}
 
 
 def restore(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bool = True) -> dict[str, Any]:

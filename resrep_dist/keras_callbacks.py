@@ -10,7 +10,7 @@ each; since the running average is linear, that is the same as averaging at ever
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoint import CheckpointFolder
+from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.config import PruneConfig
 from resrep_dist.errors import UserError
@@ -140,7 +140,7 @@ class Checkpoints(keras.callbacks.Callback):
         pruner = _started(self._masks, self)
         position = {"num_chosen": pruner.num_chosen}
         self._masks.cluster.from_root(
-            lambda: self._checkpoints.save(self._masks.step, self._masks.state, position).name
+            lambda: self._checkpoints.save(self._masks.step, snapshot(self._masks.state), position).name
         )
 
 

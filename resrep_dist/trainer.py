@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoint import CheckpointFolder
+from resrep_dist.checkpointing import Checkpointing
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of
 from resrep_dist.config import Config, PruneConfig
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
-from resrep_dist.errors import CheckpointWriteError, ConfigError, NonFiniteError, StoppedError
+from resrep_dist.errors import ConfigError, NonFiniteError, StoppedError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
@@ -31,9 +31,7 @@ from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 _MAX_SKIPPED_STEPS_IN_A_ROW = 10
-_MAX_FAILED_CHECKPOINTS = 3
 _STOP_INTERVAL_STEPS = 10
-_START = {"step": 0, "num_chosen": 0}
 
 
 class Trainer:
@@ -81,13 +79,13 @@ class Trainer:
         self.state = state_variables(self.model, self.optimizer) | self._step.variables
         self._digest = Digest(self.state)
         self._workdir = workdir
-        self.step, self._num_failed_checkpoints = 0, 0
+        self.step = 0
         self.validation_top1: float | None = None
         self._batches: Iterator[Any] = iter(())
         title = "prune" if graph else "base" if config.prune else "train"
         self._folder = workdir / "base" if workdir and title == "base" else workdir
-        num_kept = config.checkpoint.num_kept
-        self._checkpoints = CheckpointFolder(self._folder / "checkpoints", num_kept) if self._folder else None
+        checkpoints = self._folder / "checkpoints" if self._folder else None
+        self.checkpointing = Checkpointing(checkpoints, config.checkpoint.num_kept, self.state, self.cluster)
         is_seen = self.cluster.is_root and self._folder is not None
         curves = self._folder / "tensorboard" if self._folder and is_seen else None
         self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
@@ -109,6 +107,7 @@ class Trainer:
                 self.train_until(min(self._max_steps, self.step + _STOP_INTERVAL_STEPS))
             self._save(is_last=True)
         finally:
+            self.checkpointing.wait()
             self._monitor.close()
 
     def _stop_where_asked(self, stop: StopRequest) -> None:
@@ -124,7 +123,7 @@ class Trainer:
 
     def start(self) -> None:
         """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
-        position = self.cluster.from_root(self._restore)
+        position = self.checkpointing.restore()
         self.step = position["step"]
         if self.pruner:
             self.pruner.num_chosen = position["num_chosen"]
@@ -219,39 +218,16 @@ class Trainer:
         optimizer.build(self.model.trainable_variables)
         return optimizer
 
-    def _restore(self) -> dict[str, int]:
-        position = None
-        if self._checkpoints:
-            self._checkpoints.delete_partial()
-            position = self._checkpoints.restore_newest(self.state)
-        return {"step": position["step"], "num_chosen": position["num_chosen"]} if position else _START
-
     def _save(self, is_last: bool = False) -> None:
         self.agree()
-        if self._checkpoints and not self.cluster.from_root(self._write_checkpoint):
-            self._num_failed_checkpoints += 1
-            if self._num_failed_checkpoints >= _MAX_FAILED_CHECKPOINTS or is_last:
-                raise CheckpointWriteError(
-                    f"step {self.step}: {self._num_failed_checkpoints} checkpoint(s) in a row could not be written, "
-                    "see the errors above; mend that and start the same command again"
-                )
-        else:
-            self._num_failed_checkpoints = 0
-
-    def _write_checkpoint(self) -> bool:
-        assert self._checkpoints is not None
+        # Whoever resumes there finds the curves up to there.
+        self._monitor.flush()
         position = {
             "num_chosen": self.pruner.num_chosen if self.pruner else 0,
             "next_sample": self.step * self.config.data.global_batch_size,
             "config": self.config.to_dict(),
         }
-        try:
-            self._checkpoints.save(self.step, self.state, position)
-        except CheckpointWriteError as error:
-            _log.error("%s; trying again at the next interval", error)
-            return False
-        self._monitor.flush()
-        return True
+        self.checkpointing.save(self.step, position, is_last=is_last)
 
     def _is_evaluation_due(self) -> bool:
         interval = self.config.logging.evaluation_epochs * self._steps_per_epoch

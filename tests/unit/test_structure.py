@@ -23,8 +23,8 @@ ORDER = [
     "data.encoded", "data.imagefolder", "data.record_index", "data.tfrecord", "data.tfds", "data",
     "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state",
     "step",
-    "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "pruner",
-    "monitor", "keras_callbacks", "phase", "trainer",
+    "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing",
+    "pruner", "monitor", "keras_callbacks", "phase", "trainer",
     "report", "run", "inspection", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
