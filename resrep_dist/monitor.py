@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,11 +47,14 @@ class Monitor:
         self._folder = folder
         self._writer: tf.summary.SummaryWriter | None = None
         self._progress: Progress | None = None
-        self._last_time, self._last_step = time.monotonic(), 0
+
+    @property
+    def is_silent(self) -> bool:
+        """True where nothing that it is given is seen by anyone."""
+        return self._folder is None and self._console is None
 
     def start(self, step: int, config_yaml: str) -> None:
         """Open the curves at the step that the run starts or resumes at."""
-        self._last_time, self._last_step = time.monotonic(), step
         if self._folder is not None:
             drop_events_after(self._folder, step)
             self._writer = tf.summary.create_file_writer(str(self._folder))
@@ -65,13 +67,6 @@ class Monitor:
                                       console=self._console)  # fmt: skip
             self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
             self._progress.start()
-
-    def images_per_second(self, step: int, global_batch_size: int) -> float:
-        """Throughput over all ranks since the last call."""
-        now = time.monotonic()
-        rate = (step - self._last_step) * global_batch_size / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_step = now, step
-        return rate
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Points of curves."""

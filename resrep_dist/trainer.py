@@ -10,6 +10,7 @@ from resrep_dist.checkpointing import Checkpointing
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import compactors_of
 from resrep_dist.config import Config, PruneConfig
+from resrep_dist.curves import Curves
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
@@ -89,6 +90,7 @@ class Trainer:
         is_seen = self.cluster.is_root and self._folder is not None
         curves = self._folder / "tensorboard" if self._folder and is_seen else None
         self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
+        self._curves = Curves(self._monitor, config.data.global_batch_size)
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Resume where the workdir stands, train to the end, leave the last checkpoint behind.
@@ -132,6 +134,7 @@ class Trainer:
         if self.step:
             _log.info("Resumed at step %d.", self.step)
         self._monitor.start(self.step, self.config.to_yaml())
+        self._curves.start(self.step)
 
     def train_until(self, step: int) -> None:
         """Train up to and including the given step, or to the end if it comes before."""
@@ -237,7 +240,7 @@ class Trainer:
         batch_size = self.config.data.evaluation_batch_size
         values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
         self.validation_top1 = values["top1"]
-        self._monitor.scalars(self.step, {f"validation/{name}": value for name, value in values.items()})
+        self._curves.add_validation(self.step, values)
 
     def _report(self) -> None:
         metrics = self._step.read_metrics()
@@ -247,23 +250,4 @@ class Trainer:
                 f"{metrics['skipped_steps_in_a_row']:.0f} steps in a row; lower train.learning_rate and start "
                 "again from the last checkpoint"
             )
-        if not self.cluster.is_root:
-            return
-        speed = self._monitor.images_per_second(self.step, self.config.data.global_batch_size)
-        rate = float(self._schedule(self.step - 1))
-        scalars = {
-            "train/loss": metrics["loss"],
-            "train/top1": metrics["top1"],
-            "train/learning_rate": rate,
-            "train/images_per_second": speed,
-            "train/skipped_steps": metrics["skipped_steps"],
-        }
-        line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
-        if self.pruner:
-            curves, norms = self.pruner.curves()
-            scalars |= curves
-            self._monitor.histograms(self.step, norms)
-            by_mask, living = curves["prune/macs_fraction_by_mask"], curves["prune/macs_fraction_living"]
-            line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
-        self._monitor.scalars(self.step, scalars)
-        self._monitor.progress(self.step, f"{line}  {speed:.0f} images/s")
+        self._curves.add_training(self.step, metrics, float(self._schedule(self.step - 1)), self.pruner)
