@@ -1,12 +1,15 @@
 """What a phase of a run is made of: its section of the configuration, its data, its model."""
 
+import dataclasses
+
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
-from resrep_dist.config import Config, PhaseConfig
+from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import Graph, flatten
 from resrep_dist.layer_replacement import with_precision
+from resrep_dist.schedules import PhaseSchedule, phase_schedule
 from resrep_dist.sync_batch_norm import with_sync_batch_norm
 
 from tensorflow import keras
@@ -18,6 +21,38 @@ def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
     if phase is None:
         raise ConfigError("base: missing; training without a graph needs the section `base`")
     return phase
+
+
+def pruning_of(config: Config) -> PruneConfig:
+    """The section `prune`, which a phase with a graph needs."""
+    if config.prune is None:
+        raise ConfigError("prune: missing; expected with a graph, since the section says what to prune")
+    return config.prune
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasePlan:
+    """When a phase ends, and its learning rate."""
+
+    steps_per_epoch: float
+    num_steps: int
+    max_steps: int
+    """The end where masked rows are still alive after `num_steps`."""
+    schedule: PhaseSchedule
+
+    def to_steps(self, num_epochs: float) -> int:
+        """At least one."""
+        return _to_steps(num_epochs, self.steps_per_epoch)
+
+
+def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePlan:
+    """The plan of training on so many samples; with a graph, of pruning."""
+    phase, batch_size = phase_of(config, graph), config.data.global_batch_size
+    steps_per_epoch = num_samples / batch_size
+    num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
+    extension_steps = _to_steps(pruning_of(config).max_extension_epochs, steps_per_epoch) if graph else 0
+    schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
+    return PhasePlan(steps_per_epoch, num_steps, num_steps + extension_steps, schedule)
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
@@ -42,3 +77,7 @@ def model_for_training(model: keras.Model, graph: Graph | None, config: Config, 
     if config.training.sync_batch_norm:
         model = with_sync_batch_norm(model, cluster)
     return model
+
+
+def _to_steps(num_epochs: float, steps_per_epoch: float) -> int:
+    return max(1, round(num_epochs * steps_per_epoch))

@@ -8,22 +8,16 @@ from typing import Any
 
 from resrep_dist.checkpointing import Checkpointing
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import compactors_of
-from resrep_dist.config import Config, PruneConfig
+from resrep_dist.config import Config
 from resrep_dist.curves import Curves
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
-from resrep_dist.errors import ConfigError, NonFiniteError, StoppedError
-from resrep_dist.evaluation import Evaluator
+from resrep_dist.errors import NonFiniteError, StoppedError
 from resrep_dist.graph import Graph
+from resrep_dist.live_model import LiveModel
 from resrep_dist.monitor import Monitor
-from resrep_dist.optimizer import ResRepOptimizer
-from resrep_dist.phase import check_data, model_for_training, phase_of
-from resrep_dist.pruner import Pruner, last_mask_step
-from resrep_dist.schedules import phase_schedule
-from resrep_dist.state import Digest, state_variables
-from resrep_dist.step import TrainStep
+from resrep_dist.phase import check_data, model_for_training, plan_phase, pruning_of
 from resrep_dist.stopping import StopRequest
 
 import tensorflow as tf
@@ -65,20 +59,11 @@ class Trainer:
         self.config, self.graph = config, graph
         self._train_data, self._validation_data = train_data, validation_data
         check_data(config, train_data, self.cluster.size)
-        self._phase = phase_of(config, graph)
-        self._steps_per_epoch = len(train_data) / config.data.global_batch_size
-        self.num_steps = self._to_steps(self._phase.num_epochs)
-        self._max_steps = self.num_steps + (self._to_steps(self._prune.max_extension_epochs) if graph else 0)
-        self.model = model_for_training(model, graph, config, self.cluster)
-        self._schedule = phase_schedule(
-            self._phase, config.data.global_batch_size, self.num_steps, self._max_steps - self.num_steps
-        )
-        self.pruner = self._make_pruner() if graph else None
-        self.optimizer = self._make_optimizer()
-        self._step = TrainStep(self.model, self.optimizer, self.cluster, config.training, config.data.global_batch_size)
-        self._evaluator = Evaluator(self.model, config.training.metrics)
-        self.state = state_variables(self.model, self.optimizer) | self._step.variables
-        self._digest = Digest(self.state)
+        self._plan = plan_phase(config, graph, len(train_data))
+        self.num_steps, self._schedule = self._plan.num_steps, self._plan.schedule
+        self.state: dict[str, tf.Variable] = {}
+        model = model_for_training(model, graph, config, self.cluster)
+        self._take(LiveModel(model, graph, config, self._plan, self.cluster))
         self._workdir = workdir
         self.step = 0
         self.validation_top1: float | None = None
@@ -106,7 +91,7 @@ class Trainer:
         try:
             while not self.is_done():
                 self._stop_where_asked(stop)
-                self.train_until(min(self._max_steps, self.step + _STOP_INTERVAL_STEPS))
+                self.train_until(min(self._plan.max_steps, self.step + _STOP_INTERVAL_STEPS))
             self._save(is_last=True)
         finally:
             self.checkpointing.wait()
@@ -157,9 +142,9 @@ class Trainer:
         """True at the end: all steps made, and every masked row dead or the extension spent."""
         if self.step < self.num_steps:
             return False
-        if self.step >= self._max_steps or self.pruner is None:
+        if self.step >= self._plan.max_steps or self.pruner is None:
             return True
-        is_looked_at = (self.step - self.num_steps) % self._prune.mask_interval_steps == 0
+        is_looked_at = (self.step - self.num_steps) % pruning_of(self.config).mask_interval_steps == 0
         return is_looked_at and self.pruner.num_masked_alive() == 0
 
     def agree(self) -> None:
@@ -167,14 +152,13 @@ class Trainer:
         if self.cluster.size > 1:
             self.cluster.agree(self._digest.names, self._digest())
 
-    @property
-    def _prune(self) -> PruneConfig:
-        if self.config.prune is None:
-            raise ConfigError("prune: missing; expected with a graph, since the section says what to prune")
-        return self.config.prune
-
-    def _to_steps(self, num_epochs: float) -> int:
-        return max(1, round(num_epochs * self._steps_per_epoch))
+    def _take(self, live: LiveModel) -> None:
+        """Train this model from now on."""
+        self.model, self.optimizer, self.pruner = live.model, live.optimizer, live.pruner
+        self._step, self._evaluator, self._digest = live.step, live.evaluator, live.digest
+        # The same mapping: what saves the state holds it.
+        self.state.clear()
+        self.state.update(live.state)
 
     def _make_batches(self) -> Iterator[Any]:
         rank, size = self.cluster.rank, self.cluster.size
@@ -193,34 +177,6 @@ class Trainer:
             return recorded(batches, path, self.step)
         return iter(batches)
 
-    def _make_pruner(self) -> Pruner:
-        assert self.graph is not None
-        first_step = self._to_steps(self._prune.mask_start_epochs)
-        rates = self._schedule(tf.range(self.num_steps)).numpy()
-        return Pruner(
-            self.model,
-            self.graph,
-            self._prune,
-            self.cluster,
-            first_step=first_step,
-            last_step=last_mask_step(self._prune, first_step, rates),
-        )
-
-    def _make_optimizer(self) -> ResRepOptimizer:
-        options: dict[str, Any] = {}
-        if self.graph:
-            options = {
-                "compactors": compactors_of(self.model, self.graph),
-                "lasso_strength": self._prune.lasso_strength,
-                "compactor_momentum": self._prune.compactor_momentum,
-                "rule": self._prune.rule,
-            }
-        optimizer = ResRepOptimizer(
-            self._schedule, momentum=self._phase.momentum, decay=self._phase.weight_decay, **options
-        )
-        optimizer.build(self.model.trainable_variables)
-        return optimizer
-
     def _save(self, is_last: bool = False) -> None:
         self.agree()
         # Whoever resumes there finds the curves up to there.
@@ -233,7 +189,7 @@ class Trainer:
         self.checkpointing.save(self.step, position, is_last=is_last)
 
     def _is_evaluation_due(self) -> bool:
-        interval = self.config.logging.evaluation_epochs * self._steps_per_epoch
+        interval = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch
         return int(self.step / interval) > int((self.step - 1) / interval)
 
     def _evaluate(self) -> None:

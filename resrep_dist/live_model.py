@@ -1,0 +1,60 @@
+"""A model in training, and all that hangs on its variables."""
+
+from typing import Any
+
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import compactors_of
+from resrep_dist.config import Config
+from resrep_dist.evaluation import Evaluator
+from resrep_dist.graph import Graph
+from resrep_dist.optimizer import ResRepOptimizer
+from resrep_dist.phase import PhasePlan, phase_of, pruning_of
+from resrep_dist.pruner import Pruner, last_mask_step
+from resrep_dist.state import Digest, state_variables
+from resrep_dist.step import TrainStep
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+class LiveModel:
+    """A model with its optimizer, step, evaluator, pruner (with a graph), state and the state's digest.
+
+    Args:
+        model: ready for training, see `model_for_training`; with a graph its compactors are in it.
+    """
+
+    def __init__(
+        self, model: keras.Model, graph: Graph | None, config: Config, plan: PhasePlan, cluster: Cluster
+    ) -> None:
+        self.model = model
+        self.pruner = _make_pruner(model, graph, config, plan, cluster) if graph else None
+        self.optimizer = _make_optimizer(model, graph, config, plan)
+        self.step = TrainStep(model, self.optimizer, cluster, config.training, config.data.global_batch_size)
+        self.evaluator = Evaluator(model, config.training.metrics)
+        self.state = state_variables(model, self.optimizer) | self.step.variables
+        self.digest = Digest(self.state)
+
+
+def _make_pruner(model: keras.Model, graph: Graph, config: Config, plan: PhasePlan, cluster: Cluster) -> Pruner:
+    prune = pruning_of(config)
+    first_step = plan.to_steps(prune.mask_start_epochs)
+    rates = plan.schedule(tf.range(plan.num_steps)).numpy()
+    last_step = last_mask_step(prune, first_step, rates)
+    return Pruner(model, graph, prune, cluster, first_step=first_step, last_step=last_step)
+
+
+def _make_optimizer(model: keras.Model, graph: Graph | None, config: Config, plan: PhasePlan) -> ResRepOptimizer:
+    phase = phase_of(config, graph)
+    options: dict[str, Any] = {}
+    if graph:
+        prune = pruning_of(config)
+        options = {
+            "compactors": compactors_of(model, graph),
+            "lasso_strength": prune.lasso_strength,
+            "compactor_momentum": prune.compactor_momentum,
+            "rule": prune.rule,
+        }
+    optimizer = ResRepOptimizer(plan.schedule, momentum=phase.momentum, decay=phase.weight_decay, **options)
+    optimizer.build(model.trainable_variables)
+    return optimizer
