@@ -14,24 +14,25 @@ from resrep_dist.errors import ConfigError
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.events import AliasEvent
+
+_MAX_BYTES = 1 << 18
+_MAX_DEPTH = 20
+_MAX_VALUES = 100_000
+_MAX_MESSAGE = 600
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `section.key=value` overrides.
+    """Read a YAML file and apply `section.key=value` overrides. Nothing in the file is executed.
 
     Raises:
         ConfigError: for a missing file, text that is not YAML, an unknown key, a wrong type or an
             impossible value; one line that says what, where and what was expected.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"config {path}: cannot be read ({reason}); give the path of a YAML file") from None
-    document = _parse_yaml(text, str(path))
+    document = _parse_yaml(_read(Path(path)), str(path))
     if not isinstance(document, dict):
-        raise ConfigError(f"config {path}: expected sections like `model:` and `train:`, received {document!r}")
+        raise _error(f"config {path}: expected sections like `model:` and `train:`, received {_cut(repr(document))}")
     for override in overrides:
         _apply_override(document, override)
     return build_config(document, str(path))
@@ -41,56 +42,118 @@ def build_config(document: dict[str, Any], origin: str = "config") -> Config:
     """Validate plain dicts as a Config; `origin` stands at the head of the error."""
     try:
         # Strict validation takes sections from JSON only; YAML's dates become text on the way.
-        return TypeAdapter(Config).validate_json(json.dumps(document, default=str))
+        text = json.dumps(document, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _error(f"{origin}: {error}; expected names as keys, and numbers, text and lists as values") from None
+    try:
+        return TypeAdapter(Config).validate_json(text)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_describe(error.errors()[0])}") from None
+        raise _error(f"{origin}: {_describe(error.errors()[0])}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        # A pipe or a device may never end.
+        if path.exists() and not path.is_file():
+            raise _error(f"config {path}: expected a YAML file, received a folder, a pipe or a device")
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise _error(f"config {path}: expected at most {_MAX_BYTES:,} bytes, received more; is it a configuration?")
+        return data.decode("utf-8")
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _error(f"config {path}: cannot be read ({reason}); give the path of a YAML file") from None
+
+
+class _BoundedComposer(Composer):
+    """Refuses what is small as text and large when it is read: deep nesting, aliases of aliases, circles."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self._depth, self._num_values = 0, 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next value, an alias counted as all that it stands for."""
+        mark, before = self.parser.peek_event().start_mark, self._num_values
+        is_alias = self.parser.check_event(AliasEvent)
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise ComposerError(problem=f"nested deeper than {_MAX_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        if is_alias and id(node) not in self._sizes:
+            raise ComposerError(problem="an alias inside of what it stands for", problem_mark=mark)
+        self._num_values += self._sizes[id(node)] if is_alias else 1
+        if self._num_values > _MAX_VALUES:
+            raise ComposerError(problem=f"more than {_MAX_VALUES:,} values, aliases written out", problem_mark=mark)
+        if not is_alias:
+            self._sizes[id(node)] = self._num_values - before
+        self._depth -= 1
+        return node
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
     # The safe loader in pure Python: YAML 1.2, no tags that build objects, a key given twice is an error.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
+        return yaml.load(text)
+    except Exception as error:  # what the tags of a stranger make the parser raise is not a short list
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise ConfigError(f"{origin}{place}: not valid YAML: {' '.join(str(problem).split())}") from None
+        raise _error(f"{origin}{place}: not valid YAML: {problem}") from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
-        raise ConfigError(f"--set {override}: expected section.key=value, as in --set train.num_epochs=10")
+        raise _error(f"--set {override}: expected section.key=value, as in --set train.num_epochs=10")
     section = document
     for part in parts[:-1]:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: `{part}` is a value, not a section")
+            raise _error(f"--set {override}: `{part}` is a value, not a section")
     section[parts[-1]] = _parse_yaml(text, f"--set {override}")
 
 
 def _describe(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = _cut(".".join(map(str, error["loc"])))
     received = error["input"]
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _describe_unknown_key(error["loc"])
     if error["type"] in ("missing", "missing_argument"):
         return f"{place}: missing; expected {_expected_type(error['loc'])}"
+    if error["type"] == "json_invalid":
+        return "it holds text that is not Unicode, half of a surrogate pair"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if error["type"].startswith("dataclass"):
         expected = "a section with keys below it"
-    return f"{place}: received {received!r}, expected {expected}"
+    return f"{place}: received {_cut(repr(received))}, expected {expected}"
+
+
+def _cut(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else f"{text[:length]} .."
+
+
+def _error(message: str) -> ConfigError:
+    """The error in one line that a terminal can show, whatever the file's keys and values hold."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
+    return ConfigError(_cut(line, _MAX_MESSAGE))
 
 
 def _describe_unknown_key(location: tuple[Any, ...]) -> str:
     section = _type_at(location[:-1])
     names = [field.name for field in dataclasses.fields(section)] if section else []
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    near = difflib.get_close_matches(str(location[-1])[:100], names, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
-    return f"{'.'.join(map(str, location))}: unknown key; {hint}"
+    return f"{_cut('.'.join(map(str, location)))}: unknown key; {hint}"
 
 
 def _type_at(location: tuple[Any, ...]) -> Any:

@@ -13,7 +13,6 @@ from ruamel.yaml import YAML
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Gt(0)]
-NotNegative = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NotNegativeFloat = Annotated[float, Ge(0)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
@@ -225,7 +224,8 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
-    seed: NotNegative = 0
+    # Twice of it and one more fits into 32 bits.
+    seed: Annotated[int, Ge(0), Lt(1 << 30)] = 0
     """Weights, sample order and augmentation follow from it."""
 
     def __post_init__(self) -> None:
