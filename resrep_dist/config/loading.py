@@ -53,19 +53,15 @@ def build_config(document: dict[str, Any], origin: str = "config") -> Config:
 
 def _read(path: Path) -> str:
     try:
-        # A pipe or a device may never end.
-        if path.exists() and not path.is_file():
-            raise _error(f"config {path}: expected a YAML file, received a folder, a pipe or a device")
         with open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise _error(f"config {path}: expected at most {_MAX_BYTES:,} bytes, received more; is it a configuration?")
-        return data.decode("utf-8")
-    except ConfigError:
-        raise
+        text = data.decode("utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _error(f"config {path}: cannot be read ({reason}); give the path of a YAML file") from None
+    if len(data) > _MAX_BYTES:
+        raise _error(f"config {path}: received more than {_MAX_BYTES:,} bytes, expected a YAML file of settings")
+    return text
 
 
 class _BoundedComposer(Composer):

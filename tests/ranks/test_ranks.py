@@ -107,6 +107,12 @@ def test_a_step_that_is_not_finite_evaluation_and_errors_of_rank_0(worked, scena
     worked(2, scenario)
 
 
+def test_no_rank_waits_for_the_disk_and_failed_checkpoints_end_all_ranks(tmp_path):
+    code, log = work(2, "checkpoints", tmp_path)
+    assert code == 0, log[-3000:]
+    assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0", "rank1"]
+
+
 @pytest.mark.slow
 def test_the_others_wait_for_rank_0_without_a_time_limit(tmp_path):
     code, log = work(2, "slow_root", tmp_path)

@@ -1,13 +1,16 @@
 """What one rank does in the tests of this folder: `worker.py SCENARIO,SCENARIO FOLDER`, each in a folder of its own."""
 
+import os
+import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import training_batches
-from resrep_dist.errors import DisagreementError, UserError
+from resrep_dist.errors import CheckpointWriteError, DisagreementError, UserError
 from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
@@ -208,6 +211,33 @@ def root_error(cluster: Cluster, folder: Path) -> None:
         raise AssertionError("it went on")
     except (ValueError, RuntimeError) as error:
         assert str(error) == "broken on rank 0" and error.exit_code == 2
+
+
+def checkpoints(cluster: Cluster, folder: Path) -> None:
+    """No rank waits for rank 0's slow disk; what failed there ends all of them alike."""
+    opened, flush = threading.Event(), os.fsync
+    os.fsync = lambda descriptor: opened.wait(60) and flush(descriptor)
+    config = small_config(checkpoint={"interval_steps": 10})
+    model, (train_data, validation_data) = small_network(), load_sources(config)
+    options = {"cluster": cluster, "workdir": folder / "run"}
+    trainer = Trainer(model, trace(model), config, train_data, validation_data, **options)
+    trainer.start()
+    written = folder / "run" / "checkpoints" / "step-00000010"
+    trainer.train_until(19)
+    assert not written.exists(), "the training waited for the disk"
+    opened.set()
+    trainer.train_until(20)
+    if cluster.is_root:
+        assert written.exists(), "the second was begun before the first was whole"
+        trainer.checkpointing.wait()
+        shutil.rmtree(written.parent)
+        written.parent.write_text("a file stands where the folder should be")
+    try:
+        trainer.train_until(100)
+        raise AssertionError("it went on")
+    except CheckpointWriteError as error:
+        assert trainer.step == 60 and "step 50: 3 checkpoint(s) in a row" in str(error), (trainer.step, error)
+    (folder / f"rank{cluster.rank}").touch()
 
 
 def slow_root(cluster: Cluster, folder: Path) -> None:
