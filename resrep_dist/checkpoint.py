@@ -5,18 +5,20 @@ stands) and `SHA256SUMS` of both, as `sha256sum --check` reads it. It is written
 the newest is never half there. Only rank 0 calls anything in here, and nothing in here is a collective.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError
+from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError, one_line
 
 import numpy as np
 
@@ -28,6 +30,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 2
 _FILES = ("state.npz", "position.json")
 _SUMS = "SHA256SUMS"
+_MAX_POSITION_BYTES = 1 << 24
 
 
 class CheckpointFolder:
@@ -55,10 +58,10 @@ class CheckpointFolder:
             os.replace(partial, target)
             _flush_folder(self._folder)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise CheckpointWriteError(_describe(target, error, sum(a.nbytes for a in arrays.values()))) from None
         for old in self._existing()[: -self._num_kept]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         return target
 
     def restore_newest(self, variables: Mapping[str, "tf.Variable"], is_whole: bool = True) -> dict[str, Any] | None:
@@ -83,7 +86,7 @@ class CheckpointFolder:
     def delete_partial(self) -> None:
         """Delete what a killed run left half written."""
         for partial in self._folder.glob("step-*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
 
     def _existing(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if not path.suffix)
@@ -106,40 +109,77 @@ def restore(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bool =
     if damage:
         raise DamagedCheckpointError(f"checkpoint {path}: it is damaged, {damage}")
     try:
-        position = json.loads((path / "position.json").read_text(encoding="utf-8"))
-        with np.load(path / "state.npz", allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        if position["format"] != _FORMAT:
-            raise CheckpointError(f"checkpoint {path}: format {position['format']}, this version reads {_FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise DamagedCheckpointError(f"checkpoint {path}: it cannot be read ({error})") from None
-    _check_fit(path, arrays, variables, is_whole)
+        position = _read_position(path)
+        with zipfile.ZipFile(path / "state.npz") as file:
+            _check_fit(path, file, variables, is_whole)
+            # No more memory than the variables have: what has another size was refused by its header.
+            arrays = {name: _read_array(file, name) for name in variables}
+    except CheckpointError:
+        raise
+    except (
+        Exception
+    ) as error:  # right checksums prove nothing of who wrote it, and what a stranger's file raises is open
+        raise DamagedCheckpointError(f"checkpoint {path}: it cannot be read ({one_line(error)})") from None
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return position
 
 
-def _check_fit(
-    path: Path, arrays: Mapping[str, np.ndarray], variables: Mapping[str, "tf.Variable"], is_whole: bool
-) -> None:
+def _read_position(path: Path) -> dict[str, Any]:
+    file = path / "position.json"
+    if file.stat().st_size > _MAX_POSITION_BYTES:
+        raise ValueError(f"position.json has more than {_MAX_POSITION_BYTES:,} bytes")
+    position = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(position, dict):
+        raise ValueError("position.json is not a JSON object")
+    if position.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path}: format {one_line(position.get('format'), 50)}, this version reads {_FORMAT}"
+        )
+    for key in ("step", "num_chosen"):
+        if type(position.get(key)) is not int or not 0 <= position[key] < 1 << 63:
+            raise ValueError(
+                f"position.json: received {key} {one_line(position.get(key), 50)}, expected a whole number from 0"
+            )
+    return position
+
+
+def _check_fit(path: Path, file: zipfile.ZipFile, variables: Mapping[str, "tf.Variable"], is_whole: bool) -> None:
+    names = {member.removesuffix(".npy") for member in file.namelist()}
+    # Of what has no place here one is enough to say so.
+    others = sorted(names - variables.keys())[:1] if is_whole else []
+    found = {name: _header(file, name) for name in [*(names & variables.keys()), *others]}
     expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
-    found = {name: (array.shape, array.dtype.type) for name, array in arrays.items() if is_whole or name in expected}
     if expected != found:
         name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise CheckpointError(
-            f"checkpoint {path}: it belongs to another model or configuration; `{name}` is "
+            f"checkpoint {path}: it belongs to another model or configuration; `{one_line(name)}` is "
             f"{_shape(found.get(name))} there and {_shape(expected.get(name))} here; use another --workdir"
         )
 
 
+def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], type]:
+    """Shape and type of an array, without reading it."""
+    with file.open(f"{name}.npy") as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{one_line(name)} is not an array as numpy.savez writes it")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if dtype.hasobject:
+        raise ValueError(f"{one_line(name)} holds Python objects, which only pickle could load; it is not used")
+    return shape, dtype.type
+
+
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
 def _shape(entry: tuple[tuple[int, ...], Any] | None) -> str:
-    return "absent" if entry is None else f"{np.dtype(entry[1]).name} {list(entry[0])}"
+    return "absent" if entry is None else one_line(f"{np.dtype(entry[1]).name} {list(entry[0])}")
 
 
 def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     folder.mkdir(parents=True)
     state = io.BytesIO()
     np.savez(state, **arrays)
@@ -152,8 +192,13 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint's files, nothing for a good one."""
     try:
+        for name in (*_FILES, _SUMS):
+            # A pipe or a device may never end.
+            if not stat.S_ISREG((path / name).stat().st_mode):
+                return f"{name} is not a file"
         # Compared as text, so that a flipped bit of the list itself shows as well.
-        if (path / _SUMS).read_bytes() == _sums(path).encode():
+        sums = _sums(path).encode()
+        if (path / _SUMS).stat().st_size == len(sums) and (path / _SUMS).read_bytes() == sums:
             return ""
         return f"its files do not have the checksums in {_SUMS}"
     except OSError as error:
@@ -185,6 +230,14 @@ def _unused(path: Path) -> Path:
     while (candidate := path if not number else path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     return candidate
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, or what stands at its place; what a link points to stays."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_file(path: Path, data: bytes | memoryview) -> None:

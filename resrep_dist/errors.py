@@ -1,6 +1,12 @@
 """The errors that end a run, each with the exit code that the command line returns for it."""
 
 
+def one_line(message: object, max_length: int = 200) -> str:
+    """The text of anything, an exception too, in one line that a terminal can show; cut to a length to be read."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(message).split()))
+    return line if len(line) <= max_length else f"{line[:max_length]} .."
+
+
 class UserError(ValueError):
     """Something the user gave cannot be used; the message is one line with the mend in it."""
 

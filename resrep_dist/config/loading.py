@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config.schema import Config
-from resrep_dist.errors import ConfigError
+from resrep_dist.errors import ConfigError, one_line
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -32,7 +32,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     document = _parse_yaml(_read(Path(path)), str(path))
     if not isinstance(document, dict):
-        raise _error(f"config {path}: expected sections like `model:` and `train:`, received {_cut(repr(document))}")
+        raise _error(
+            f"config {path}: expected sections like `model:` and `train:`, received {one_line(repr(document))}"
+        )
     for override in overrides:
         _apply_override(document, override)
     return build_config(document, str(path))
@@ -118,7 +120,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: Any) -> str:
-    place = _cut(".".join(map(str, error["loc"])))
+    place = one_line(".".join(map(str, error["loc"])))
     received = error["input"]
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _describe_unknown_key(error["loc"])
@@ -131,17 +133,12 @@ def _describe(error: Any) -> str:
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if error["type"].startswith("dataclass"):
         expected = "a section with keys below it"
-    return f"{place}: received {_cut(repr(received))}, expected {expected}"
-
-
-def _cut(text: str, length: int = 200) -> str:
-    return text if len(text) <= length else f"{text[:length]} .."
+    return f"{place}: received {one_line(repr(received))}, expected {expected}"
 
 
 def _error(message: str) -> ConfigError:
-    """The error in one line that a terminal can show, whatever the file's keys and values hold."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
-    return ConfigError(_cut(line, _MAX_MESSAGE))
+    # Keys and values of the file are in it.
+    return ConfigError(one_line(message, _MAX_MESSAGE))
 
 
 def _describe_unknown_key(location: tuple[Any, ...]) -> str:
@@ -149,7 +146,7 @@ def _describe_unknown_key(location: tuple[Any, ...]) -> str:
     names = [field.name for field in dataclasses.fields(section)] if section else []
     near = difflib.get_close_matches(str(location[-1])[:100], names, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
-    return f"{_cut('.'.join(map(str, location)))}: unknown key; {hint}"
+    return f"{one_line('.'.join(map(str, location)))}: unknown key; {hint}"
 
 
 def _type_at(location: tuple[Any, ...]) -> Any:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import ModelConfig
-from resrep_dist.errors import ConfigError, ModelError
+from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import flatten
-from resrep_dist.models.archive import one_line
 from resrep_dist.models.files import load_model
 from resrep_dist.models.mobilenet import mobilenet_v1
 from resrep_dist.models.resnet_cifar import cifar_resnet

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resrep_dist.compactor import Compactor
-from resrep_dist.errors import ModelError
-from resrep_dist.models.archive import one_line
+from resrep_dist.errors import ModelError, one_line
 
 from tensorflow import keras
 
@@ -37,7 +36,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_
 _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
 }  # fmt: skip
-_MAX_LAYERS = 10_000
+# The largest of keras.applications has 1,040.
+_MAX_LAYERS = 5_000
 _MEND = "rebuild the model with stock layers, or give it as python:<module>:<function>"
 
 
@@ -82,9 +82,12 @@ def rebuild_model(
     layers = {_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
     if len(tensors) + len(layers) != len(entries):
         raise ModelError("two of its layers have one name; give every layer its own")
+    calls = [call for entry in entries for call in _calls(entry)]
+    if len(calls) > _MAX_LAYERS:
+        raise ModelError(f"its layers are called {len(calls)} times, expected at most {_MAX_LAYERS}")
     for name, layer in layers.items():
         _require_stored_shapes(layer, list(shapes.get(name, [])))
-    _call_layers(layers, [call for entry in entries for call in _calls(entry)], tensors)
+    _call_layers(layers, calls, tensors)
     for layer in layers.values():
         del layer.add_weight
     ends = [[tensors[_known(reference, tensors)] for reference in side] for side in (inputs, outputs)]

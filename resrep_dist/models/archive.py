@@ -7,20 +7,22 @@ knows Keras, nothing in a file is executed, and no more memory is taken than the
 import contextlib
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ModelError, one_line
 
 import h5py
 import numpy as np
 
 # Weights hardly compress and Keras does not try; what shrinks by more was made to fill the memory.
 _MAX_ZIP_RATIO = 20
-_MAX_JSON_BYTES = 1 << 26
+# Ten times what the largest models of keras.applications need; as Python objects it grows by another factor.
+_MAX_JSON_BYTES = 1 << 24
 
 
 class Archive:
@@ -30,7 +32,7 @@ class Archive:
         self.document = document
         """The architecture as Keras wrote it; none in a file of weights alone."""
         self.is_keras_3 = keras_version.startswith("3")
-        self._root = _get(weights, "model_weights", h5py.Group) if "model_weights" in weights else weights
+        self._root = _get(weights, "model_weights", h5py.Group) if _has(weights, "model_weights") else weights
         self._bytes_left = num_bytes
 
     def arrays(self, layers: Sequence[tuple[str, str]]) -> dict[str, list[np.ndarray]]:
@@ -40,13 +42,13 @@ class Archive:
             layers: (class name, layer name) of all layers of the model, in the model's order. Keras 3's
                 layout knows layers by class and position; it is read by name where the file holds names.
         """
-        if "layers" not in self._root:
+        if not _has(self._root, "layers"):
             return {name: self._legacy_arrays(name) for name in self._legacy_names()}
         stored = _get(self._root, "layers", h5py.Group)
         by_name = {name: key for key in stored if (name := _stored_name(stored, key)) is not None}
         if not {name for _, name in layers} <= by_name.keys():
             by_name = dict(zip([name for _, name in layers], _positions(layers), strict=True))
-        found = {name: self._numbered_arrays(stored, key) for name, key in by_name.items() if key in stored}
+        found = {name: self._numbered_arrays(stored, key) for name, key in by_name.items() if _has(stored, key)}
         return {name: arrays for name, arrays in found.items() if arrays}
 
     def _legacy_names(self) -> list[str]:
@@ -61,7 +63,7 @@ class Archive:
 
     def _numbered_arrays(self, stored: h5py.Group, key: str) -> list[np.ndarray]:
         layer = _get(stored, key, h5py.Group)
-        variables = _get(layer, "vars", h5py.Group) if "vars" in layer else {}
+        variables = _get(layer, "vars", h5py.Group) if _has(layer, "vars") else {}
         return [self._read(variables, str(index)) for index in range(len(variables))]
 
     def _read(self, group: h5py.Group, name: str) -> np.ndarray:
@@ -70,7 +72,8 @@ class Archive:
             raise ModelError(f"its array {name} points to another file; save the model anew with Keras")
         if dataset.dtype.kind not in "fiu":
             raise ModelError(f"its array {name} is {dataset.dtype}, expected numbers")
-        self._bytes_left -= dataset.nbytes
+        # A chunk is unpacked whole, however little of it is asked for.
+        self._bytes_left -= max(dataset.nbytes, math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize)
         if self._bytes_left < 0:
             raise ModelError("its arrays are larger than the file itself; save the model anew with Keras")
         return np.asarray(dataset[()])
@@ -93,20 +96,16 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 yield Archive(document, str(version), hdf5, len(weights))
         else:
             with h5py.File(path) as hdf5:
-                text = hdf5.attrs.get("model_config")
-                version = _text(hdf5.attrs.get("keras_version", ""))
-                yield Archive(_parse(_text(text)) if text is not None else None, version, hdf5, path.stat().st_size)
+                text = _text_attribute(hdf5, "model_config")
+                version = _text_attribute(hdf5, "keras_version") or ""
+                yield Archive(_parse(text) if text is not None else None, version, hdf5, path.stat().st_size)
     except ModelError:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
         raise ModelError(f"it is not a whole Keras file ({one_line(error)}); save or copy it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"it is not a Keras file ({one_line(error)}); expected .keras, .h5 or .weights.h5") from None
-
-
-def one_line(error: Exception) -> str:
-    """An exception's text without line breaks, cut to a length that can be read."""
-    return " ".join(str(error).split())[:200]
+    except Exception as error:  # what a stranger's file makes the libraries raise is not a short list
+        problem = one_line(error) or type(error).__name__
+        raise ModelError(f"it is not a Keras file ({problem}); expected .keras, .h5 or .weights.h5") from None
 
 
 def _extract(file: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
@@ -119,6 +118,8 @@ def _extract(file: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
 
 
 def _parse(text: str | bytes) -> dict[str, Any]:
+    if len(text) > _MAX_JSON_BYTES:
+        raise ModelError(f"its architecture has {len(text)} bytes, expected at most {_MAX_JSON_BYTES}")
     try:
         document = json.loads(text)
     except RecursionError:
@@ -140,21 +141,38 @@ def _get(group: h5py.Group, name: str, kind: type) -> Any:
     return here
 
 
+def _has(group: h5py.Group, name: str) -> bool:
+    """True for a member and for a link, which `_get` refuses; `in` would follow it into another file."""
+    return group.get(name, getlink=True) is not None
+
+
 def _list_attribute(group: h5py.Group, name: str) -> list[str]:
     """A list of names; Keras cuts a long one into name0, name1 and so on."""
     if name in group.attrs:
-        return [_text(entry) for entry in group.attrs[name]]
-    result: list[str] = []
-    for index in range(len(group.attrs)):
-        if f"{name}{index}" in group.attrs:
-            result += [_text(entry) for entry in group.attrs[f"{name}{index}"]]
-    return result
+        return _texts(group, name)
+    keys = (f"{name}{index}" for index in range(len(group.attrs)))
+    return [text for key in keys if key in group.attrs for text in _texts(group, key)]
+
+
+def _texts(group: h5py.Group, key: str) -> list[str]:
+    attribute = group.attrs.get_id(key)
+    # Text of open length may be one long text a million times over.
+    if attribute.dtype.kind != "S" and attribute.shape != (0,):
+        raise ModelError(f"its {key} is not a list of names as Keras writes it; save the model anew with Keras")
+    return [_text(entry) for entry in group.attrs[key]]
+
+
+def _text_attribute(group: h5py.Group, key: str) -> str | None:
+    if key not in group.attrs:
+        return None
+    if group.attrs.get_id(key).shape != ():
+        raise ModelError(f"its {key} is not text; save the model anew with Keras")
+    return _text(group.attrs[key])
 
 
 def _stored_name(stored: h5py.Group, key: str) -> str | None:
     layer = _get(stored, key, h5py.Group)
-    name = _get(layer, "vars", h5py.Group).attrs.get("name") if "vars" in layer else None
-    return None if name is None else _text(name)
+    return _text_attribute(_get(layer, "vars", h5py.Group), "name") if _has(layer, "vars") else None
 
 
 def _positions(layers: Sequence[tuple[str, str]]) -> list[str]:

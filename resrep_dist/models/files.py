@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ModelError, one_line
 from resrep_dist.models.architecture import layers_of, rebuild_model
 from resrep_dist.models.archive import open_archive
 from resrep_dist.models.keras3 import make_readable_by_keras3
@@ -35,8 +35,7 @@ def load_model(path: Path, open_size: int | None = None) -> keras.Model:
     Raises:
         ModelError: for a damaged file, and for code or anything but stock layers in it; none of it is run.
     """
-    if not path.exists():
-        raise ModelError(f"model {path}: cannot be loaded, there is no such file")
+    _require_file(path, f"model {path}")
     try:
         with open_archive(path) as archive:
             if archive.document is None:
@@ -44,9 +43,9 @@ def load_model(path: Path, open_size: int | None = None) -> keras.Model:
             arrays = archive.arrays(layers_of(archive.document))
             shapes = {name: [array.shape for array in stored] for name, stored in arrays.items()}
             model = rebuild_model(archive.document, shapes, is_keras_3=archive.is_keras_3, open_size=open_size)
-        _assign(model, arrays)
+            _assign(model, arrays)
     except ModelError as error:
-        raise ModelError(f"model {path}: {error}") from None
+        raise _refusal(f"model {path}: {error}") from None
     return model
 
 
@@ -59,17 +58,29 @@ def load_weights(model: keras.Model, path: Path) -> None:
     Raises:
         ModelError: for a damaged file or one of another model.
     """
-    if not path.exists():
-        raise ModelError(f"weights {path}: cannot be loaded, there is no such file")
+    _require_file(path, f"weights {path}")
     if path.suffix == ".safetensors":
         load_torch_weights(model, path)
         return
     try:
         with open_archive(path) as archive:
             arrays = archive.arrays([(type(layer).__name__, layer.name) for layer in model.layers])
-        _assign(model, arrays)
+            _assign(model, arrays)
     except ModelError as error:
-        raise ModelError(f"weights {path}: do not fit {model.name}: {error}") from None
+        raise _refusal(f"weights {path}: do not fit {model.name}: {error}") from None
+
+
+def _require_file(path: Path, received: str) -> None:
+    if not path.exists():
+        raise ModelError(f"{received}: cannot be loaded, there is no such file")
+    # A pipe or a device may never end.
+    if not path.is_file():
+        raise ModelError(f"{received}: cannot be loaded, it is a folder, a pipe or a device; expected a file")
+
+
+def _refusal(message: str) -> ModelError:
+    # Names from the file are in it.
+    return ModelError(one_line(message, 600))
 
 
 def _assign(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.errors import ModelError, UserError
-from resrep_dist.models.archive import one_line
+from resrep_dist.errors import ModelError, UserError, one_line
 
 import numpy as np
 from tensorflow import keras
@@ -40,20 +39,19 @@ def load_torch_weights(model: keras.Model, path: Path) -> None:
         tensors = _read(path)
         values = dict(_match(model, tensors))
     except ModelError as error:
-        raise ModelError(f"weights {path}: do not fit {model.name}: {error}") from None
+        raise ModelError(one_line(f"weights {path}: do not fit {model.name}: {error}", 600)) from None
     for layer, arrays in values.items():
         model.get_layer(layer).set_weights(arrays)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         raise UserError(f"weights {path}: needs the library safetensors; pip install 'safetensors>=0.5'") from None
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # its own errors, and those of numpy for what its header claims
         raise ModelError(f"it cannot be read ({one_line(error)}); expected float32 or float16 tensors") from None
 
 
@@ -68,7 +66,9 @@ def _match(model: keras.Model, tensors: dict[str, np.ndarray]) -> Iterator[tuple
             key = f"{module}.{name}"
             if key not in tensors:
                 raise ModelError(f"{key} is missing in it; expected the names of torchvision or timm")
-            array = np.transpose(tensors[key], transpose) if transpose else tensors[key]
+            array = tensors[key]
+            if transpose and array.ndim == len(transpose):
+                array = np.transpose(array, transpose)
             if array.shape != tuple(weight.shape):
                 raise ModelError(f"{key} is {list(array.shape)} there and {list(weight.shape)} here")
             arrays.append(array)

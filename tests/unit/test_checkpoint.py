@@ -145,7 +145,7 @@ from pathlib import Path
 from resrep_dist.checkpoint import CheckpointFolder
 folder = CheckpointFolder(Path(sys.argv[1]))
 for step in range(1, 10**6):
-    folder.save(step, {"a": np.full(20_000, step)}, {})
+    folder.save(step, {"a": np.full(20_000, step)}, {"num_chosen": 0})
     print(step, flush=True)
 """
 
