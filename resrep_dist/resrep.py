@@ -132,7 +132,8 @@ def select_masks(
     All channels of all groups (mostly single layers) are sorted by norm, ties by group and channel. From the
     lowest up they are masked until the multiply-adds left are at most `target_macs` or `max_chosen` channels are
     chosen. A group keeps `min_channels`. With `round_to`, widths count rounded up, and the channels of a group
-    that its rounding keeps are unmasked again, unless they are dead (norm 0).
+    that its rounding keeps are unmasked again. What is dead (norm 0) stays masked, also where the target is met
+    without it: zeros all sort as equal, so the channels that lead to the target are others from one time to the next.
 
     Args:
         norms: norms of each group's channels, [D_i], averaged over all ranks; see `group_norms`.
@@ -173,5 +174,5 @@ def _mask(norms: np.ndarray, num_masked: int) -> np.ndarray:
     num_dead = int((norms == 0).sum())
     mask = np.ones(len(norms), bool)
     # At least one channel is left even where a user's own state holds nothing but zero rows.
-    mask[np.argsort(norms, kind="stable")[: min(max(num_masked, num_dead if num_masked else 0), len(norms) - 1)]] = 0
+    mask[np.argsort(norms, kind="stable")[: min(max(num_masked, num_dead), len(norms) - 1)]] = 0
     return mask

@@ -139,6 +139,15 @@ def test_widths_are_rounded_up_and_dead_rows_are_not_revived():
     assert not selection.masks[0][:11].any()
 
 
+def test_dead_channels_stay_masked_where_the_target_is_met_without_them():
+    # Zeros all sort as equal: the first group alone leads to the target now, whatever led to it before.
+    norms = [np.array([0.0] * 9 + [1.0] * 9), np.array([0.0] + [1.0] * 9)]
+    selection = select_masks(norms, MACS, target_macs=0.6 * MACS.total([18, 10]), max_chosen=12)
+    assert not selection.masks[0][:9].any() and selection.masks[0][9:].all()
+    np.testing.assert_array_equal(selection.masks[1], [False] + [True] * 9)
+    assert selection.macs == MACS.total([9, 9]) <= 0.6 * MACS.total([18, 10])
+
+
 def test_rounding_makes_progress_with_few_channels_per_update():
     norms = [np.linspace(0.1, 1, 32), np.linspace(0.15, 1, 32)]
     target, num_chosen = 0.4 * MACS.total([32, 32]), 0
