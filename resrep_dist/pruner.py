@@ -1,6 +1,7 @@
 """When masks change, and what they leave: the mask schedule of a run."""
 
 import logging
+import math
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import in_parts, is_dead
@@ -39,12 +40,16 @@ class Pruner:
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
-        self._warn_of_unreachable_target()
+        self._require_reachable_target()
 
     def is_due(self, step: int) -> bool:
         """True where masks are chosen after `step` steps."""
         in_time = self._first_step <= step <= self._last_step
         return in_time and step % self._config.mask_interval_steps == 0
+
+    def is_settled(self, step: int) -> bool:
+        """True where no mask changes after `step` steps."""
+        return step >= self._last_step // self._config.mask_interval_steps * self._config.mask_interval_steps
 
     def update(self) -> None:
         """Choose all masks anew from row norms averaged over the ranks; a collective."""
@@ -103,17 +108,43 @@ class Pruner:
             for group in self.graph.groups
         ]
 
-    def _warn_of_unreachable_target(self) -> None:
-        lowest = [min(self._config.min_channels, width) for width in self.graph.widths]
+    def _require_reachable_target(self) -> None:
+        """Refuse a target that the narrowest widths miss; warn of one that the updates cannot reach in their time."""
+        config, widths = self._config, self.graph.widths
+        least = -(-config.min_channels // config.round_to) * config.round_to
+        lowest = [min(least, width) for width in widths]
         fraction = self.macs_fraction(lowest)
-        if fraction > self._config.target_macs_fraction:
-            _log.warning(
-                "The target of %.1f %% of the multiply-adds cannot be met: with %d channel(s) left in every "
-                "prunable group %.1f %% remain.",
-                100 * self._config.target_macs_fraction,
-                self._config.min_channels,
-                100 * fraction,
+        if fraction > config.target_macs_fraction:
+            raise ConfigError(
+                f"prune.target_macs_fraction: received {config.target_macs_fraction:g}, but {fraction:.4g} of the "
+                f"multiply-adds remain with {least} channel(s) left in every prunable group; expected more than that"
             )
+        num_updates = (
+            self._last_step // config.mask_interval_steps - (self._first_step - 1) // config.mask_interval_steps
+        )
+        num_needed = self._fewest_channels(lowest)
+        if num_needed > num_updates * config.channels_per_update:
+            _log.warning(
+                "The target will be missed: it takes at least %d channels, and %d updates of the masks choose at most "
+                "%d each. Raise prune.channels_per_update, lower prune.mask_interval_steps, or train longer.",
+                num_needed,
+                num_updates,
+                config.channels_per_update,
+            )
+
+    def _fewest_channels(self, lowest: list[int]) -> int:
+        """A lower bound of the channels to be masked for the target: a channel never saves more than it does first."""
+        widths = self.graph.widths
+        missing = (1.0 - self._config.target_macs_fraction) * self._total_macs
+        num_channels = 0
+        for saving, width, least in sorted(
+            zip(self.graph.macs.slopes(widths), widths, lowest, strict=True), reverse=True
+        ):
+            if missing <= 0 or saving <= 0:
+                break
+            num_taken = min(width - least, math.ceil(missing / saving))
+            num_channels, missing = num_channels + num_taken, missing - num_taken * saving
+        return num_channels
 
 
 def require_prunable(model: keras.Model, graph: Graph) -> None:

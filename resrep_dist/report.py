@@ -75,6 +75,8 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     console.print(table)
     if is_pruned:
         _print_certificate(console, report)
+    for problem in report.get("problems", []):
+        console.print(f"[bold]Broken:[/bold] {problem}.")
     folder = workdir / names[-1]
     console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
 

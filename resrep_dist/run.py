@@ -18,6 +18,7 @@ from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, copy_weights, trace
+from resrep_dist.health import problems_of
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
@@ -136,6 +137,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
         "num_masked_alive": _count_masked_alive(trained, graph, dead_row_norm),
         "certificate": vars(certificate),
     }
+    report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "slim")
     return report
 
@@ -155,6 +157,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         macs = None
     report = _measure({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
     report["model"] = config.model.name
+    report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
     return report
 

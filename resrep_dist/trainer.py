@@ -15,6 +15,7 @@ from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import NonFiniteError, StoppedError
 from resrep_dist.graph import Graph
+from resrep_dist.health import Health
 from resrep_dist.live_model import LiveModel
 from resrep_dist.monitor import Monitor
 from resrep_dist.phase import check_data, model_for_training, plan_phase, pruning_of
@@ -76,6 +77,7 @@ class Trainer:
         curves = self._folder / "tensorboard" if self._folder and is_seen else None
         self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
         self._curves = Curves(self._monitor, config.data.global_batch_size)
+        self._health = Health(config)
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Resume where the workdir stands, train to the end, leave the last checkpoint behind.
@@ -207,3 +209,5 @@ class Trainer:
                 "again from the last checkpoint"
             )
         self._curves.add_training(self.step, metrics, float(self._schedule(self.step - 1)), self.pruner)
+        if self.cluster.is_root:
+            self._health.see(self.step, metrics["loss"], self.pruner)

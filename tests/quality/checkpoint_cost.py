@@ -1,4 +1,4 @@
-"""What checkpoints cost the training: `python -m tests.quality.checkpoint_cost [--rounds 15]`.
+"""What checkpoints cost the training: `python -m tests.quality.checkpoint_cost [--rounds 8]`.
 
 ResNet-20 on the digits with compactors, one process. Blocks of steps that begin with a checkpoint, written in the
 background, and blocks without one take turns; a third kind waits for its write, as it was before. Prints the medians,
@@ -49,8 +49,8 @@ def measure(trainer: Trainer, num_rounds: int, block_steps: int) -> dict[str, li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--block-steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--block-steps", type=int, default=8)
     options = parser.parse_args()
     config = load_config(CONFIG)
     in_run = config.checkpoint.interval_steps

@@ -20,8 +20,8 @@ ORDER = [
     "data.cifar", "data.encoded", "data.imagefolder", "data.record_index", "data.tfrecord", "data.tfds", "data",
     "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state", "step",
     "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing",
-    "pruner", "monitor", "curves", "keras_callbacks", "phase", "live_model", "trainer", "report", "run", "inspection",
-    "benchmark", "doctor", "cli",
+    "pruner", "health", "monitor", "curves", "keras_callbacks", "phase", "live_model", "trainer", "report", "run",
+    "inspection", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_the_extension_is_bounded_and_what_is_alive_stays():
 
 
 def test_masks_change_only_in_their_time_and_by_at_most_k():
-    trainer = make_trainer(prune={"target_macs_fraction": 0.05, "mask_stop_fraction": 0.5})
+    trainer = make_trainer(prune={"target_macs_fraction": 0.06, "mask_stop_fraction": 0.5})
     trainer.start()
     chosen = []
     for step in range(5, 61, 5):
