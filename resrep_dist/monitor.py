@@ -1,10 +1,13 @@
 """What a person sees of a run: TensorBoard, one progress bar, log lines. Silent except on rank 0."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from resrep_dist.errors import one_line
 
 import numpy as np
 import tensorflow as tf
@@ -47,6 +50,7 @@ class Monitor:
         self._folder = folder
         self._writer: tf.summary.SummaryWriter | None = None
         self._progress: Progress | None = None
+        self._is_failing = False
 
     @property
     def is_silent(self) -> bool:
@@ -68,17 +72,27 @@ class Monitor:
             self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
             self._progress.start()
 
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Curves that a full disk refuses are no reason to stop a training; said once."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if not self._is_failing:
+                _log.error("curves %s: cannot be written (%s); the training goes on", self._folder, one_line(error))
+            self._is_failing = True
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Points of curves."""
         if self._writer is not None:
-            with self._writer.as_default(step=step):
+            with self._tolerant(), self._writer.as_default(step=step):
                 for name, value in values.items():
                     tf.summary.scalar(name, value)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Distributions, row norms by layer."""
         if self._writer is not None:
-            with self._writer.as_default(step=step):
+            with self._tolerant(), self._writer.as_default(step=step):
                 for name, array in values.items():
                     tf.summary.histogram(name, array)
 
@@ -94,12 +108,14 @@ class Monitor:
     def flush(self) -> None:
         """Put the curves on disk; called with every checkpoint."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._tolerant():
+                self._writer.flush()
 
     def close(self) -> None:
         """End the curves and the bar."""
         if self._writer is not None:
-            self._writer.close()
+            with self._tolerant():
+                self._writer.close()
         if self._progress is not None:
             self._progress.stop()
 

@@ -1,11 +1,12 @@
 """The pieces as a library, on one process."""
 
 import logging
+import resource
 
 import resrep_dist
 from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError
 from resrep_dist.graph import Graph
-from resrep_dist.monitor import drop_events_after
+from resrep_dist.monitor import Monitor, drop_events_after
 from tests.networks import random_source, small_config, small_network
 
 import numpy as np
@@ -115,6 +116,25 @@ def test_a_model_with_nothing_to_prune_and_data_of_other_classes_are_refused():
         resrep_dist.Trainer(model, Graph((), {"conv0": "because"}, graph.macs), small_config(), source, source)
     with pytest.raises(ConfigError, match="received 3, expected 10"):
         resrep_dist.Trainer(model, graph, small_config(model={"num_classes": 3}), source, source)
+
+
+def test_curves_that_a_full_disk_refuses_do_not_stop_the_training(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
+    monitor = Monitor("train", tmp_path, None, 100)
+    monitor.start(0, "seed: 0")
+    monitor.flush()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses the write as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        for step in range(40):
+            monitor.scalars(step, {"loss": 1.0})
+            monitor.histograms(step, {"norms": np.ones(3)})
+        monitor.flush()
+        monitor.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("cannot be written") == 1 and str(tmp_path) in caplog.text
 
 
 def test_curves_are_cut_at_the_step_of_a_checkpoint(tmp_path):
