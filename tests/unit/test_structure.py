@@ -21,7 +21,7 @@ ORDER = [
     "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state", "step",
     "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing",
     "pruner", "health", "monitor", "curves", "keras_callbacks", "phase", "live_model", "trainer", "report", "run",
-    "inspection", "benchmark", "doctor", "cli",
+    "inspection", "benchmark.files", "benchmark.data", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
 

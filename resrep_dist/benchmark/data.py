@@ -1,13 +1,11 @@
-"""Measurements, always side by side in one process; each is a section of `benchmark.json`, units in the keys."""
+"""The input pipeline next to a bare decode loop, in one process."""
 
-import json
 import logging
 import os
 import platform
 import statistics
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import Config
@@ -15,7 +13,6 @@ from resrep_dist.data import load_sources
 from resrep_dist.data.encoded import EncodedSource, centre_crop, random_resized_crop
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource
-from resrep_dist.errors import UserError
 
 import tensorflow as tf
 from rich.console import Console
@@ -83,22 +80,6 @@ def print_data_benchmark(console: Console, result: dict[str, Any]) -> None:
         f"(median of {len(ratios)} rounds, {100 * min(ratios):.1f} to {100 * max(ratios):.1f} %), "
         f"{result['num_cores']} cores."
     )
-
-
-def write_benchmark(folder: Path, section: str, result: dict[str, Any]) -> Path:
-    """Put a result into its section of `benchmark.json`; the other sections stay.
-
-    Raises:
-        UserError: when the file cannot be read or written.
-    """
-    path = folder / "benchmark.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document | {section: result}, indent=1), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {path}: cannot be read or written ({error}); use another folder") from None
-    return path
 
 
 def _pipeline(source: ImageSource, config: Config, first_step: int) -> Iterable[Any]:
