@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,17 @@ class CheckpointFolder:
             _remove(old)
         return target
 
-    def restore_newest(self, variables: Mapping[str, "tf.Variable"], is_whole: bool = True) -> dict[str, Any] | None:
+    def restore_newest(
+        self,
+        variables: Mapping[str, "tf.Variable"],
+        is_whole: bool = True,
+        prepare: Callable[[dict[str, Any]], None] = lambda position: None,
+    ) -> dict[str, Any] | None:
         """Load the newest checkpoint that is undamaged; returns its position, none in a new run.
 
         Args:
             is_whole: the variables are all that the checkpoint holds; False takes what they name.
+            prepare: gets the position before the variables are looked at, and may change what is in the mapping.
 
         Raises:
             CheckpointError: when all are damaged, or the newest is of another model. Nothing is loaded then.
@@ -76,7 +82,7 @@ class CheckpointFolder:
         existing = self._existing()
         for path in reversed(existing):
             try:
-                return restore(path, variables, is_whole)
+                return restore(path, variables, is_whole, prepare)
             except DamagedCheckpointError as error:
                 if path == existing[0]:
                     raise
@@ -98,8 +104,15 @@ def snapshot(variables: Mapping[str, "tf.Variable"]) -> dict[str, np.ndarray]:
     return {name: variable.numpy() for name, variable in variables.items()}
 
 
-def restore(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bool = True) -> dict[str, Any]:
+def restore(
+    path: Path,
+    variables: Mapping[str, "tf.Variable"],
+    is_whole: bool = True,
+    prepare: Callable[[dict[str, Any]], None] = lambda position: None,
+) -> dict[str, Any]:
     """Load a checkpoint into the variables; returns its position. Nothing is loaded unless all of it fits.
+
+    See `CheckpointFolder.restore_newest` for the arguments.
 
     Raises:
         DamagedCheckpointError: when a file is missing or is not as it was written.
@@ -110,6 +123,7 @@ def restore(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bool =
         raise DamagedCheckpointError(f"checkpoint {path}: it is damaged, {damage}")
     try:
         position = _read_position(path)
+        prepare(position)
         with zipfile.ZipFile(path / "state.npz") as file:
             _check_fit(path, file, variables, is_whole)
             # No more memory than the variables have: what has another size was refused by its header.

@@ -6,7 +6,7 @@ the newest whole checkpoint is never older than the last but one that was due.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_CHECKPOINTS = 3
-_NEW = {"step": 0, "num_chosen": 0}
+_NEW = {"step": 0, "num_chosen": 0, "layout": None}
 
 
 class Checkpointing:
@@ -40,9 +40,14 @@ class Checkpointing:
         # The step that was handed over last, and how many in a row could not be written up to it.
         self._step, self._num_failed = 0, 0
 
-    def restore(self) -> dict[str, int]:
-        """Load the newest whole checkpoint on rank 0; all ranks get its `step` and `num_chosen`. A collective."""
-        return self._cluster.from_root(self._restore)
+    def restore(self, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Load the newest whole checkpoint on rank 0; all ranks get `step`, `num_chosen` and `layout`. A collective.
+
+        Args:
+            prepare: gets the position on rank 0 before anything is loaded, and may change what is in the mapping of
+                the variables.
+        """
+        return self._cluster.from_root(lambda: self._restore(prepare))
 
     def save(self, step: int, position: Mapping[str, Any], *, is_last: bool = False) -> None:
         """Copy the state as it stands and let it be written; a collective.
@@ -72,12 +77,12 @@ class Checkpointing:
             self._writing = None
             self._num_failed = 0 if is_written else self._num_failed + 1
 
-    def _restore(self) -> dict[str, int]:
+    def _restore(self, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         position = None
         if self._folder:
             self._folder.delete_partial()
-            position = self._folder.restore_newest(self._variables)
-        return {"step": position["step"], "num_chosen": position["num_chosen"]} if position else _NEW
+            position = self._folder.restore_newest(self._variables, prepare=prepare)
+        return {key: position.get(key) for key in _NEW} if position else _NEW
 
     def _hand_over(self, step: int, position: Mapping[str, Any], is_last: bool) -> dict[str, int]:
         if self._writing is not None and not self._writing.done():

@@ -1,5 +1,6 @@
 """A model in training, and all that hangs on its variables."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from resrep_dist.cluster import Cluster
@@ -10,9 +11,10 @@ from resrep_dist.graph import Graph
 from resrep_dist.optimizer import ResRepOptimizer
 from resrep_dist.phase import PhasePlan, phase_of, pruning_of
 from resrep_dist.pruner import Pruner, last_mask_step
-from resrep_dist.state import Digest, state_variables
+from resrep_dist.state import Digest, model_variables, state_variables
 from resrep_dist.step import TrainStep
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -22,18 +24,36 @@ class LiveModel:
 
     Args:
         model: ready for training, see `model_for_training`; with a graph its compactors are in it.
+        pruner: that of the run, which follows this model; by default a new one.
     """
 
     def __init__(
-        self, model: keras.Model, graph: Graph | None, config: Config, plan: PhasePlan, cluster: Cluster
+        self,
+        model: keras.Model,
+        graph: Graph | None,
+        config: Config,
+        plan: PhasePlan,
+        cluster: Cluster,
+        pruner: Pruner | None = None,
     ) -> None:
         self.model = model
-        self.pruner = _make_pruner(model, graph, config, plan, cluster) if graph else None
+        self.pruner = pruner or (_make_pruner(model, graph, config, plan, cluster) if graph else None)
         self.optimizer = _make_optimizer(model, graph, config, plan)
         self.step = TrainStep(model, self.optimizer, cluster, config.training, config.data.global_batch_size)
         self.evaluator = Evaluator(model, config.training.metrics)
         self.state = state_variables(model, self.optimizer) | self.step.variables
         self.digest = Digest(self.state)
+
+    def take_over(self, other: "LiveModel", velocities: Mapping[str, np.ndarray]) -> None:
+        """Go on where another live model stands: its counters, and velocities by the names of the weights."""
+        of_model = model_variables(self.model)
+        for name, variable in self.state.items():
+            weight = name.removeprefix("velocity/")
+            if weight in velocities and weight != name:
+                variable.assign(velocities[weight])
+            elif weight not in of_model:
+                variable.assign(other.state[name])
+        self.step.go_on_from(other.step)
 
 
 def _make_pruner(model: keras.Model, graph: Graph, config: Config, plan: PhasePlan, cluster: Cluster) -> Pruner:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import in_parts, is_dead
@@ -19,7 +20,11 @@ _log = logging.getLogger(__name__)
 class Pruner:
     """Chooses the masks of a model with compactors; `num_chosen` is its only state outside the model.
 
+    Channels that a shrunken model no longer has count as chosen and dead, so that nothing else changes.
+
     Args:
+        model: at full width; `follow` tells of another.
+        graph: of the original model.
         first_step: no mask is chosen before.
         last_step: no mask changes later; see `last_mask_step`.
     """
@@ -36,11 +41,17 @@ class Pruner:
     ) -> None:
         require_prunable(model, graph)
         self.graph, self._config, self._cluster = graph, config, cluster
-        self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in graph.groups]
+        self.follow(model, [range(width) for width in graph.widths])
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
         self._require_reachable_target()
+
+    def follow(self, model: keras.Model, kept: Sequence[Sequence[int]]) -> None:
+        """Go on with this model; for each group the original channels that it has, ascending."""
+        groups = self.graph.groups
+        self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in groups]
+        self._kept = [np.asarray(channels) for channels in kept]
 
     def is_due(self, step: int) -> bool:
         """True where masks are chosen after `step` steps."""
@@ -55,8 +66,9 @@ class Pruner:
         """Choose all masks anew from row norms averaged over the ranks; a collective."""
         local = [row_norms(compactor.kernel)[0, 0] for group in self._compactors for compactor in group]
         summed = self._cluster.sum(local, "row_norms")
+        norms = self._by_group([norms.numpy() / self._cluster.size for norms in summed])
         selection = select_masks(
-            self._by_group([norms.numpy() / self._cluster.size for norms in summed]),
+            [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
             self.graph.macs,
             target_macs=self._config.target_macs_fraction * self._total_macs,
             max_chosen=self.num_chosen + self._config.channels_per_update,
@@ -64,9 +76,12 @@ class Pruner:
             round_to=self._config.round_to,
         )
         self.num_chosen = selection.num_chosen
-        for group, compactors, mask in zip(self.graph.groups, self._compactors, selection.masks, strict=True):
+        for group, compactors, mask, kept in zip(
+            self.graph.groups, self._compactors, selection.masks, self._kept, strict=True
+        ):
             for compactor in compactors:
-                compactor.mask.assign(np.tile(mask, group.num_parts).astype(compactor.mask.dtype.as_numpy_dtype))
+                own = np.tile(mask[kept], group.num_parts)
+                compactor.mask.assign(own.astype(compactor.mask.dtype.as_numpy_dtype))
 
     def norms(self) -> list[np.ndarray]:
         """Norms of each group's channels as they stand on this rank."""
@@ -79,9 +94,17 @@ class Pruner:
 
     def living_widths(self) -> list[int]:
         """Channels of each group that would survive a merge now."""
+        return [int((~channels).sum()) for channels in self.dead()]
+
+    def dead(self) -> list[np.ndarray]:
+        """For each group bool [width], the channels of the model that a merge now would delete."""
         groups = zip(self._compactors, self.graph.groups, strict=True)
-        dead = [is_dead(compactors, group.num_parts, self._config.dead_row_norm) for compactors, group in groups]
-        return [int((~channels).sum()) for channels in dead]
+        return [is_dead(compactors, group.num_parts, self._config.dead_row_norm) for compactors, group in groups]
+
+    def is_at_target(self) -> bool:
+        """True once every masked channel is dead and the rest meets the target."""
+        is_met = self.macs_fraction(self.unmasked_widths()) <= self._config.target_macs_fraction
+        return is_met and self.num_masked_alive() == 0
 
     def num_masked_alive(self) -> int:
         """Masked channels that are not dead yet."""
@@ -107,6 +130,11 @@ class Pruner:
             group_norms([part for _ in group.layers for part in in_parts(next(of_layers), group.num_parts)])
             for group in self.graph.groups
         ]
+
+    def _at_full_width(self, index: int, norms: np.ndarray) -> np.ndarray:
+        full = np.zeros(self.graph.widths[index], norms.dtype)
+        full[self._kept[index]] = norms
+        return full
 
     def _require_reachable_target(self) -> None:
         """Refuse a target that the narrowest widths miss; warn of one that the updates cannot reach in their time."""

@@ -2,16 +2,15 @@
 
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import insert_compactors
+from resrep_dist.compactor import insert_compactors, live_graph, training_macs
 from resrep_dist.config import Config, load_config
 from resrep_dist.data import load_sources
 from resrep_dist.data.source import ImageSource
@@ -24,6 +23,7 @@ from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.pruner import require_prunable
 from resrep_dist.report import count_parameters, measure_latencies
+from resrep_dist.shrink import Layout, at_layout
 from resrep_dist.state import model_variables
 from resrep_dist.stopping import StopRequest
 from resrep_dist.trainer import Trainer
@@ -127,7 +127,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     slim_graph = trace(slim)
     macs = {
         "base": graph.macs.total(graph.widths),
-        "trained": graph.macs.total(graph.widths) + _compactor_macs(trained, graph),
+        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
     report = _measure(models, files, macs, validation_data, config) | {
@@ -146,7 +146,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     """Write the model of a run without pruning to `final/`, measure, write the report; on one process."""
     config = load_config(workdir / "config.yaml")
     model = build_model(config.model)
-    _restore_newest(workdir, model)
+    _restore_newest(workdir, model_variables(model))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -193,14 +193,24 @@ def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting:
 
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
-    trained = insert_compactors(base, graph)
-    _restore_newest(workdir, trained)
+    trained, variables = insert_compactors(base, graph), dict[str, tf.Variable]()
+
+    def lay_out(position: dict[str, Any]) -> None:
+        nonlocal trained
+        trained = at_layout(trained, graph, Layout.of(graph, position.get("layout")))
+        variables.update(model_variables(trained))
+
+    _restore_newest(workdir, variables, lay_out)
     return trained
 
 
-def _restore_newest(workdir: Path, model: keras.Model) -> None:
+def _restore_newest(
+    workdir: Path,
+    variables: dict[str, tf.Variable],
+    prepare: Callable[[dict[str, Any]], None] = lambda position: None,
+) -> None:
     checkpoints = CheckpointFolder(workdir / "checkpoints")
-    if checkpoints.restore_newest(model_variables(model), is_whole=False) is None:
+    if checkpoints.restore_newest(variables, is_whole=False, prepare=prepare) is None:
         raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
 
 
@@ -235,14 +245,6 @@ def _measure(
         }
         for name, model in models.items()
     }
-
-
-def _compactor_macs(trained: keras.Model, graph: Graph) -> int:
-    total = 0
-    for layer in graph.layers:
-        compactor = trained.get_layer(layer.compactor)
-        total += math.prod(compactor.output_shape[1:-1]) * int(tf.size(compactor.kernel))
-    return total
 
 
 def _count_masked_alive(trained: keras.Model, graph: Graph, dead_row_norm: float) -> int:

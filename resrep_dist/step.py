@@ -61,6 +61,10 @@ class TrainStep:
             "skipped_steps_in_a_row": in_a_row,
         }
 
+    def go_on_from(self, other: "TrainStep") -> None:
+        """Go on with what another step has counted since its metrics were read."""
+        self._totals.assign(other._totals)
+
     def request_stop(self) -> None:
         """Let the next step tell all ranks that this one was asked to stop."""
         self._stop_requested.assign(1.0)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from resrep_dist.health import Health
 from resrep_dist.live_model import LiveModel
 from resrep_dist.monitor import Monitor
 from resrep_dist.phase import check_data, model_for_training, plan_phase, pruning_of
+from resrep_dist.shrink import Layout
+from resrep_dist.shrinker import Shrinker
 from resrep_dist.stopping import StopRequest
 
 import tensorflow as tf
@@ -62,6 +65,7 @@ class Trainer:
         check_data(config, train_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.num_steps, self._schedule = self._plan.num_steps, self._plan.schedule
+        self._shrinker = Shrinker(graph, config, self._plan, self.cluster) if graph else None
         self.state: dict[str, tf.Variable] = {}
         model = model_for_training(model, graph, config, self.cluster)
         self._take(LiveModel(model, graph, config, self._plan, self.cluster))
@@ -112,7 +116,8 @@ class Trainer:
 
     def start(self) -> None:
         """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
-        position = self.checkpointing.restore()
+        position = self.checkpointing.restore(self._lay_out)
+        self._lay_out(position)
         self.step = position["step"]
         if self.pruner:
             self.pruner.num_chosen = position["num_chosen"]
@@ -131,6 +136,8 @@ class Trainer:
             if self.pruner and self.pruner.is_due(self.step):
                 self.agree()
                 self.pruner.update()
+            if self._shrinker and self._shrinker.is_due(self.step):
+                self._shrink(self._shrinker, images, labels)
             if self.step % self.config.logging.interval_steps == 0:
                 self._report()
             if self._is_evaluation_due():
@@ -156,15 +163,51 @@ class Trainer:
 
     def _take(self, live: LiveModel) -> None:
         """Train this model from now on."""
+        self._live = live
         self.model, self.optimizer, self.pruner = live.model, live.optimizer, live.pruner
         self._step, self._evaluator, self._digest = live.step, live.evaluator, live.digest
         # The same mapping: what saves the state holds it.
         self.state.clear()
         self.state.update(live.state)
 
-    def _make_batches(self) -> Iterator[Any]:
+    def _lay_out(self, position: dict[str, Any]) -> None:
+        """Take a model at the widths at which the run stood."""
+        if self._shrinker and self.graph:
+            layout = Layout.of(self.graph, position.get("layout"))
+            if layout != self._shrinker.layout:
+                self._take(self._shrinker.rebuild(self._live, layout))
+
+    def _shrink(self, shrinker: Shrinker, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Train a smaller model from now on if rank 0 finds it worth while; a collective."""
+        layout = self.cluster.from_root(lambda: shrinker.next_layout(self._live))
+        if layout is None or self.graph is None:
+            return
+        self.agree()
+        before, start = shrinker.macs_fraction(self._live), time.perf_counter()
+        batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
+        self._take(shrinker.shrink(self._live, Layout.of(self.graph, layout), (images for images, _ in batches)))
+        built = time.perf_counter()
+        # Now, where its time can be told, not in the middle of the next step.
+        self._step.run.get_concrete_function(images, labels)
+        figures = {
+            "training_macs_fraction": shrinker.macs_fraction(self._live),
+            "build_seconds": built - start,
+            "tracing_seconds": time.perf_counter() - built,
+        }
+        self._monitor.scalars(self.step, {f"shrink/{name}": value for name, value in figures.items()})
+        _log.info(
+            "Step %d: the model shrinks from %.1f %% to %.1f %% of the base's multiply-adds, compactors counted "
+            "(built in %.1f s, traced in %.1f s).",
+            self.step,
+            100 * before,
+            100 * figures["training_macs_fraction"],
+            figures["build_seconds"],
+            figures["tracing_seconds"],
+        )
+
+    def _training_batches(self) -> Any:
         rank, size = self.cluster.rank, self.cluster.size
-        batches = training_batches(
+        return training_batches(
             self._train_data,
             global_batch_size=self.config.data.global_batch_size,
             augmentation=self.config.data.augmentation,
@@ -174,6 +217,9 @@ class Trainer:
             num_ranks=size,
             first_step=self.step,
         )
+
+    def _make_batches(self) -> Iterator[Any]:
+        rank, size, batches = self.cluster.rank, self.cluster.size, self._training_batches()
         if self.config.logging.record_samples and self._folder:
             path = self._folder / "samples" / f"from-step-{self.step:08d}-rank-{rank}-of-{size}.csv"
             return recorded(batches, path, self.step)
@@ -185,6 +231,7 @@ class Trainer:
         self._monitor.flush()
         position = {
             "num_chosen": self.pruner.num_chosen if self.pruner else 0,
+            "layout": self._shrinker.saved_layout() if self._shrinker else None,
             "next_sample": self.step * self.config.data.global_batch_size,
             "config": self.config.to_dict(),
         }

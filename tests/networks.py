@@ -61,6 +61,22 @@ def random_source(num_samples: int = 320, image_size: int = 16, seed: int = 0) -
     return Source(images, random.integers(0, 10, num_samples), 10)
 
 
+def shrinking_config(mode: str = "exact", **training: Any) -> Config:
+    """150 steps in which `small_network` loses channels by step 100; a checkpoint every 10 steps."""
+    return small_config(
+        train={"num_epochs": 15},
+        prune={
+            "target_macs_fraction": 0.6,
+            "channels_per_update": 8,
+            "lasso_strength": 0.05,
+            "mask_stop_fraction": 0.6,
+        },
+        shrink={"mode": mode, "min_saved_macs_fraction": 0.04, "num_calibration_batches": 2},
+        checkpoint={"interval_steps": 10, "num_kept": 100},
+        training=training,
+    )
+
+
 def small_config(**changes: Any) -> Config:
     """Some 60 steps of pruning on 320 samples in batches of 32; masks every 10 steps from step 10 on."""
     document: dict[str, Any] = {

@@ -10,6 +10,7 @@ from resrep_dist.config.schema import (
     ModelConfig,
     PhaseConfig,
     PruneConfig,
+    ShrinkConfig,
     TrainingConfig,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "PhaseConfig",
     "PruneConfig",
+    "ShrinkConfig",
     "TrainingConfig",
     "build_config",
     "load_config",

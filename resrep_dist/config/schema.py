@@ -185,6 +185,21 @@ class PruneConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ShrinkConfig:
+    """How the model in training gets smaller while channels die; off by default."""
+
+    mode: Literal["off", "exact", "refold"] = "off"
+    """`exact`: dead channels leave the compactors and the layers behind them; what is trained stays the same.
+    `refold`: the same, and once the target is met and every masked channel is dead the convolutions before the
+    compactors lose them too: convolution, batch norm and compactor begin anew at the surviving width."""
+    min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """The model shrinks only when that saves at least this part of the base model's multiply-adds; every time
+    costs the tracing of a new graph."""
+    num_calibration_batches: Positive = 8
+    """`refold`: global batches of the training set that give the new batch norms their statistics."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class CheckpointConfig:
     interval_steps: Positive = 1000
     """Steps from one checkpoint to the next."""
@@ -221,6 +236,7 @@ class Config:
     base: PhaseConfig | None = None
     """Plain training before pruning, unless `model.weights` names a file."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    shrink: ShrinkConfig = dataclasses.field(default_factory=ShrinkConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
@@ -240,6 +256,7 @@ class Config:
             )
         if self.prune is not None:
             _check_mask_times(self.prune, self.train)
+        _check_shrink(self.shrink, self.prune)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, defaults filled in."""
@@ -292,6 +309,18 @@ def _check_start(config: Config) -> None:
         raise ValueError(
             f"model.weights, base: {state} given; expected one of them: "
             "`model.weights` names a trained model, `base` says how to train one"
+        )
+
+
+def _check_shrink(shrink: ShrinkConfig, prune: PruneConfig | None) -> None:
+    if shrink.mode == "off":
+        return
+    if prune is None:
+        raise ValueError(f"shrink.mode: received '{shrink.mode}' without the section `prune`; expected 'off'")
+    if prune.rule != "radial":
+        raise ValueError(
+            f"shrink.mode: received '{shrink.mode}' with prune.rule '{prune.rule}', whose rows are never exactly zero; "
+            "expected prune.rule 'radial', or shrink.mode 'off'"
         )
 
 

@@ -230,5 +230,5 @@ def _width(node: Any) -> int:
 
 def on_vectors(layer: keras.layers.Layer, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """What a layer makes of constants, [C] for each input."""
-    vectors = [tf.constant(vector[np.newaxis], tf.float32) for vector in inputs]
+    vectors = [tf.constant(vector[np.newaxis], tf.float64) for vector in inputs]
     return np.asarray(layer(vectors if len(vectors) > 1 else vectors[0]), np.float64)[0]

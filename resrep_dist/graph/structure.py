@@ -1,6 +1,7 @@
 """What `trace` finds: groups of channels that may go, the layers they touch, the cost."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import Kind
@@ -90,3 +91,18 @@ class Graph:
     def widths(self) -> list[int]:
         """Full width of each group."""
         return [group.width for group in self.groups]
+
+    def at_widths(self, widths: Sequence[int]) -> "Graph":
+        """The graph of the same model with fewer channels in its groups; the multiply-adds stay by width."""
+
+        def narrower(blocks: GroupBlocks) -> GroupBlocks:
+            return tuple((group, width if group is None else widths[group]) for group, width in blocks)
+
+        return dataclasses.replace(
+            self,
+            groups=tuple(dataclasses.replace(g, width=w) for g, w in zip(self.groups, widths, strict=True)),
+            channels={
+                name: dataclasses.replace(c, inputs=tuple(map(narrower, c.inputs)), output=narrower(c.output))
+                for name, c in self.channels.items()
+            },
+        )

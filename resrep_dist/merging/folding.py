@@ -5,7 +5,7 @@ from typing import Any
 
 from resrep_dist.compactor import Compactor
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
+from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, nodes, rebuild
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
@@ -29,6 +29,16 @@ def fold_arrays(
     return (kernel * scale) @ compactor, (bias * scale + offset) @ compactor
 
 
+def fold(
+    kernel: np.ndarray, bias: np.ndarray, batch_norm: keras.layers.BatchNormalization | None, compactor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a batch norm in inference, if there is one."""
+    scale, offset = np.ones(len(bias)), np.zeros(len(bias))
+    if batch_norm is not None:
+        scale, offset = batch_norm_as_affine(batch_norm)
+    return fold_arrays(kernel, bias, scale, offset, compactor)
+
+
 def merge_convolution(
     convolution: keras.layers.Conv2D, compactor: Compactor, batch_norm: keras.layers.BatchNormalization | None = None
 ) -> keras.layers.Conv2D:
@@ -45,7 +55,7 @@ def merge_convolution(
             "with the activation in a layer of its own behind the compactor"
         )
     bias = convolution.bias.numpy() if convolution.use_bias else np.zeros(convolution.filters)
-    kernel, bias = _fold(convolution.kernel.numpy(), bias, batch_norm, compactor)
+    kernel, bias = fold(convolution.kernel.numpy(), bias, batch_norm, compactor.matrix())
     config = {**convolution.get_config(), "use_bias": True, "filters": kernel.shape[-1]}
     merged = keras.layers.Conv2D.from_config(config)
     is_last = convolution.data_format == "channels_last"
@@ -60,8 +70,15 @@ def channels_where(of_groups: Sequence[np.ndarray], blocks: GroupBlocks, elsewhe
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
+def width_behind_compactor(model: keras.Model, graph: Graph, layer: PrunableLayer) -> dict[str, int]:
+    """The change of a layer's configuration that gives it as many channels as its compactor has behind it."""
+    kind = graph.channels[layer.name].kind
+    assert isinstance(kind, Weighted)
+    return {kind.width_key: int(model.get_layer(layer.compactor).kernel.shape[-1])}
+
+
 def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    """The plain model at full width: no compactor left, and nothing depends on a dead channel any more.
+    """The plain model, as wide as its compactors: none of them is left, and nothing depends on a dead channel any more.
 
     Each layer with a compactor holds its batch norm and its compactor; each consumer holds in its bias what the
     dead channels give it, and zeros for them in its kernel.
@@ -69,15 +86,16 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
     Args:
         dead: for each group bool [D], its dead channels.
     """
-    constants = _dead_constants(model, graph, dead)
+    constants = dead_constants(model, graph, dead)
     compacted = {layer.name: layer for layer in graph.layers}
+    widths = {layer.name: width_behind_compactor(model, graph, layer) for layer in graph.layers}
     skipped = {layer.compactor for layer in graph.layers} | {layer.batch_norm for layer in graph.layers}
 
     def without_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
         if layer.name in skipped:
             return inputs.args[0]
         if layer.name in compacted or layer.name in constants:
-            clone = type(layer).from_config({**clone.get_config(), "use_bias": True})
+            clone = type(layer).from_config({**clone.get_config(), "use_bias": True, **widths.get(layer.name, {})})
         return clone(*inputs.args, **inputs.kwargs)
 
     plain = rebuild(model, without_compactor)
@@ -88,18 +106,9 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
         if name in compacted:
             layer = compacted[name]
             batch_norm = model.get_layer(layer.batch_norm) if layer.batch_norm else None
-            kernels[-1], bias = _fold(kernels[-1], bias, batch_norm, model.get_layer(layer.compactor))
+            kernels[-1], bias = fold(kernels[-1], bias, batch_norm, model.get_layer(layer.compactor).matrix())
         plain.get_layer(name).set_weights([*kernels, bias])
     return plain
-
-
-def _fold(
-    kernel: np.ndarray, bias: np.ndarray, batch_norm: keras.layers.BatchNormalization | None, compactor: Compactor
-) -> tuple[np.ndarray, np.ndarray]:
-    scale, offset = np.ones(len(bias)), np.zeros(len(bias))
-    if batch_norm is not None:
-        scale, offset = batch_norm_as_affine(batch_norm)
-    return fold_arrays(kernel, bias, scale, offset, compactor.matrix())
 
 
 def _without_dead_inputs(
@@ -117,7 +126,7 @@ def _without_dead_inputs(
     return kernels, bias
 
 
-def _dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+def dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
     """For each layer that receives constants from dead channels: them, [C_in], and zeros for the living."""
     values = {str(id(tensor)): np.zeros(tensor.shape[-1] or 0) for tensor in model.inputs}
     found = {}
@@ -125,7 +134,7 @@ def _dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]
         inputs = [values[key] for key in node.flat_input_ids]
         name = node.layer.name
         if isinstance(node.layer, Compactor):
-            output = np.zeros(len(inputs[0]))
+            output = np.zeros(node.output_shapes[-1])
         else:
             channels = graph.channels[name]
             output = channels.kind.constant(node, inputs)

@@ -4,11 +4,13 @@ import contextlib
 import io
 import logging
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from resrep_dist.compactor import Compactor
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, copy_weights, rebuild
+from resrep_dist.graph.kinds import Slim
 from resrep_dist.graph.table import ACTIVATIONS
 from resrep_dist.merging.folding import channels_where
 
@@ -23,7 +25,7 @@ def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]
         return model
     if kerassurgeon_can(graph):
         return _delete_with_kerassurgeon(model, graph, dead)
-    return _delete_by_slices(model, graph, dead)
+    return keep_channels(model, graph, [~channels for channels in dead])
 
 
 def kerassurgeon_can(graph: Graph) -> bool:
@@ -38,27 +40,53 @@ def kerassurgeon_can(graph: Graph) -> bool:
     return is_plain and all(kind.known_to_kerassurgeon for kind in reached)
 
 
-def _delete_by_slices(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    """The model anew from its configurations at smaller widths, every weight by the indices that it keeps."""
-    kept = [~channels for channels in dead]
+def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> keras.Model:
+    """The model anew from its configurations at smaller widths, every weight by the indices that it keeps.
+
+    With compactors in it, these lose the channels, and what stands before them does not.
+
+    Args:
+        graph: at the model's widths.
+        kept: for each group bool [D], the channels that it keeps.
+    """
     weights: dict[str, list[np.ndarray]] = {}
+    slim_layer = _slimmer(model, graph, kept)
 
     def narrower(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
-        channels = graph.channels[layer.name]
-        if channels.is_in_a_group:
-            of_input, of_output = (channels_where(kept, b, True) for b in (channels.inputs[0], channels.output))
-            changes, arrays = channels.kind.slim(layer, of_input, of_output)
-            if arrays:
-                weights[layer.name] = arrays
-            # A shared layer, an activation, has no changes: its one clone is for all its calls.
-            if changes:
-                clone = type(layer).from_config({**clone.get_config(), **changes})
+        changes, arrays = slim_layer(layer)
+        if arrays:
+            weights[layer.name] = arrays
+        # A shared layer, an activation, has no changes: its one clone is for all its calls.
+        if changes:
+            clone = type(layer).from_config({**clone.get_config(), **changes})
         return clone(*inputs.args, **inputs.kwargs)
 
     slim = rebuild(model, narrower)
     copy_weights(model, slim, skip=weights)
     for name, arrays in weights.items():
         slim.get_layer(name).set_weights(arrays)
+    return slim
+
+
+def _slimmer(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> Callable[[keras.layers.Layer], Slim]:
+    """What a layer of the model changes in its configuration, and its weights, at the kept channels."""
+    groups = zip(graph.groups, kept, strict=True)
+    kept_by = {layer.compactor: np.tile(k, group.num_parts) for group, k in groups for layer in group.layers}
+    compacted = graph.layers if any(isinstance(layer, Compactor) for layer in model.layers) else []
+    producers, between = {layer.name for layer in compacted}, {layer.batch_norm for layer in compacted}
+
+    def slim(layer: keras.layers.Layer) -> Slim:
+        if isinstance(layer, Compactor):
+            mask = kept_by[layer.name]
+            return {"channels": int(mask.sum())}, [layer.kernel.numpy()[..., mask], layer.mask.numpy()[mask]]
+        channels = graph.channels[layer.name]
+        if not channels.is_in_a_group or layer.name in between:
+            return {}, []
+        of_input, of_output = (channels_where(kept, b, True) for b in (channels.inputs[0], channels.output))
+        if layer.name in producers:
+            of_output = np.ones(layer.output_shape[-1], bool)
+        return channels.kind.slim(layer, of_input, of_output)
+
     return slim
 
 

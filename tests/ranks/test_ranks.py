@@ -1,5 +1,6 @@
 """Two and four real Horovod ranks."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -145,3 +146,32 @@ def test_batch_norm_takes_the_average_of_the_ranks_statistics(worked):
     for name in moved[0]:
         assert not np.allclose(moved[0][name], moved[1][name], atol=1e-4)
         np.testing.assert_allclose(after[name], (moved[0][name] + moved[1][name]) / 2, atol=1e-6)
+
+
+def test_ranks_shrink_together_and_resume_from_before_it_on_two_ranks_and_from_after_it_on_one(tmp_path):
+    import resrep_dist
+    from tests.networks import random_source, shrinking_config, small_network
+
+    code, log = work(2, "shrink", tmp_path)
+    assert code == 0, log[-3000:]
+    folder = tmp_path / "shrink"
+    model = small_network(seed=5)
+    graph = resrep_dist.trace(model)
+    sources = random_source(), random_source(64, seed=1)
+    one = resrep_dist.Trainer(model, graph, shrinking_config("refold"), *sources, workdir=folder / "run")
+    one.start()
+    assert one.step == 150
+    for layer in graph.layers:
+        width_in, width_out = one.model.get_layer(layer.compactor).kernel.shape[2:]
+        assert width_in == width_out, "refolded"
+    assert sum(one.pruner.living_widths()) < sum(graph.widths)
+    for path in (folder / "run" / "checkpoints").iterdir():
+        if path.name > "step-00000040":
+            shutil.rmtree(path)
+    code, log = work(2, "shrink", tmp_path)
+    assert code == 0, log[-3000:]
+    states = {path.stem: dict(np.load(path)) for path in folder.glob("from*_rank*.npz")}
+    assert set(states) == {f"from{step}_rank{rank}" for step in (0, 40) for rank in (0, 1)}
+    for name, variable in one.state.items():
+        for where, state in states.items():
+            np.testing.assert_array_equal(state[name], variable.numpy(), err_msg=f"{where} {name}")

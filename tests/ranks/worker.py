@@ -15,7 +15,7 @@ from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
 from tests.fitting import fit
-from tests.networks import random_source, randomise, small_config, small_network
+from tests.networks import random_source, randomise, shrinking_config, small_config, small_network
 
 import numpy as np
 import tensorflow as tf
@@ -119,6 +119,18 @@ def statistics(cluster: Cluster, folder: Path) -> None:
     np.savez(folder / f"before{cluster.rank}.npz", **{n: v.numpy() for n, v in trainer.state.items()})
     trainer.train_until(1)
     np.savez(folder / f"after{cluster.rank}.npz", **{n: v.numpy() for n, v in trainer.state.items()})
+
+
+def shrink(cluster: Cluster, folder: Path) -> None:
+    """To the end of a run that shrinks and is refolded, from its newest checkpoint on; every rank writes its state."""
+    model = small_network(seed=cluster.rank)
+    config, sources = shrinking_config("refold"), (random_source(), random_source(64, seed=1))
+    trainer = Trainer(model, trace(model), config, *sources, cluster=cluster, workdir=folder / "run")
+    trainer.start()
+    first_step = trainer.step
+    trainer.train_until(150)
+    state = {name: variable.numpy() for name, variable in trainer.state.items()}
+    np.savez(folder / f"from{first_step}_rank{cluster.rank}.npz", **state)
 
 
 def flip_bit(variable: tf.Variable) -> None:

@@ -191,7 +191,7 @@ def test_a_constant_that_is_forgotten_is_found(monkeypatch):
     randomise(model)
     graph = trace(model)
     trained = with_dead_channels(model, graph)
-    monkeypatch.setattr(folding, "_dead_constants", lambda *arguments: {})
+    monkeypatch.setattr(folding, "dead_constants", lambda *arguments: {})
     with pytest.raises(CertificateError):
         merge(trained, graph, np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32))
 
