@@ -91,8 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(data)
     data.add_argument("--num-images", type=_positive, default=2048, help="in each round (default: 2048)")
     data.add_argument("--num-rounds", type=_positive, default=5, help="the median counts (default: 5)")
-    data.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
     data.set_defaults(command=_benchmark_data)
+    steps = kinds.add_parser(
+        "steps", help="training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too"
+    )
+    _add_config(steps)
+    steps.add_argument("--num-steps", type=_positive, default=10, help="of every arm in each round (default: 10)")
+    steps.add_argument("--num-rounds", type=_positive, default=5, help="all arms in turn (default: 5)")
+    steps.set_defaults(command=_benchmark_steps)
+    for kind in (data, steps):
+        kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
     doctor.set_defaults(command=_doctor)
@@ -198,6 +206,22 @@ def _benchmark_data(options: argparse.Namespace) -> int:
     path = benchmark.write_benchmark(options.output, "data", result)
     benchmark.print_data_benchmark(console, result)
     console.print(f"File: {path}")
+    return 0
+
+
+def _benchmark_steps(options: argparse.Namespace) -> int:
+    config = _load_config(options)
+    console = _start_terminal()
+    from resrep_dist import benchmark
+    from resrep_dist.cluster import Cluster
+
+    cluster = Cluster()
+    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds)
+    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
+    if cluster.is_root:
+        benchmark.print_steps_benchmark(console, result)
+        console.print(f"File: {path}")
+    cluster.shutdown()
     return 0
 
 

@@ -1,8 +1,12 @@
 import json
+import math
 
 from resrep_dist.benchmark import benchmark_data, write_benchmark
+from resrep_dist.benchmark.steps import even_layout
 from resrep_dist.cli import main
 from resrep_dist.errors import UserError
+from resrep_dist.graph import trace
+from resrep_dist.models import build_model
 from tests.images import write_image_folders, write_records
 from tests.networks import small_config
 
@@ -35,3 +39,40 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
     (tmp_path / "benchmark.json").write_text("broken")
     with pytest.raises(UserError, match="benchmark.json: cannot be read"):
         write_benchmark(tmp_path, "data", {})
+
+
+def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys):
+    config = small_config(shrink={"mode": "refold"})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert (
+        main(["benchmark", "steps", str(path), "--output", str(tmp_path), "--num-steps", "2", "--num-rounds", "2"]) == 0
+    )
+    result = json.loads((tmp_path / "benchmark.json").read_text())["steps"]
+    arms, ratios = result["arms"], result["ratios"]
+    assert list(arms) == ["plain", "resrep", "resrep_exact", "resrep_refold", "slim"]
+    for arm in arms.values():
+        assert 0 < arm["step_ms_median"] <= arm["step_ms_p95"] and arm["tracing_seconds"] > 0
+        assert math.isclose(arm["images_per_second"], 32_000 / arm["step_ms_median"])
+        # At least the weights and their velocities.
+        assert arm["peak_memory_bytes"] is None or arm["peak_memory_bytes"] > 8 * arm["parameters"]
+    for figure in ("macs", "reduced_bytes"):
+        values = [ratios[name][figure] for name in ("resrep", "resrep_exact", "resrep_refold", "slim")]
+        assert values == sorted(values, reverse=True) and values[0] > ratios["plain"][figure] == 1.0 > values[3]
+    graph = trace(build_model(config.model))
+    assert arms["plain"]["macs"] == graph.macs.total(graph.widths)
+    assert arms["slim"]["macs"] == graph.macs.total(result["widths_channels"]) <= 0.5 * arms["plain"]["macs"]
+    # A plain step reduces every gradient and batch-norm statistic, and five numbers for loss and counts.
+    model = build_model(config.model)
+    assert arms["plain"]["reduced_bytes"] == 4 * (model.count_params() + 5)
+    assert all(value > 0 for value in result["other"].values())
+    assert "resrep_refold" in capsys.readouterr().out
+
+
+def test_an_even_layout_is_the_widest_that_meets_the_target():
+    graph = trace(build_model(small_config().model))
+    total = graph.macs.total(graph.widths)
+    for round_to in (1, 4):
+        widths = even_layout(graph, 0.6, round_to).widths
+        assert 0.5 * total < graph.macs.total(widths) <= 0.6 * total
+        assert all(width % round_to == 0 for width in widths)

@@ -1,0 +1,103 @@
+"""Modes of shrinking on the digits, over seeds: `python -m tests.quality.compare_shrinking --seeds 3`.
+
+For each seed one base model is trained, and pruned in each mode for the same number of steps; `plain` is the mode
+`exact` up to the step at which the target is met and every masked row is dead, and from there plain training of the
+merged slim model. Prints top-1 at the end; the multiply-adds of all steps, compactors counted, relative to plain
+training of the base model; the seconds of all steps (tracing included) and those that shrinking took; where it shrank.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import live_graph, training_macs
+from resrep_dist.config import ShrinkConfig, load_config
+from resrep_dist.data import load_sources
+from resrep_dist.evaluation import Evaluator
+from resrep_dist.graph import trace
+from resrep_dist.merging import merge
+from resrep_dist.models import build_model
+from resrep_dist.trainer import Trainer
+
+import tensorflow as tf
+from tensorflow import keras
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
+INTERVAL_STEPS = 10
+
+
+def prune(base: keras.Model, mode: str, overrides: list[str], cluster: Cluster) -> dict[str, float]:
+    shrink_mode = "exact" if mode == "plain" else mode
+    config = load_config(CONFIG, [*overrides, f"shrink.mode={shrink_mode}", "prune.max_extension_epochs=0"])
+    data = load_sources(config)
+    graph = trace(base)
+    base_macs = graph.macs.total(graph.widths)
+    trainer = Trainer(base, graph, config, *data, cluster=cluster)
+    trainer.start()
+    model, cost, seconds, shrink_steps = trainer.model, 0.0, 0.0, list[int]()
+    slim_macs = None
+    while trainer.step < trainer.num_steps:
+        of_step = slim_macs or training_macs(trainer.model, graph, live_graph(trainer.model, graph).widths)
+        first_step, start = trainer.step, time.perf_counter()
+        trainer.train_until(min(trainer.step + INTERVAL_STEPS, trainer.num_steps))
+        cost += of_step * (trainer.step - first_step)
+        if mode == "plain" and slim_macs is None and trainer.pruner.num_chosen and trainer.pruner.is_at_target():
+            slim_macs = graph.macs.total(trainer.pruner.living_widths())
+            trainer = plain_trainer(trainer, data, cluster)
+        seconds += time.perf_counter() - start
+        if trainer.model is not model:
+            model = trainer.model
+            shrink_steps.append(trainer.step)
+    return {
+        "top1": Evaluator(trainer.model).top1(data[1], 360),
+        "macs_vs_plain": cost / (base_macs * trainer.num_steps),
+        "seconds": seconds,
+        "last_shrink_step": max(shrink_steps, default=0),
+        "num_shrinks": len(shrink_steps),
+    }
+
+
+def plain_trainer(trainer: Trainer, data: tuple, cluster: Cluster) -> Trainer:
+    """Plain training of the merged model from where the trainer stands, at the rates that it would have had."""
+    slim, _ = merge(trainer.model, trainer.graph, data[1].first_images(64))
+    config = dataclasses.replace(trainer.config, prune=None, base=None, shrink=ShrinkConfig())
+    plain = Trainer(slim, None, config, *data, cluster=cluster)
+    plain.start()
+    plain.step = trainer.step
+    plain.optimizer.iterations.assign(trainer.step)
+    plain._batches = plain._make_batches()
+    return plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="as in train.num_epochs=50")
+    options = parser.parse_args()
+    tf.config.experimental.enable_op_determinism()
+    cluster = Cluster()
+    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in ("off", "exact", "refold", "plain")}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        keras.utils.set_random_seed(seed)
+        overrides = [*options.overrides, f"seed={seed}"]
+        config = load_config(CONFIG, overrides)
+        data = load_sources(config)
+        base = Trainer(build_model(config.model), None, config, *data, cluster=cluster)
+        base.start()
+        base.train_until(base.num_steps)
+        print(f"seed {seed} base top-1 {Evaluator(base.model).top1(data[1], 360):.2f}", flush=True)
+        for mode, rows in results.items():
+            rows.append(prune(base.model, mode, overrides, cluster))
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items())
+            print(f"seed {seed} {mode}: {figures}", flush=True)
+    for mode, rows in results.items():
+        medians = ", ".join(f"{name} {statistics.median(row[name] for row in rows):.4g}" for name in rows[0])
+        print(f"median {mode}: {medians}")
+
+
+if __name__ == "__main__":
+    main()
