@@ -1,9 +1,9 @@
-"""A run's configuration: what it may hold (`schema.py`) and how it is read (`loading.py`)."""
+"""A run's configuration: what it may hold (`schema.py`, `document.py`) and how it is read (`loading.py`)."""
 
+from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config
 from resrep_dist.config.schema import (
     CheckpointConfig,
-    Config,
     DataConfig,
     LoggingConfig,
     MergeConfig,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from resrep_dist.config.schema import Config
+from resrep_dist.config.document import Config
 from resrep_dist.errors import ConfigError, one_line
 
 from pydantic import TypeAdapter, ValidationError

@@ -1,14 +1,10 @@
-"""What a configuration may hold: frozen, typed, validated dataclasses with the units in the names."""
+"""The sections of a configuration: frozen, typed, validated dataclasses with the units in the names."""
 
-import dataclasses
-import io
-import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import YAML
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -223,111 +219,3 @@ class MergeConfig:
     """Validation images on which the slim model is compared with the trained one."""
     tolerance: PositiveFloat = 1e-4
     """Largest difference of the logits that is accepted, relative to the largest logit."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Config:
-    model: ModelConfig
-    data: DataConfig
-    train: PhaseConfig
-    """The pruning phase; without `prune`, plain training."""
-    prune: PruneConfig | None = None
-    """What to prune, and how; without it the model is trained as it is, a slim one for example."""
-    base: PhaseConfig | None = None
-    """Plain training before pruning, unless `model.weights` names a file."""
-    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    shrink: ShrinkConfig = dataclasses.field(default_factory=ShrinkConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
-    merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
-    # Twice of it and one more fits into 32 bits.
-    seed: Annotated[int, Ge(0), Lt(1 << 30)] = 0
-    """Weights, sample order and augmentation follow from it."""
-
-    def __post_init__(self) -> None:
-        _check_start(self)
-        for name, phase in (("base", self.base), ("train", self.train)):
-            if phase is not None:
-                _check_phase(name, phase)
-        if self.training.xla and self.training.sync_batch_norm:
-            raise ValueError(
-                "training.sync_batch_norm: received true together with training.xla, expected one of them: "
-                "XLA cannot compile the collectives inside the forward pass"
-            )
-        if self.prune is not None:
-            _check_mask_times(self.prune, self.train)
-        _check_shrink(self.shrink, self.prune)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and numbers, defaults filled in."""
-        return dataclasses.asdict(self)
-
-    def to_yaml(self) -> str:
-        """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
-        stream = io.StringIO()
-        yaml = YAML()
-        yaml.dump(self.to_dict(), stream)
-        return stream.getvalue()
-
-
-def _check_phase(name: str, phase: PhaseConfig) -> None:
-    if phase.warmup_epochs >= phase.num_epochs:
-        raise ValueError(
-            f"{name}.warmup_epochs: received {phase.warmup_epochs:g}, "
-            f"expected less than {name}.num_epochs ({phase.num_epochs:g})"
-        )
-    milestones = phase.milestone_epochs
-    if phase.schedule == "cosine":
-        if milestones:
-            raise ValueError(
-                f"{name}.milestone_epochs: given, but {name}.schedule is cosine; "
-                f"expected none, or {name}.schedule: step"
-            )
-        return
-    if not milestones:
-        raise ValueError(f"{name}.milestone_epochs: none given, expected at least one, as {name}.schedule is step")
-    edges = (phase.warmup_epochs, *milestones, phase.num_epochs)
-    if any(later <= earlier for earlier, later in itertools.pairwise(edges)):
-        raise ValueError(
-            f"{name}.milestone_epochs: received {', '.join(f'{epochs:g}' for epochs in milestones)}, expected rising "
-            f"numbers between {name}.warmup_epochs ({phase.warmup_epochs:g}) and {name}.num_epochs "
-            f"({phase.num_epochs:g})"
-        )
-
-
-def _check_start(config: Config) -> None:
-    if config.prune is None:
-        if config.base is not None:
-            raise ValueError(
-                "base: given without the section `prune`, which it prepares for; `train` alone is expected"
-            )
-        return
-    # A model file brings its weights; `base` or `model.weights` may still give it others.
-    has_weights = config.model.name.startswith("file:") or config.model.weights is not None
-    if (config.base is None and not has_weights) or (config.base and config.model.weights is not None):
-        state = "both are" if config.base else "neither is"
-        raise ValueError(
-            f"model.weights, base: {state} given; expected one of them: "
-            "`model.weights` names a trained model, `base` says how to train one"
-        )
-
-
-def _check_shrink(shrink: ShrinkConfig, prune: PruneConfig | None) -> None:
-    if shrink.mode == "off":
-        return
-    if prune is None:
-        raise ValueError(f"shrink.mode: received '{shrink.mode}' without the section `prune`; expected 'off'")
-    if prune.rule != "radial":
-        raise ValueError(
-            f"shrink.mode: received '{shrink.mode}' with prune.rule '{prune.rule}', whose rows are never exactly zero; "
-            "expected prune.rule 'radial', or shrink.mode 'off'"
-        )
-
-
-def _check_mask_times(prune: PruneConfig, train: PhaseConfig) -> None:
-    last_mask_epochs = (prune.mask_stop_fraction or 1.0) * train.num_epochs
-    if prune.mask_start_epochs >= last_mask_epochs:
-        raise ValueError(
-            f"prune.mask_start_epochs: received {prune.mask_start_epochs:g}, expected less than "
-            f"the {last_mask_epochs:g} epochs in which masks may change, or no mask is ever chosen"
-        )
