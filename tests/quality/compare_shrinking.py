@@ -76,11 +76,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "plain"])
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="as in train.num_epochs=50")
     options = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
     cluster = Cluster()
-    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in ("off", "exact", "refold", "plain")}
+    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in options.modes}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         keras.utils.set_random_seed(seed)
         overrides = [*options.overrides, f"seed={seed}"]
