@@ -126,7 +126,7 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
         f"{result['num_ranks']} rank(s)"
     )
     for heading in ("arm", "ms/step", "p95", "images/s", "time", "multiply-adds", "reduced", "peak memory", "tracing"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading == "arm")
     for name, arm in result["arms"].items():
         ratios, peak = result["ratios"][name], arm["peak_memory_bytes"]
         table.add_row(

