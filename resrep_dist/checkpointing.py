@@ -40,7 +40,7 @@ class Checkpointing:
         # The step that was handed over last, and how many in a row could not be written up to it.
         self._step, self._num_failed = 0, 0
 
-    def restore(self, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def restore(self, prepare: Callable[[dict[str, Any]], None] = lambda position: None) -> dict[str, Any]:
         """Load the newest whole checkpoint on rank 0; all ranks get `step`, `num_chosen` and `layout`. A collective.
 
         Args:

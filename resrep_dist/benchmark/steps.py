@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.benchmark.peak_memory import peak_memory_growth
-from resrep_dist.checkpoint import CheckpointFolder
+from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config, ShrinkConfig
@@ -246,7 +246,7 @@ def _measure_the_rest(
     updates = [_seconds(live.pruner.update) for _ in range(_NUM_MASK_UPDATES)]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointFolder(Path(folder))
-        checkpoint = cluster.from_root(lambda: _seconds(lambda: checkpoints.save(0, live.state, {})))
+        checkpoint = cluster.from_root(lambda: _seconds(lambda: checkpoints.save(0, snapshot(live.state), {})))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.model, graph, batch[0].numpy())))
     shrinker = Shrinker(graph, config, plan_phase(config, graph, _NUM_SAMPLES), cluster)
     smaller: list[LiveModel] = []
