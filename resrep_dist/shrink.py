@@ -79,7 +79,8 @@ def without_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray
 
     Where all consumers receive zeros from dead channels, as in models without depthwise layers, the gradients of
     everything that stays are the same too; also where a batch norm follows the consumer, since it takes any
-    constant out (its running mean alone then goes another way).
+    constant out (its running mean alone then goes another way). Not so with dropout, whose random numbers change with
+    the width, and with a limit on the gradients' norm, in which rows that are gone no longer count.
     """
     live = live_graph(model, graph)
     narrow = _with_clusters(keep_channels(model, live, [~channels for channels in dead]), model)
