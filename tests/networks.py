@@ -29,6 +29,12 @@ def small_network(
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small")
 
 
+def small_classifier(image_size: int, num_classes: int) -> keras.Model:
+    """The same for a configuration: `python:tests.networks:small_classifier`."""
+    assert num_classes == 10
+    return small_network(image_size=image_size)
+
+
 def randomise(model: keras.Model, seed: int = 0) -> None:
     """Give every weight a random value, so that nothing is right by being zero or one."""
     random = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
 
 
 def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys):
-    config = small_config(shrink={"mode": "refold"})
+    config = small_config(model={"name": "python:tests.networks:small_classifier"}, shrink={"mode": "refold"})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert (
