@@ -163,6 +163,9 @@ def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) ->
         return _activation(entry, value, is_keras_3)
     if kind in _OBJECTS and isinstance(value, dict):
         return _named_object(entry, kind, value)
+    # Keras would look a text up among what the program has registered.
+    if kind in _OBJECTS and isinstance(value, str) and not hasattr(_OBJECTS[kind], value):
+        raise ModelError(f"layer {_name(entry)}: its {kind} {value} is not one of Keras' own; {_MEND}")
     if not _is_plain(value):
         raise ModelError(f"layer {_name(entry)}: its option {key} is not plain data; {_MEND}")
     return value

@@ -149,17 +149,9 @@ def _has(group: h5py.Group, name: str) -> bool:
 def _list_attribute(group: h5py.Group, name: str) -> list[str]:
     """A list of names; Keras cuts a long one into name0, name1 and so on."""
     if name in group.attrs:
-        return _texts(group, name)
+        return [_text(entry) for entry in group.attrs[name]]
     keys = (f"{name}{index}" for index in range(len(group.attrs)))
-    return [text for key in keys if key in group.attrs for text in _texts(group, key)]
-
-
-def _texts(group: h5py.Group, key: str) -> list[str]:
-    attribute = group.attrs.get_id(key)
-    # Text of open length may be one long text a million times over.
-    if attribute.dtype.kind != "S" and attribute.shape != (0,):
-        raise ModelError(f"its {key} is not a list of names as Keras writes it; save the model anew with Keras")
-    return [_text(entry) for entry in group.attrs[key]]
+    return [_text(entry) for key in keys if key in group.attrs for entry in group.attrs[key]]
 
 
 def _text_attribute(group: h5py.Group, key: str) -> str | None:
