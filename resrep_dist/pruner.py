@@ -45,7 +45,8 @@ class Pruner:
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
-        self._require_reachable_target()
+        require_reachable_target(graph, config)
+        self._warn_of_slow_pace()
 
     def follow(self, model: keras.Model, kept: Sequence[Sequence[int]]) -> None:
         """Go on with this model; for each group the original channels that it has, ascending."""
@@ -136,21 +137,12 @@ class Pruner:
         full[self._kept[index]] = norms
         return full
 
-    def _require_reachable_target(self) -> None:
-        """Refuse a target that the narrowest widths miss; warn of one that the updates cannot reach in their time."""
-        config, widths = self._config, self.graph.widths
-        least = -(-config.min_channels // config.round_to) * config.round_to
-        lowest = [min(least, width) for width in widths]
-        fraction = self.macs_fraction(lowest)
-        if fraction > config.target_macs_fraction:
-            raise ConfigError(
-                f"prune.target_macs_fraction: received {config.target_macs_fraction:g}, but {fraction:.4g} of the "
-                f"multiply-adds remain with {least} channel(s) left in every prunable group; expected more than that"
-            )
+    def _warn_of_slow_pace(self) -> None:
+        config = self._config
         num_updates = (
             self._last_step // config.mask_interval_steps - (self._first_step - 1) // config.mask_interval_steps
         )
-        num_needed = self._fewest_channels(lowest)
+        num_needed = self._fewest_channels()
         if num_needed > num_updates * config.channels_per_update:
             _log.warning(
                 "The target will be missed: it takes at least %d channels, and %d updates of the masks choose at most "
@@ -160,9 +152,9 @@ class Pruner:
                 config.channels_per_update,
             )
 
-    def _fewest_channels(self, lowest: list[int]) -> int:
+    def _fewest_channels(self) -> int:
         """A lower bound of the channels to be masked for the target: a channel never saves more than it does first."""
-        widths = self.graph.widths
+        widths, lowest = self.graph.widths, _narrowest_widths(self.graph, self._config)
         missing = (1.0 - self._config.target_macs_fraction) * self._total_macs
         num_channels = 0
         for saving, width, least in sorted(
@@ -180,6 +172,22 @@ def require_prunable(model: keras.Model, graph: Graph) -> None:
     if not graph.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
         raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
+
+
+def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
+    """Raise a ConfigError where the narrowest widths that the settings allow still miss the target."""
+    fraction = graph.macs.total(_narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
+    if fraction > config.target_macs_fraction:
+        raise ConfigError(
+            f"prune.target_macs_fraction: received {config.target_macs_fraction:g}, expected more than {fraction:.4g}: "
+            f"so much of the multiply-adds remains with prune.min_channels {config.min_channels} and prune.round_to "
+            f"{config.round_to} in all {len(graph.groups)} groups that can be pruned"
+        )
+
+
+def _narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
+    least = math.ceil(config.min_channels / config.round_to) * config.round_to
+    return [min(least, width) for width in graph.widths]
 
 
 def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:

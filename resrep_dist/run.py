@@ -21,7 +21,7 @@ from resrep_dist.health import problems_of
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
-from resrep_dist.pruner import require_prunable
+from resrep_dist.pruner import require_prunable, require_reachable_target
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.shrink import Layout, at_layout
 from resrep_dist.state import model_variables
@@ -43,9 +43,10 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
         # What one host lacks must not leave the others waiting.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
-        if graph:
+        if graph and config.prune:
             # Before a base is trained for nothing.
             require_prunable(model, graph)
+            require_reachable_target(graph, config.prune)
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
         cluster.from_root(lambda: _check_file(model, workdir))
