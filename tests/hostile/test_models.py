@@ -101,11 +101,11 @@ def first(document, class_name):
     return next(entry for entry in document["config"]["layers"] if entry["class_name"] == class_name)
 
 
-def in_layer(class_name, **changes):
+def in_layer(class_name, /, **changes):
     return lambda document: first(document, class_name).update(changes)
 
 
-def in_options(class_name, **changes):
+def in_options(class_name, /, **changes):
     return lambda document: first(document, class_name)["config"].update(changes)
 
 

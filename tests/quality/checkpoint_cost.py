@@ -1,8 +1,9 @@
 """What checkpoints cost the training: `python -m tests.quality.checkpoint_cost [--rounds 8]`.
 
 ResNet-20 on the digits with compactors, one process. Blocks of steps that begin with a checkpoint, written in the
-background, and blocks without one take turns; a third kind waits for its write, as it was before. Prints the medians,
-and what the difference comes to at the default interval and at the one of the configuration.
+background, and blocks without one take turns; a third kind waits for its write. Prints for each kind the medians
+of wall-clock time and of the processor time of all threads, which a busy machine disturbs less, and for each
+checkpoint how long the training stood still and what the writing thread computed.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from resrep_dist.config import CheckpointConfig, load_config
@@ -20,31 +20,43 @@ from resrep_dist.models import build_model
 from resrep_dist.trainer import Trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
+KINDS = ("without", "in the background", "waited for")
 
 
-def measure(trainer: Trainer, num_rounds: int, block_steps: int) -> dict[str, list[float]]:
-    """Seconds of each block, by kind."""
+@dataclasses.dataclass
+class Times:
+    """Seconds of each block, and of each of its checkpoints."""
 
-    def save_and_wait() -> None:
-        trainer._save()
-        trainer.checkpointing.wait()
+    wall: list[float] = dataclasses.field(default_factory=list)
+    processor: list[float] = dataclasses.field(default_factory=list)
+    standing: list[float] = dataclasses.field(default_factory=list)
+    writing: list[float] = dataclasses.field(default_factory=list)
 
-    kinds: dict[str, Callable[[], None]] = {
-        "without": lambda: None,
-        "in the background": trainer._save,
-        "waited for": save_and_wait,
-    }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+
+def writer_seconds(trainer: Trainer) -> float:
+    """Processor time that the writing thread has used up to now."""
+    return trainer.checkpointing._executor.submit(time.thread_time).result()
+
+
+def measure(trainer: Trainer, num_rounds: int, block_steps: int) -> dict[str, Times]:
+    times = {kind: Times() for kind in KINDS}
     trainer.train_until(block_steps)
     for _ in range(num_rounds):
-        for kind, begin in kinds.items():
-            start = time.perf_counter()
-            begin()
+        for kind, of_kind in times.items():
+            written = writer_seconds(trainer)
+            start, start_processor = time.perf_counter(), time.process_time()
+            if kind != "without":
+                trainer._save()
+            if kind == "waited for":
+                trainer.checkpointing.wait()
+            of_kind.standing.append(time.perf_counter() - start)
             trainer.train_until(trainer.step + block_steps)
             trainer._step.read_metrics()  # waits for the last step
-            seconds[kind].append(time.perf_counter() - start)
+            of_kind.wall.append(time.perf_counter() - start)
             trainer.checkpointing.wait()
-    return seconds
+            of_kind.processor.append(time.process_time() - start_processor)
+            of_kind.writing.append(writer_seconds(trainer) - written)
+    return times
 
 
 def main() -> None:
@@ -53,31 +65,29 @@ def main() -> None:
     parser.add_argument("--block-steps", type=int, default=8)
     options = parser.parse_args()
     config = load_config(CONFIG)
-    in_run = config.checkpoint.interval_steps
-    never = CheckpointConfig(interval_steps=10**9)
+    intervals = (CheckpointConfig().interval_steps, config.checkpoint.interval_steps)
     logging = dataclasses.replace(config.logging, interval_steps=10**9, evaluation_epochs=10**6)
-    config = dataclasses.replace(config, checkpoint=never, logging=logging)
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(interval_steps=10**9), logging=logging)
     model = build_model(config.model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, trace(model), config, *load_sources(config), workdir=Path(folder))
         trainer.start()
-        seconds = measure(trainer, options.rounds, options.block_steps)
+        times = measure(trainer, options.rounds, options.block_steps)
         num_bytes = max(path.stat().st_size for path in Path(folder).rglob("state.npz"))
-    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
-    step_seconds = medians["without"] / options.block_steps
+    step_seconds = statistics.median(times["without"].wall) / options.block_steps
     print(f"one step {1000 * step_seconds:.1f} ms, checkpoint {num_bytes:,} bytes, {options.rounds} rounds")
-    for kind, median in medians.items():
-        spread = statistics.quantiles(seconds[kind], n=4)
-        print(f"{kind}: {median:.3f} s per {options.block_steps} steps (quartiles {spread[0]:.3f} to {spread[2]:.3f})")
-        # Pairs of neighbours share the machine's mood; medians of the kinds do not.
-        pairs = zip(seconds[kind], seconds["without"], strict=True)
-        extra = statistics.median(block - without for block, without in pairs)
+    for kind, of_kind in times.items():
+        wall, processor, standing, writing = (statistics.median(values) for values in vars(of_kind).values())
+        low, _, high = statistics.quantiles(of_kind.wall, n=4)
+        print(f"{kind}: {wall:.3f} s (quartiles {low:.3f} to {high:.3f}), processor {processor:.3f} s")
         if kind != "without":
             shares = ", ".join(
-                f"{100 * extra / step_seconds / interval:.3f} % at an interval of {interval} steps"
-                for interval in (CheckpointConfig().interval_steps, in_run, options.block_steps)
+                f"{100 * (standing + writing) / step_seconds / interval:.3f} % every {interval} steps"
+                for interval in intervals
             )
-            print(f"    {1000 * extra:.1f} ms more for each checkpoint: {shares}")
+            print(
+                f"    stands still for {1000 * standing:.1f} ms, the thread computes {1000 * writing:.1f} ms: {shares}"
+            )
 
 
 if __name__ == "__main__":
