@@ -39,10 +39,11 @@ def command(workdir, source, data, weights):
     settings = {
         "model.num_classes": images.NUM_CLASSES, "model.weights": weights, "data.source": source, "data.path": data,
         "data.global_batch_size": BATCH_SIZE, "data.evaluation_batch_size": 8,
-        "train.num_epochs": NUM_STEPS * BATCH_SIZE / NUM_TRAIN, "prune.mask_start_epochs": 1,
+        "train.num_epochs": NUM_STEPS * BATCH_SIZE / NUM_TRAIN, "prune.mask_start_epochs": 0.5,
         "prune.mask_interval_steps": 5, "prune.mask_stop_fraction": 0.9, "prune.max_extension_epochs": 0,
-        # So strong a penalty kills masked rows within a few steps.
-        "prune.rule": "radial", "prune.lasso_strength": 8, "prune.compactor_momentum": 0,
+        # At the rate of a full batch so strong a penalty carries what is masked at step 5 to zero before step 20.
+        "train.reference_batch_size": BATCH_SIZE, "prune.rule": "radial", "prune.lasso_strength": 16,
+        "prune.compactor_momentum": 0,
         "prune.channels_per_update": 64, "checkpoint.interval_steps": 10, "logging.interval_steps": 5,
         "logging.evaluation_epochs": 3, "logging.record_samples": "true",
     }  # fmt: skip
