@@ -21,7 +21,7 @@ def start_ranks(num_ranks: int, command: list[str], log: Path) -> subprocess.Pop
         )  # fmt: skip
 
 
-def run_ranks(num_ranks: int, command: list[str], log: Path, timeout_seconds: float = 300) -> tuple[int, str]:
+def run_ranks(num_ranks: int, command: list[str], log: Path, timeout_seconds: float = 550) -> tuple[int, str]:
     """Exit code of horovodrun and all that it printed."""
     process = start_ranks(num_ranks, command, log)
     try:
