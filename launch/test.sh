@@ -3,6 +3,7 @@
 #
 #   bash launch/test.sh                 everything that is not marked slow or gpu
 #   bash launch/test.sh --all           the slow tests too
+#   bash launch/test.sh --slurm         the launchers under a Slurm of their own: as root, 5 minutes
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some
 set -uo pipefail
@@ -11,10 +12,10 @@ bash launch/setup.sh || exit 1
 export PATH=$PWD/.venv/bin:$PATH
 
 marked='not slow and not gpu'
-if [[ ${1:-} == --all ]]; then
-    marked='not gpu'
-    shift
-fi
+case ${1:-} in
+    --all) marked='not gpu'; shift ;;
+    --slurm) marked=slurm; shift ;;
+esac
 
 failed=()
 check() { # name, command
@@ -23,7 +24,7 @@ check() { # name, command
     printf '\n== %s\n' "$name"
     "$@" || failed+=("$name")
 }
-check 'pytest' python -m pytest -m "$marked" "$@"
+check 'pytest' python -m pytest -rs -m "$marked" "$@"
 check 'ruff check' ruff check
 check 'ruff format' ruff format --check
 check 'mypy' mypy resrep_dist

@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--ranks", type=int, default=1, help="ranks that share the batch, for the memory of each")
     inspect.set_defaults(command=_inspect)
 
-    report = commands.add_parser("report", help="the table of a finished run")
-    report.add_argument("workdir", type=Path, help="folder of the run")
+    report = commands.add_parser("report", help="the table of a finished run, or of several")
+    report.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
     report.set_defaults(command=_report)
 
     benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
@@ -191,9 +191,14 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     console = _start_terminal()
-    from resrep_dist.report import print_report, read_report
+    from resrep_dist.report import print_comparison, print_report, read_report
 
-    print_report(console, read_report(options.workdir), options.workdir)
+    reports = {workdir: read_report(workdir) for workdir in options.workdirs}
+    if len(reports) == 1:
+        ((workdir, report),) = reports.items()
+        print_report(console, report, workdir)
+    else:
+        print_comparison(console, reports)
     return 0
 
 

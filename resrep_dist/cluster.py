@@ -5,12 +5,11 @@ Started as a single process, a run is a cluster of one and Horovod is not import
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from resrep_dist.errors import DisagreementError, UserError
-from resrep_dist.launch_environment import launched_local_size, launched_size
+from resrep_dist.launch_environment import available_cores, launched_local_size, launched_size
 
 import numpy as np
 import tensorflow as tf
@@ -159,7 +158,6 @@ def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
                 "TensorFlow had started its GPUs before this rank could choose its own; make "
                 "`resrep_dist.cluster.Cluster()` before the model and give it to the Trainer"
             ) from None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # TensorFlow refuses a change once it has started; a user's own program may have started it.
     with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // local_size))
+        tf.config.threading.set_intra_op_parallelism_threads(available_cores())

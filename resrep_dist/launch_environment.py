@@ -1,10 +1,12 @@
 """What a launcher says about this process in its environment, known before TensorFlow is imported."""
 
 import os
+import re
 
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+_BOUND_BY_OPEN_MPI = "OMPI_MCA_orte_bound_at_launch"
 
 
 def launched_rank() -> int:
@@ -19,12 +21,38 @@ def launched_size() -> int:
 
 def launched_local_size() -> int:
     """How many of them run on this host."""
-    return _first(_LOCAL_SIZE, 1)
+    return _first(_LOCAL_SIZE, _srun_tasks_on_this_node() if _is_srun_step() else 1)
+
+
+def available_cores() -> int:
+    """How many processor cores this rank has for itself; ranks that are not bound to cores share those of the host."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if os.environ.get(_BOUND_BY_OPEN_MPI) == "1":
+        return cores
+    if _is_srun_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, cores // launched_local_size())
+
+
+def launcher_name() -> str:
+    """What started this process, as far as its environment tells."""
+    if "HOROVOD_SIZE" in os.environ:
+        return "horovodrun"
+    return "srun" if _is_srun_step() else "mpirun"
 
 
 def _is_srun_step() -> bool:
     # In a batch script itself SLURM_PROCID is set as well, but no step was launched.
     return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_STEP_ID", "").isdigit()
+
+
+def _srun_tasks_on_this_node() -> int:
+    """From `SLURM_STEP_TASKS_PER_NODE`: "8(x3),4" are three nodes with 8 tasks and one with 4."""
+    counts: list[int] = []
+    for count, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")):
+        counts += [int(count)] * int(repeats or 1)
+    node = int(os.environ.get("SLURM_NODEID", "0"))
+    return counts[node] if node < len(counts) else 1
 
 
 def _first(names: tuple[str, ...], default: int) -> int:

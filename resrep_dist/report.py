@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,34 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     goal = (
         f"target {100 * report['target_macs_fraction']:.1f} % multiply-adds" if is_pruned else "trained without pruning"
     )
-    table = Table(title=f"{report['model']}, {goal}")
+    names = ("base", "trained", "slim") if is_pruned else ("final",)
+    rows = [(name, report[name], report[names[0]]) for name in names]
+    console.print(_table(f"{report['model']}, {goal}", rows))
+    if is_pruned:
+        _print_certificate(console, report)
+    for problem in report.get("problems", []):
+        console.print(f"[bold]Broken:[/bold] {problem}.")
+    folder = workdir / names[-1]
+    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
+
+
+def print_comparison(console: Console, reports: Mapping[Path, dict[str, Any]]) -> None:
+    """The results of several runs, a line for each, by folder."""
+    rows = []
+    for workdir, report in reports.items():
+        is_pruned = "slim" in report
+        missed = ", target missed" if report.get("target_missed") else ""
+        row, base = (report["slim"], report["base"]) if is_pruned else (report["final"], report["final"])
+        rows.append((f"{workdir.name}{missed}", row, base))
+    console.print(_table("multiply-adds are relative to the run's own base", rows))
+
+
+def _table(title: str, rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Table:
+    """A line for each name, figures and figures of the base."""
+    table = Table(title=title)
     for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    names = ("base", "trained", "slim") if is_pruned else ("final",)
-    base = report[names[0]]
-    for name in names:
-        row = report[name]
+    for name, row, base in rows:
         table.add_row(
             name,
             f"{row['top1']:.2f} %",
@@ -72,13 +94,7 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
             f"{row['latency_ms']:.2f} ms",
             f"{row['file_bytes'] / 1e6:.2f} MB",
         )
-    console.print(table)
-    if is_pruned:
-        _print_certificate(console, report)
-    for problem in report.get("problems", []):
-        console.print(f"[bold]Broken:[/bold] {problem}.")
-    folder = workdir / names[-1]
-    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
+    return table
 
 
 def _print_certificate(console: Console, report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, copy_weights, trace
 from resrep_dist.health import problems_of
+from resrep_dist.launch_checks import check_launch
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
@@ -40,6 +41,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     with StopRequest(workdir if cluster.is_root else None) as stop:
+        check_launch(cluster, workdir)
         # What one host lacks must not leave the others waiting.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None

@@ -16,7 +16,7 @@ def start_ranks(num_ranks: int, command: list[str], log: Path) -> subprocess.Pop
     environment["PYTHONPATH"] = str(REPOSITORY)
     with open(log, "w") as file:
         return subprocess.Popen(
-            ["horovodrun", "-np", str(num_ranks), *command],
+            ["horovodrun", "--gloo", "-np", str(num_ranks), *command],
             stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY, start_new_session=True,
         )  # fmt: skip
 

@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# What the launch scripts have in common; they source it in the repository's root. It takes
+#
+#   CONFIG   the experiment (default configs/digits_resnet20.yaml); paths count from the repository's root
+#   WORKDIR  the run's folder (default runs/ and the config's name); the same folder again means resume
+#
+# and gives `names`, the variables that the ranks get besides PATH, and `start_ranks`, which does not return. The
+# launchers themselves also get OMPI_* and SLURM_*, so `OMPI_MCA_plm_rsh_args="-p 2222"` is an option of mpirun.
+CONFIG=${CONFIG:-configs/digits_resnet20.yaml}
+WORKDIR=${WORKDIR:-runs/$(basename "$CONFIG" .yaml)}
+
+# Horovod's and NCCL's settings, for every launcher. Ranks that wait while rank 0 merges are not stalled, so Horovod
+# only warns of them. NCCL says what goes wrong, no more; NCCL_SOCKET_IFNAME, NCCL_IB_HCA and others go along if set.
+export HOROVOD_STALL_CHECK_TIME_SECONDS=${HOROVOD_STALL_CHECK_TIME_SECONDS:-300}
+export HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=0
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+
+unset RESREP_TERMINAL
+if [[ -t 1 ]]; then # rank 0 draws its progress bar there; inside $( ) descriptor 1 is a pipe, hence 3
+    exec 3>&1
+    if terminal=$(tty <&3); then export RESREP_TERMINAL=$terminal; fi
+    exec 3>&-
+fi
+
+# Launchers hand the whole environment on, horovodrun even on its workers' command lines, where anyone on the
+# machine can read it. So they are started with these variables and no others.
+names=()
+for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH PYTHONPATH CUDA_VISIBLE_DEVICES SSH_AUTH_SOCK TF_CPP_MIN_LOG_LEVEL \
+    "${!RESREP_@}" "${!HOROVOD_@}" "${!NCCL_@}"; do
+    if [[ -v $name ]]; then names+=("$name"); fi
+done
+
+# Launchers kill their ranks seconds after a signal, too soon for a checkpoint. So they get none: the first signal
+# to the script (Ctrl-C, SIGTERM, SIGUSR1) becomes a file that the ranks look for, the second one ends all.
+asked=
+stop() {
+    if [[ $asked ]]; then kill -TERM -- "-$ranks"; return; fi
+    asked=$1
+    mkdir -p "$WORKDIR"
+    touch "$WORKDIR/stop"
+    echo "$(basename "$0"): $1, stopping after a checkpoint; a second signal stops at once" >&2
+}
+
+start_ranks() { # the launcher's command line; what the script leaves with is the ranks' code, 143 if it was asked to
+    local name environment=("PATH=$PWD/.venv/bin:$PATH")
+    for name in "${names[@]}" "${!OMPI_@}" "${!SLURM_@}"; do environment+=("$name=${!name}"); done
+    trap 'stop INT' INT
+    trap 'stop TERM' TERM
+    trap 'stop USR1' USR1
+    setsid env -i "${environment[@]}" "$@" &
+    ranks=$!
+    wait "$ranks" && code=0 || code=$?
+    while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" && code=0 || code=$?; done
+    if [[ $asked && $code -ne 0 ]]; then code=143; fi
+    exit "$code"
+}

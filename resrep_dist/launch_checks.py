@@ -1,0 +1,106 @@
+"""A launch that cannot go well is refused before anything is trained, with the mend."""
+
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from resrep_dist import __version__
+from resrep_dist.cluster import Cluster
+from resrep_dist.errors import UserError
+from resrep_dist.launch_environment import launched_size, launcher_name
+
+import tensorflow as tf
+
+_log = logging.getLogger(__name__)
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "numpy", "keras")
+# A network file system may show a new file late.
+_SHARED_WITHIN_SECONDS = 5.0
+
+
+def check_launch(cluster: Cluster, workdir: Path) -> None:
+    """Compare what the launcher started with what Horovod sees, and the hosts with that of rank 0; a collective.
+
+    Raises:
+        UserError: when the processes are not one cluster, when a host has other versions than rank 0's, or when it
+            does not see the same `workdir`.
+    """
+    _check_size(cluster)
+    if cluster.size == 1:
+        return
+    start = cluster.from_root(lambda: {"versions": installed_versions(), "token": _write_token(workdir)})
+    token = workdir / start["token"]
+
+    def check_host() -> None:
+        # One rank of a host speaks for all of it.
+        if cluster.local_rank == 0:
+            _compare_versions(start["versions"])
+            _look_for(token)
+
+    try:
+        cluster.everywhere(check_host)
+    finally:
+        if cluster.is_root:
+            token.unlink(missing_ok=True)
+    (num_hosts,) = cluster.sum([tf.constant(float(cluster.local_rank == 0))], "hosts")
+    _log.info("%d ranks on %d hosts, started by %s.", cluster.size, int(num_hosts), launcher_name())
+
+
+def installed_versions() -> dict[str, str]:
+    """The version of everything that must be the same on all hosts, by name."""
+    versions = {"Python": ".".join(platform.python_version_tuple()[:2]), "resrep-dist": __version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
+
+
+def _check_size(cluster: Cluster) -> None:
+    if cluster.size == launched_size():
+        return
+    launcher = launcher_name()
+    mend = {
+        "srun": "start them with `srun --mpi=pmix`, and a Horovod built with MPI",
+        "mpirun": "Horovod must be built with MPI, that of this mpirun",
+    }.get(launcher, "start them with `horovodrun --gloo`")
+    raise UserError(
+        f"{launcher} started {launched_size()} processes, but Horovod sees {cluster.size}, so each would train alone; "
+        f"{mend} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
+        "`bash launch/setup.sh` builds it with MPI)"
+    )
+
+
+def _write_token(workdir: Path) -> str:
+    token = workdir / f"launch-{secrets.token_hex(8)}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot be written ({error.strerror}); give a folder of yours") from None
+    return token.name
+
+
+def _compare_versions(expected: Mapping[str, str]) -> None:
+    own = installed_versions()
+    differences = [f"{name} {own[name]} here, {expected[name]} there" for name in own if own[name] != expected[name]]
+    if differences:
+        raise UserError(
+            f"host {platform.node()}: other versions than on the host of rank 0 ({'; '.join(differences)}); "
+            "give all hosts the same environment"
+        )
+
+
+def _look_for(token: Path) -> None:
+    deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
+    while not token.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"host {platform.node()}: --workdir {token.parent} is another folder there than on the host of rank 0; "
+                "give one on a file system that all hosts share"
+            )
+        time.sleep(0.1)

@@ -1,0 +1,90 @@
+"""Starts the launch scripts as a user does, on a run of half a minute that does everything."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.ranks.launcher import REPOSITORY
+
+import numpy as np
+import psutil
+import pytest
+
+# Base, masks that die, a target that is met, a merge.
+SHORT = [
+    "base.num_epochs=2", "train.num_epochs=10", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
+    "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.02",
+    "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
+]  # fmt: skip
+# Open MPI refuses to run as root, where one usually is in a container, unless this is set.
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+IS_SET_UP = Path(sys.prefix) == REPOSITORY / ".venv"
+
+
+def has_mpi() -> bool:
+    """Whether the scripts' own environment is this one, and its Horovod has MPI."""
+    import horovod.tensorflow as horovod
+
+    return IS_SET_UP and bool(horovod.mpi_built())
+
+
+needs_mpi = pytest.mark.skipif(
+    not has_mpi(),
+    reason="Horovod here has no MPI: apt-get install openmpi-bin libopenmpi-dev, then bash launch/test.sh",
+)
+
+
+def sets(*overrides: str) -> list[str]:
+    """The arguments of a short run."""
+    return [argument for override in (*SHORT, *overrides) for argument in ("--set", override)]
+
+
+def start_script(name: str, workdir: Path, log: Path, *arguments: str, prefix=(), **variables: str) -> subprocess.Popen:
+    """Start a script under `launch/`; its output goes to `log`."""
+    environment = {**os.environ, **AS_ROOT, "WORKDIR": str(workdir), **variables}
+    environment.pop("PYTHONPATH", None)
+    command = [*prefix, "bash", str(REPOSITORY / "launch" / name), *arguments]
+    with open(log, "w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def run_script(name: str, workdir: Path, log: Path, *arguments: str, **options) -> tuple[int, str]:
+    """The code that the script leaves with, and all that it printed."""
+    process = start_script(name, workdir, log, *arguments, **options)
+    try:
+        code = process.wait(300)
+    finally:
+        end_all(process)
+    return code, log.read_text()
+
+
+def end_all(process: subprocess.Popen) -> None:
+    """Leave nothing running, whatever became of the test."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+
+
+def ranks_of(workdir: Path) -> list[psutil.Process]:
+    """The processes that train in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "python" in Path(line[0] if line else "").name and "train" in line[2:3] and str(workdir) in line:
+            found.append(process)
+    return found
+
+
+def assert_same_slim_model(first: Path, second: Path) -> float:
+    """Two runs ended with equal masks, and with weights that differ by rounding; returns the largest difference."""
+    arrays = [dict(np.load(sorted((run / "checkpoints").glob("step-*"))[-1] / "state.npz")) for run in (first, second)]
+    assert arrays[0].keys() == arrays[1].keys()
+    masks = [name for name in arrays[0] if name.endswith("/mask")]
+    assert any((arrays[0][name] == 0).any() for name in masks)
+    for name in masks:
+        np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
+    for name in arrays[0]:
+        np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
+    return max(float(np.abs(arrays[0][name] - arrays[1][name]).max()) for name in arrays[0])

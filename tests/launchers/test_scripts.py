@@ -1,0 +1,104 @@
+"""The launch scripts on this machine: horovodrun and mpirun."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+from tests.launchers.scripts import (
+    IS_SET_UP,
+    assert_same_slim_model,
+    end_all,
+    needs_mpi,
+    ranks_of,
+    run_script,
+    sets,
+    start_script,
+)  # fmt: skip
+from tests.ranks.launcher import REPOSITORY
+from tests.system.runs import wait_for
+
+import pytest
+
+pytestmark = pytest.mark.ranks
+LAUNCHERS = [
+    pytest.param("mpirun.sh", marks=needs_mpi),
+    pytest.param("local.sh", marks=pytest.mark.skipif(not IS_SET_UP, reason="the scripts use .venv: launch/test.sh")),
+]
+
+
+@pytest.fixture(scope="module")
+def mpirun(tmp_path_factory) -> tuple[Path, str]:
+    """A run under mpirun from the base to the slim model."""
+    folder = tmp_path_factory.mktemp("mpirun")
+    # Two ranks, bound where there are cores for it.
+    code, log = run_script("mpirun.sh", folder / "run", folder / "log", *sets(), CORES="1")
+    assert code == 0, log[-4000:]
+    return folder / "run", log
+
+
+@needs_mpi
+def test_mpirun_trains_prunes_and_merges(mpirun):
+    workdir, log = mpirun
+    report = json.loads((workdir / "slim" / "report.json").read_text())
+    assert report["slim"]["macs"] < report["base"]["macs"]
+    assert "2 ranks on 1 hosts, started by mpirun." in log
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_horovodrun_and_mpirun_end_with_the_same_model(tmp_path, mpirun):
+    code, log = run_script("local.sh", tmp_path / "run", tmp_path / "log", *sets())
+    assert code == 0, log[-4000:]
+    print(f"largest difference of a weight: {assert_same_slim_model(mpirun[0], tmp_path / 'run'):.2g}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_script_becomes_a_checkpoint(tmp_path, script, number):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_script(script, workdir, log, *sets("train.num_epochs=200"))
+    try:
+        wait_for(workdir / "checkpoints" / "step-00000020", process, log)
+        process.send_signal(number)
+        assert process.wait(60) == 143
+    finally:
+        end_all(process)
+    assert "resrep: stopped at step" in log.read_text() and not ranks_of(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_a_killed_rank_ends_the_job(tmp_path, script):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_script(script, workdir, log, *sets("train.num_epochs=200"), VARIABLE="nobody sees this")
+    try:
+        wait_for(workdir / "checkpoints" / "step-00000020", process, log)
+        ranks = ranks_of(workdir)
+        assert len(ranks) == 2
+        for rank in ranks:
+            assert "VARIABLE" not in rank.environ() and rank.environ()["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] == "0"
+        start = time.monotonic()
+        ranks[-1].kill()
+        assert process.wait(60) not in (0, 143)
+        print(f"{script} ended {time.monotonic() - start:.1f} s after the kill")
+    finally:
+        end_all(process)
+    assert not ranks_of(workdir)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path):
+    # With Gloo's controller, Horovod expects horovodrun, as a Horovod without MPI does.
+    code, log = run_script("mpirun.sh", tmp_path / "run", tmp_path / "log", *sets(), HOROVOD_CONTROLLER="gloo")
+    assert code != 0 and log.count("mpirun started 2 processes, but Horovod sees 1") == 1, log
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scripts_are_short_and_end_alike():
+    scripts = ["local.sh", "mpirun.sh", "slurm.sbatch", "slurm_array.sbatch"]
+    lines = {name: (REPOSITORY / "launch" / name).read_text().splitlines() for name in scripts}
+    assert all(len(text) < 40 and "set -euo pipefail" in text for text in lines.values())
+    assert len({text[-1] for text in lines.values()}) == 1

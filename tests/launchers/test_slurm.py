@@ -1,0 +1,160 @@
+"""Jobs of a real Slurm: two nodes on this machine. `bash launch/test.sh --slurm` runs these."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.launchers.scripts import assert_same_slim_model, needs_mpi, ranks_of, run_script, sets
+from tests.launchers.slurm_cluster import DAEMONS, SlurmCluster
+from tests.ranks.launcher import REPOSITORY
+from tests.system.runs import RESREP
+
+import pytest
+
+_missing = [daemon for daemon in DAEMONS if not shutil.which(daemon)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.ranks,
+    needs_mpi,
+    pytest.mark.skipif(os.geteuid() != 0, reason="slurmctld and slurmd start as root"),
+    pytest.mark.skipif(bool(_missing), reason=f"missing: {_missing}; apt-get install slurm-wlm munge"),
+]
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
+LONG = "train.num_epochs=300"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+def submit(
+    slurm: SlurmCluster, folder: Path, *overrides: str, options=(), script="slurm.sbatch", **variables: str
+) -> str:
+    """A short run as a job in `folder/run`, its log in `folder/log`."""
+    options = [f"--output={folder}/log", *options]
+    return slurm.sbatch(
+        *options, f"launch/{script}", *sets(*overrides), WORKDIR=str(folder / "run"), **variables
+    )  # fmt: skip
+
+
+def wait_for_text(slurm: SlurmCluster, log: Path, pattern: str, timeout_seconds: float = 180) -> re.Match[str]:
+    found: list[re.Match[str]] = []
+
+    def is_there() -> bool:
+        found.extend(re.finditer(pattern, log.read_text() if log.exists() else ""))
+        return bool(found)
+
+    slurm.wait_until(is_there, timeout_seconds)
+    return found[0]
+
+
+def test_a_job_on_two_nodes_trains_prunes_and_merges(slurm, tmp_path):
+    start = time.monotonic()
+    job = submit(slurm, tmp_path, "logging.interval_steps=1", options=TWO_NODES)
+    wait_for_text(slurm, tmp_path / "log", r"step 1/")
+    print(f"from sbatch to the first step: {time.monotonic() - start:.1f} s")
+    assert slurm.wait_for_end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "2 ranks on 2 hosts, started by srun." in log and "2 tasks, SLURM_RESTART_COUNT=0" in log
+    code, other = run_script("mpirun.sh", tmp_path / "mpirun", tmp_path / "mpirun.log", *sets())
+    assert code == 0, other
+    print(f"largest difference of a weight: {assert_same_slim_model(tmp_path / 'run', tmp_path / 'mpirun'):.2g}")
+
+
+def test_rank_size_and_local_rank_are_slurms(slurm, tmp_path):
+    code = (
+        "import os; from resrep_dist.cluster import Cluster; from resrep_dist import launch_environment as e; "
+        "c = Cluster(); slurm = [os.environ['SLURM_' + name] for name in ('PROCID', 'NTASKS', 'LOCALID')]; "
+        "print('ranks', c.rank, c.size, c.local_rank, e.launched_local_size(), *slurm, flush=True)"
+    )
+    script = tmp_path / "job"
+    script.write_text(f'#!/bin/sh\nexec srun --mpi=pmix {REPOSITORY}/.venv/bin/python -c "{code}"\n')
+    job = slurm.sbatch("--nodes=2", "--ntasks=3", f"--output={tmp_path}/log", script)
+    assert slurm.wait_for_end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    found = sorted(re.findall(r"ranks (.*)", (tmp_path / "log").read_text()))
+    # rank, size, local rank, ranks on this host; then what Slurm says of the first three.
+    assert found == ["0 3 0 2 0 3 0", "1 3 1 2 1 3 1", "2 3 0 1 2 3 0"]
+
+
+def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_a_checkpoint(slurm, tmp_path):
+    # Slurm counts time limits in minutes, and may send the signal a minute early.
+    job = submit(slurm, tmp_path, LONG, options=[*TWO_NODES, "--time=2", "--signal=B:USR1@60"])
+    log = tmp_path / "log"
+    step = int(wait_for_text(slurm, log, r"resrep: stopped at step (\d+) as asked")[1])
+    resumed = wait_for_text(slurm, log, r"Resumed at step (\d+)")
+    assert int(resumed[1]) == step
+    text = log.read_text()
+    assert "USR1, stopping after a checkpoint" in text
+    # Appended, not written anew.
+    assert text.index("SLURM_RESTART_COUNT=0") < text.index("stopped at step") < text.index("SLURM_RESTART_COUNT=1")
+    assert slurm.state(job)["Restarts"] == "1"
+
+    slurm.call("scancel", job)
+    assert slurm.wait_for_end(job, 60) == "CANCELLED"
+    slurm.wait_until(lambda: not ranks_of(tmp_path / "run"), 40)
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not newest.suffix and int(newest.name[5:]) > step
+    # Usable: one process goes on from it, without a launcher.
+    (tmp_path / "run" / "stop").unlink(missing_ok=True)
+    command = [RESREP, "train", str(REPOSITORY / "configs/digits_resnet20.yaml"), "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen([*command, *sets(LONG)], stdout=subprocess.PIPE, text=True) as alone:
+        try:
+            assert any(f"Resumed at step {int(newest.name[5:])}" in line for line in alone.stdout)
+        finally:
+            alone.kill()
+
+
+def test_where_jobs_are_not_requeued_the_job_is_submitted_anew_up_to_a_cap(slurm, tmp_path):
+    first = submit(slurm, tmp_path, LONG, options=["--no-requeue", "--time=30"], MAX_RESTARTS="1")
+    log = tmp_path / "log"
+    wait_for_text(slurm, log, r"prune step \d+/")
+    slurm.call("scancel", "--batch", "--signal=USR1", first)
+    second = wait_for_text(slurm, log, r"Submitted batch job (\d+)")[1]
+    assert slurm.wait_for_end(first, 60) == "FAILED"
+    wait_for_text(slurm, log, r"Resumed at step [1-9]")
+    assert slurm.state(second)["TimeLimit"] == "00:30:00"
+    slurm.call("scancel", "--batch", "--signal=USR1", second)
+    wait_for_text(slurm, log, r"1 restarts were allowed \(MAX_RESTARTS\)")
+    slurm.wait_for_end(second, 60)
+    assert slurm.call("squeue", "--noheader") == ""
+
+
+def test_a_killed_task_ends_the_job(slurm, tmp_path):
+    job = submit(slurm, tmp_path, LONG, options=TWO_NODES)
+    wait_for_text(slurm, tmp_path / "log", r"prune step \d+/")
+    ranks = ranks_of(tmp_path / "run")
+    assert len(ranks) == 2
+    start = time.monotonic()
+    ranks[-1].kill()
+    assert slurm.wait_for_end(job, 60) == "FAILED"
+    print(f"the job ended {time.monotonic() - start:.1f} s after the kill")
+    slurm.wait_until(lambda: not ranks_of(tmp_path / "run"), 20)
+
+
+def test_an_array_of_three_targets_gives_three_models_and_one_table(slurm, tmp_path):
+    targets = ["0.9", "0.85", "0.8"]
+    job = slurm.sbatch(
+        f"--output={tmp_path}/log-%a", "launch/slurm_array.sbatch", *sets(),
+        WORKDIR=str(tmp_path / "sweep"), TARGETS=" ".join(targets),
+    )  # fmt: skip
+    slurm.wait_for_end(job, 400)
+    logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("log-*")))
+    for target in targets:
+        path = tmp_path / "sweep" / f"target-{target}" / "slim" / "report.json"
+        assert path.exists(), logs
+        assert json.loads(path.read_text())["target_macs_fraction"] == float(target)
+    table = (tmp_path / "sweep" / "comparison.txt").read_text()
+    assert all(f"target-{target}" in table for target in targets)
+
+
+def test_tasks_that_do_not_find_each_other_are_refused(slurm, tmp_path):
+    job = submit(slurm, tmp_path, MPI="none")
+    assert slurm.wait_for_end(job, 90) == "FAILED"
+    assert (tmp_path / "log").read_text().count("srun started 2 processes, but Horovod sees 1") == 1
