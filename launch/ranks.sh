@@ -8,6 +8,7 @@
 # launchers themselves also get OMPI_* and SLURM_*, so `OMPI_MCA_plm_rsh_args="-p 2222"` is an option of mpirun.
 CONFIG=${CONFIG:-configs/digits_resnet20.yaml}
 WORKDIR=${WORKDIR:-runs/$(basename "$CONFIG" .yaml)}
+script=${script:-$(basename "$0")}
 
 # Horovod's and NCCL's settings, for every launcher. Ranks that wait while rank 0 merges are not stalled, so Horovod
 # only warns of them. NCCL says what goes wrong, no more; NCCL_SOCKET_IFNAME, NCCL_IB_HCA and others go along if set.
@@ -21,6 +22,13 @@ if [[ -t 1 ]]; then # rank 0 draws its progress bar there; inside $( ) descripto
     exec 3>&1
     if terminal=$(tty <&3); then export RESREP_TERMINAL=$terminal; fi
     exec 3>&-
+fi
+
+# horovodrun and mpirun return 1 whatever the ranks returned. On one machine these write their codes into this file.
+if [[ ! ${HOSTS:-} && ! ${SLURM_JOB_ID:-} ]]; then
+    RESREP_EXIT_CODES=$(mktemp)
+    export RESREP_EXIT_CODES
+    trap 'rm -f "$RESREP_EXIT_CODES"' EXIT
 fi
 
 # Launchers hand the whole environment on, horovodrun even on its workers' command lines, where anyone on the
@@ -39,10 +47,10 @@ stop() {
     asked=$1
     mkdir -p "$WORKDIR"
     touch "$WORKDIR/stop"
-    echo "$(basename "$0"): $1, stopping after a checkpoint; a second signal stops at once" >&2
+    echo "$script: $1, stopping after a checkpoint; a second signal stops at once" >&2
 }
 
-start_ranks() { # the launcher's command line; what the script leaves with is the ranks' code, 143 if it was asked to
+start_ranks() { # the launcher's command line; the script leaves with the code of the first rank that ended by an error
     local name environment=("PATH=$PWD/.venv/bin:$PATH")
     for name in "${names[@]}" "${!OMPI_@}" "${!SLURM_@}"; do environment+=("$name=${!name}"); done
     trap 'stop INT' INT
@@ -50,8 +58,18 @@ start_ranks() { # the launcher's command line; what the script leaves with is th
     trap 'stop USR1' USR1
     setsid env -i "${environment[@]}" "$@" &
     ranks=$!
+    local left_seconds=0
+    while kill -0 "$ranks" 2>/dev/null; do
+        # The launcher needs up to 10 s to end the other ranks.
+        if [[ -s ${RESREP_EXIT_CODES:-} ]] && ((++left_seconds > 30)); then
+            echo "$script: a rank ended 30 s ago and ${1##*/} hangs; killing it" >&2
+            kill -KILL -- "-$ranks" 2>/dev/null || true
+        fi
+        sleep 1 &
+        wait $! || true # a signal ends this wait, and the trap runs
+    done
     wait "$ranks" && code=0 || code=$?
-    while kill -0 "$ranks" 2>/dev/null; do wait "$ranks" && code=0 || code=$?; done
+    if [[ -s ${RESREP_EXIT_CODES:-} ]]; then read -r code <"$RESREP_EXIT_CODES"; fi
     if [[ $asked && $code -ne 0 ]]; then code=143; fi
     exit "$code"
 }

@@ -10,24 +10,24 @@ arguments=("$@")
 source launch/ranks.sh
 
 restarts=$((${RESREP_RESTARTS:-0} + ${SLURM_RESTART_COUNT:-0}))
-echo "${job_script:?}: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS tasks, SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}," \
+echo "${script:?}: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS tasks, SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}," \
     "restart $restarts of at most ${MAX_RESTARTS:=50}, $(date '+%F %T')"
 if [[ ! -x .venv/bin/resrep ]]; then
-    echo "$job_script: no .venv in $PWD; run \`bash launch/setup.sh\` there, on a machine with mpicxx, then submit again" >&2
+    echo "$script: no .venv in $PWD; run \`bash launch/setup.sh\` there, on a machine with mpicxx, then submit again" >&2
     exit 2
 fi
 
 come_back() {
     if [[ ${asked:-} != USR1 || $code -ne 143 ]]; then return; fi # done, failed or cancelled
     if ((restarts >= MAX_RESTARTS)); then
-        echo "$job_script: $restarts restarts were allowed (MAX_RESTARTS); submit it again to go on" >&2
+        echo "$script: $restarts restarts were allowed (MAX_RESTARTS); submit it again to go on" >&2
         return
     fi
     if scontrol requeue "$SLURM_JOB_ID"; then return; fi # it ends this script
-    echo "$job_script: no requeue here; submitting it anew" >&2
+    echo "$script: no requeue here; submitting it anew" >&2
     WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) sbatch --ntasks="$SLURM_NTASKS" --nodes="$SLURM_NNODES" \
         --partition="$SLURM_JOB_PARTITION" --time="$(squeue -h -j "$SLURM_JOB_ID" -o %l)" \
-        ${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"} "launch/$job_script" "${arguments[@]}"
+        ${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"} "launch/$script" "${arguments[@]}"
 }
 trap come_back EXIT
 

@@ -40,8 +40,8 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     """Run everything that is not done yet in `workdir`; returns the report. A collective."""
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
+    check_launch(cluster, workdir)
     with StopRequest(workdir if cluster.is_root else None) as stop:
-        check_launch(cluster, workdir)
         # What one host lacks must not leave the others waiting.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None

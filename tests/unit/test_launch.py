@@ -1,0 +1,110 @@
+"""What is known of a launch from the environment, and launches that are refused."""
+
+import os
+
+from resrep_dist import launch_checks, launch_environment
+from resrep_dist.cluster import Cluster
+from resrep_dist.errors import UserError
+
+import pytest
+
+SRUN = {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "28", "SLURM_PROCID": "17", "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x3),4", "PMIX_RANK": "17",
+}  # fmt: skip
+BATCH_SCRIPT = {"SLURM_NTASKS": "28", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Set what a launcher would, and nothing else."""
+
+    def launch(variables):
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "OMPI_", "PMI", "HOROVOD_", "MPI_")):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    launch({})
+    return launch
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, (0, 1, 1)),
+        (SRUN, (17, 28, 8)),
+        (SRUN | {"SLURM_NODEID": "3", "SLURM_PROCID": "24", "PMIX_RANK": "24"}, (24, 28, 4)),
+        (BATCH_SCRIPT, (0, 1, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, (3, 8, 4)),
+        ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "2"} | BATCH_SCRIPT, (1, 2, 2)),
+    ],
+)
+def test_rank_size_and_ranks_on_this_host(launched, variables, expected):
+    launched(variables)
+    found = (
+        launch_environment.launched_rank(),
+        launch_environment.launched_size(),
+        launch_environment.launched_local_size(),
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, 16),
+        ({"HOROVOD_SIZE": "4", "HOROVOD_LOCAL_SIZE": "4"}, 4),
+        # Bound to its own cores by Open MPI: these are all its own.
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_MCA_orte_bound_at_launch": "1"}, 16),
+        (SRUN, 2),
+        (SRUN | {"SLURM_CPUS_PER_TASK": "6"}, 6),
+        ({"HOROVOD_LOCAL_SIZE": "99"}, 1),
+    ],
+)
+def test_cores_are_divided_among_the_ranks_of_a_host_once(launched, monkeypatch, variables, expected):
+    launched(variables)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert launch_environment.available_cores() == expected
+
+
+@pytest.mark.parametrize(
+    "variables, mend",
+    [
+        (SRUN, "srun started 28 processes, but Horovod sees 1, so each would train alone; start them with `srun --mpi"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
+    ],
+)
+def test_processes_that_are_no_cluster_are_refused(launched, tmp_path, variables, mend):
+    launched({})
+    cluster = Cluster()
+    launched(variables)
+    with pytest.raises(UserError, match=mend):
+        launch_checks.check_launch(cluster, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class OtherHost:
+    """A rank on another host than rank 0, which starts with what `root` returns."""
+
+    rank, size, local_rank, is_root = 1, 2, 0, False
+
+    def __init__(self, root):
+        self.from_root = lambda _: root
+        self.everywhere = lambda function: function()
+        self.sum = lambda tensors, name: [2 * tensor for tensor in tensors]
+
+
+def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_them(launched, tmp_path, monkeypatch):
+    launched({"HOROVOD_SIZE": "2"})
+    monkeypatch.setattr(launch_checks, "_SHARED_WITHIN_SECONDS", 0.2)
+    versions = launch_checks.installed_versions()
+    assert versions["tf-keras"] == "2.18.0" and versions["horovod"] == "0.28.1"
+    (tmp_path / "launch-1").touch()
+    launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-1"}), tmp_path)
+    with pytest.raises(UserError, match=r"other versions .*\(numpy 2\S+ here, 1.26.0 there\)"):
+        root = {"versions": versions | {"numpy": "1.26.0"}, "token": "launch-1"}
+        launch_checks.check_launch(OtherHost(root), tmp_path)
+    with pytest.raises(UserError, match="is another folder there than on the host of rank 0"):
+        launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-2"}), tmp_path)
