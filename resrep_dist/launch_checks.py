@@ -46,7 +46,7 @@ def check_launch(cluster: Cluster, workdir: Path) -> None:
         if cluster.is_root:
             token.unlink(missing_ok=True)
     (num_hosts,) = cluster.sum([tf.constant(float(cluster.local_rank == 0))], "hosts")
-    _log.info("%d ranks on %d hosts, started by %s.", cluster.size, int(num_hosts), launcher_name())
+    _log.info("%d ranks on %d host(s), started by %s.", cluster.size, int(num_hosts), launcher_name())
 
 
 def installed_versions() -> dict[str, str]:

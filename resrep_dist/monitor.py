@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from resrep_dist.errors import one_line
+from resrep_dist.launch_environment import launched_size
 
 import numpy as np
 import tensorflow as tf
@@ -21,12 +22,14 @@ _log = logging.getLogger(__name__)
 def make_console() -> Console:
     """The terminal: the one that RESREP_TERMINAL names where a launcher reads our output through a pipe."""
     terminal = os.environ.get("RESREP_TERMINAL")
-    if terminal and not sys.stdout.isatty():
+    # What mpirun gives its ranks looks like a terminal and goes through a pipe all the same.
+    is_pipe = launched_size() > 1 or not sys.stdout.isatty()
+    if terminal and is_pipe:
         try:
             return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)
         except OSError as error:
             _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, force_terminal=False if is_pipe else None)
 
 
 def configure_logging(console: Console, is_root: bool) -> None:

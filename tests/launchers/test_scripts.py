@@ -42,7 +42,7 @@ def test_mpirun_trains_prunes_and_merges(mpirun):
     workdir, log = mpirun
     report = json.loads((workdir / "slim" / "report.json").read_text())
     assert report["slim"]["macs"] < report["base"]["macs"]
-    assert "2 ranks on 1 hosts, started by mpirun." in log
+    assert "2 ranks on 1 host(s), started by mpirun." in log
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_a_job_on_two_nodes_trains_prunes_and_merges(slurm, tmp_path):
     print(f"from sbatch to the first step: {time.monotonic() - start:.1f} s")
     assert slurm.wait_for_end(job) == "COMPLETED", (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
-    assert "2 ranks on 2 hosts, started by srun." in log and "2 tasks, SLURM_RESTART_COUNT=0" in log
+    assert "2 ranks on 2 host(s), started by srun." in log and "2 tasks, SLURM_RESTART_COUNT=0" in log
     code, other = run_script("mpirun.sh", tmp_path / "mpirun", tmp_path / "mpirun.log", *sets())
     assert code == 0, other
     print(f"largest difference of a weight: {assert_same_slim_model(tmp_path / 'run', tmp_path / 'mpirun'):.2g}")

@@ -32,7 +32,7 @@ def test_both_launchers_train_over_both_hosts_and_end_with_the_same_model(tmp_pa
         for script in INTERFACES:
             code, log = train(script, hosts, tmp_path / script, tmp_path / f"{script}.log")
             assert code == 0, log[-4000:]
-            assert "2 ranks on 2 hosts" in log
+            assert "2 ranks on 2 host(s)" in log
     print(
         f"largest difference of a weight: {assert_same_slim_model(*(tmp_path / script for script in INTERFACES)):.2g}"
     )

@@ -12,7 +12,8 @@ PACKAGE = Path(resrep_dist.__file__).parent
 # A file imports only from files above it.
 ORDER = [
     "errors", "stopping", "launch_environment", "config.schema", "config.document", "config.loading", "config", "macs",
-    "cluster", "launch_checks", "resrep", "graph.operators", "graph.rebuilding", "graph.channels", "graph.kinds", "graph.joins",
+    "cluster", "launch_checks", "resrep",
+    "graph.operators", "graph.rebuilding", "graph.channels", "graph.kinds", "graph.joins",
     "graph.weighted", "graph.table", "graph.structure", "graph.counting", "graph.tracing", "graph", "compactor",
     "models.keras3", "models.archive", "models.architecture", "models.torch_weights", "models.files",
     "models.building_blocks", "models.mobilenet", "models.resnet_cifar", "models.resnet_imagenet", "models.vgg_cifar",
