@@ -56,6 +56,7 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
     trap 'stop INT' INT
     trap 'stop TERM' TERM
     trap 'stop USR1' USR1
+    rm -f "$WORKDIR/stop" # meant for an earlier start
     setsid env -i "${environment[@]}" "$@" &
     ranks=$!
     local left_seconds=0

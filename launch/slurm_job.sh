@@ -2,7 +2,7 @@
 # What slurm.sbatch and slurm_array.sbatch have in common; they source it in the repository's root.
 #
 # --signal=B:USR1@180 wakes the job before its time is up: a checkpoint, and back into the queue. Where the site does
-# not requeue, the job is submitted anew, with this one's tasks, nodes, partition and time limit; other options
+# not requeue, the job is submitted anew, with this one's tasks, nodes, partition, time limit and log; other options
 # belong into the file, as #SBATCH lines.
 submitted_workdir=${WORKDIR:-}
 WORKDIR=${run_folder:-$submitted_workdir}
@@ -25,9 +25,13 @@ come_back() {
     fi
     if scontrol requeue "$SLURM_JOB_ID"; then return; fi # it ends this script
     echo "$script: no requeue here; submitting it anew" >&2
-    WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) sbatch --ntasks="$SLURM_NTASKS" --nodes="$SLURM_NNODES" \
-        --partition="$SLURM_JOB_PARTITION" --time="$(squeue -h -j "$SLURM_JOB_ID" -o %l)" \
-        ${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"} "launch/$script" "${arguments[@]}"
+    local job options
+    job=$(scontrol --oneliner show job "$SLURM_JOB_ID")
+    field() { grep -oP " $1=\K\S+" <<<"$job"; }
+    options=(--ntasks="$SLURM_NTASKS" --nodes="$SLURM_NNODES" --partition="$(field Partition)")
+    options+=(--time="$(field TimeLimit)" --output="$(field StdOut)")
+    if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then options+=(--array="$SLURM_ARRAY_TASK_ID"); fi
+    WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) sbatch "${options[@]}" "launch/$script" "${arguments[@]}"
 }
 trap come_back EXIT
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tests.ranks.launcher import REPOSITORY
 
+import psutil
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 # Two nodes are two slurmd with a port each; PMIx needs a folder for each, hence %n in TmpFS.
 CONFIGURATION = """
@@ -60,7 +62,7 @@ class SlurmCluster:
     def __exit__(self, *_: object) -> None:
         if len(self._daemons) > 1:
             self.call("scancel", "--user=root")
-            self.wait_until(lambda: not self.call("squeue", "--noheader"), 60)
+            self.wait_until(lambda: not self.call("squeue", "--noheader") and not self._steps(), 60)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -68,6 +70,9 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        # One slurmstepd for each job and step outlives slurmd by a moment.
+        for step in self._steps():
+            step.kill()
         shutil.rmtree(self.folder)
 
     @property
@@ -94,7 +99,7 @@ class SlurmCluster:
 
     def wait_for_end(self, job: str, timeout_seconds: float = 240) -> str:
         """The state that a job, or an array of jobs, ends in."""
-        self.wait_until(lambda: job not in self.call("squeue", "--noheader", "--format=%A %F"), timeout_seconds)
+        self.wait_until(lambda: job not in self.call("squeue", "--noheader", "--format=%A %F").split(), timeout_seconds)
         return self.state(job)["JobState"]
 
     def wait_until(self, condition, timeout_seconds: float) -> None:
@@ -124,6 +129,16 @@ class SlurmCluster:
         for node in ("n1", "n2"):
             self._daemon("slurmd", "-D", "-N", node)
         self.wait_until(lambda: self.call("sinfo", "--noheader", "--format=%D %t") == "2 idle", 60)
+
+    def _steps(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["name"]):
+            try:
+                if process.info["name"] == "slurmstepd" and str(self.folder) in process.environ().get("SLURM_CONF", ""):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                pass
+        return found
 
     def _daemon(self, *command: str) -> None:
         with open(self.folder / f"{command[0]}.out", "a") as out:
