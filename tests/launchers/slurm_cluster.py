@@ -131,12 +131,15 @@ class SlurmCluster:
         self.wait_until(lambda: self.call("sinfo", "--noheader", "--format=%D %t") == "2 idle", 60)
 
     def _steps(self) -> list[psutil.Process]:
+        """Those that have a log of this cluster open."""
         found = []
         for process in psutil.process_iter(["name"]):
             try:
-                if process.info["name"] == "slurmstepd" and str(self.folder) in process.environ().get("SLURM_CONF", ""):
+                if process.info["name"] == "slurmstepd" and any(
+                    file.path.startswith(f"{self.folder}/") for file in process.open_files()
+                ):
                     found.append(process)
-            except psutil.NoSuchProcess:
+            except psutil.Error:  # it ended meanwhile
                 pass
         return found
 
