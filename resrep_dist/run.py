@@ -196,11 +196,13 @@ def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting:
 
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
-    trained, variables = insert_compactors(base, graph), dict[str, tf.Variable]()
+    trained = whole = insert_compactors(base, graph)
+    variables: dict[str, tf.Variable] = {}
 
     def lay_out(position: dict[str, Any]) -> None:
         nonlocal trained
-        trained = at_layout(trained, graph, Layout.of(graph, position.get("layout")))
+        trained = at_layout(whole, graph, Layout.of(graph, position.get("layout")))
+        variables.clear()
         variables.update(model_variables(trained))
 
     _restore_newest(workdir, variables, lay_out)

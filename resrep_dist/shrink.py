@@ -32,10 +32,19 @@ class Layout:
 
     @classmethod
     def of(cls, graph: Graph, saved: Mapping[str, Any] | None = None) -> "Layout":
-        """The one that a checkpoint's position holds as JSON; without, all channels of the original model."""
+        """The one that a checkpoint's position holds as JSON; without, all channels of the original model.
+
+        Raises:
+            ValueError: for one of another model, or that is none.
+        """
         if saved is None:
             return cls(tuple(tuple(range(width)) for width in graph.widths))
-        return cls(tuple(map(tuple, saved["kept"])), saved["is_refolded"])
+        layout = cls(tuple(map(tuple, saved["kept"])), bool(saved["is_refolded"]))
+        allowed = [set(range(width)) for width in graph.widths]
+        are_sets = all(channels and list(channels) == sorted(set(channels)) for channels in layout.kept)
+        if len(layout.kept) != len(allowed) or not are_sets or not all(map(set.issuperset, allowed, layout.kept)):
+            raise ValueError("its layout names channels that the model does not have")
+        return layout
 
     @property
     def widths(self) -> list[int]:

@@ -116,8 +116,9 @@ class Trainer:
 
     def start(self) -> None:
         """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
-        position = self.checkpointing.restore(self._lay_out)
-        self._lay_out(position)
+        whole = self._live
+        position = self.checkpointing.restore(lambda position: self._lay_out(whole, position))
+        self._lay_out(whole, position)
         self.step = position["step"]
         if self.pruner:
             self.pruner.num_chosen = position["num_chosen"]
@@ -170,12 +171,12 @@ class Trainer:
         self.state.clear()
         self.state.update(live.state)
 
-    def _lay_out(self, position: dict[str, Any]) -> None:
-        """Take a model at the widths at which the run stood."""
+    def _lay_out(self, whole: LiveModel, position: dict[str, Any]) -> None:
+        """Take the whole model at the widths at which the run stood."""
         if self._shrinker and self.graph:
             layout = Layout.of(self.graph, position.get("layout"))
             if layout != self._shrinker.layout:
-                self._take(self._shrinker.rebuild(self._live, layout))
+                self._take(self._shrinker.rebuild(whole, layout))
 
     def _shrink(self, shrinker: Shrinker, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Train a smaller model from now on if rank 0 finds it worth while; a collective."""

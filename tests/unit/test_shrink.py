@@ -251,3 +251,12 @@ def test_what_was_folded_begins_at_rest_and_the_rest_keeps_its_speed():
             assert variable.numpy().any() and np.array_equal(variable, live.state[name])
         elif name.startswith("velocity/"):
             assert not variable.numpy().any(), name
+
+
+@pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])
+def test_a_layout_of_another_model_is_refused(kept):
+    graph = trace(small_network())
+    with pytest.raises((ValueError, TypeError)):
+        Layout.of(graph, {"kept": kept, "is_refolded": False})
+    saved = {"kept": [[0, 7], [11], [0, 1, 15]], "is_refolded": True}
+    assert Layout.of(graph, saved).widths == [2, 1, 3]
