@@ -1,9 +1,14 @@
+import dataclasses
+
+from resrep_dist.cluster import Cluster
 from resrep_dist.config import load_config
 from resrep_dist.errors import ConfigError
-from resrep_dist.run import open_workdir
-from tests.networks import DIGITS_CONFIG
+from resrep_dist.graph import trace
+from resrep_dist.run import open_workdir, train
+from tests.networks import DIGITS_CONFIG, shrinking_config, small_config, small_network
 
 import pytest
+from rich.console import Console
 
 CIFAR = ["data.source=cifar10", "data.path=/old/place", "model.image_size=32"]
 
@@ -22,3 +27,22 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_settings(tmp_
     with pytest.raises(ConfigError, match=r"train.learning_rate is 0.02 there and 0.5 here"):
         open_workdir(load_config(DIGITS_CONFIG, [*CIFAR, "train.learning_rate=0.5"]), tmp_path)
     assert load_config(tmp_path / "config.yaml") == moved
+
+
+@pytest.mark.parametrize("mode", ["exact", "refold"])
+def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
+    config = dataclasses.replace(
+        shrinking_config(mode),
+        model=dataclasses.replace(small_config().model, name="python:tests.networks:small_classifier"),
+        train=dataclasses.replace(small_config().train, num_epochs=4),
+    )
+    prune = dataclasses.replace(config.prune, mask_start_epochs=0.2)
+    report = train(dataclasses.replace(config, prune=prune), tmp_path, Cluster(), Console(quiet=True))
+    graph = trace(small_network())
+    channels = report["certificate"]["channels"]
+    assert {name: entry["original"] for name, entry in channels.items()} == {g.name: g.width for g in graph.groups}
+    kept = [entry["kept"] for entry in channels.values()]
+    assert report["slim"]["macs"] == graph.macs.total(kept) <= 0.6 * report["base"]["macs"]
+    # The trained model is shrunken already, with compactors in it.
+    assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
+    assert report["slim"]["top1"] == report["trained"]["top1"]
