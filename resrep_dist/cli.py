@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(steps)
     steps.add_argument("--num-steps", type=_positive, default=10, help="of every arm in each round (default: 10)")
     steps.add_argument("--num-rounds", type=_positive, default=5, help="all arms in turn (default: 5)")
+    steps.add_argument(
+        "--run", type=Path, help="a finished run, for its widths; default: the same share of every layer"
+    )
     steps.set_defaults(command=_benchmark_steps)
     for kind in (data, steps):
         kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
@@ -219,9 +222,14 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     console = _start_terminal()
     from resrep_dist import benchmark
     from resrep_dist.cluster import Cluster
+    from resrep_dist.report import read_report
 
+    kept = None
+    if options.run:
+        channels = read_report(options.run).get("certificate", {}).get("channels", {})
+        kept = {name: counts["kept"] for name, counts in channels.items()}
     cluster = Cluster()
-    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds)
+    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, kept)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)

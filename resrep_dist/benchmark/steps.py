@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config, ShrinkConfig
+from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.live_model import LiveModel
 from resrep_dist.merging import merge
@@ -60,10 +61,16 @@ class _Arm:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def benchmark_steps(config: Config, cluster: Cluster, num_steps: int, num_rounds: int) -> dict[str, Any]:
+def benchmark_steps(
+    config: Config, cluster: Cluster, num_steps: int, num_rounds: int, kept: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Times of the arms' steps on one batch of noise, interleaved: each round runs `num_steps` of every arm.
 
-    All groups keep the same share of their channels, the largest that meets `prune.target_macs_fraction`. A collective.
+    A collective.
+
+    Args:
+        kept: channels that each group keeps, by its name; by default every group keeps the same share, the largest
+            that meets `prune.target_macs_fraction`.
 
     Returns:
         `arms` by name, `ratios` to `plain` by name, `other` for what a run does beside its steps. The time of a
@@ -75,7 +82,9 @@ def benchmark_steps(config: Config, cluster: Cluster, num_steps: int, num_rounds
     prune = pruning_of(config)
     graph = trace(model, prune.exclude, prune.residual_groups)
     require_prunable(model, graph)
-    layout = even_layout(graph, prune.target_macs_fraction, prune.round_to)
+    layout = (
+        layout_of(graph, kept) if kept is not None else even_layout(graph, prune.target_macs_fraction, prune.round_to)
+    )
     arms = _make_arms(model, graph, layout, config, cluster)
     batch = _batch(model, config, cluster)
     for arm in arms.values():
@@ -104,6 +113,25 @@ def benchmark_steps(config: Config, cluster: Cluster, num_steps: int, num_rounds
         "other": _measure_the_rest(arms["resrep"], graph, layout, config, batch),
         "tensorflow": tf.__version__,
     }
+
+
+def layout_of(graph: Graph, kept: Mapping[str, int]) -> Layout:
+    """So many channels of each group, as the report of a run has them.
+
+    Raises:
+        UserError: for other groups than the graph's, or numbers that they cannot have.
+    """
+    names = {group.name for group in graph.groups}
+    if other := sorted(names ^ kept.keys()):
+        raise UserError(
+            f"--run: it is of another model, `{other[0]}` is a group of one of them only; give its own config"
+        )
+    for group in graph.groups:
+        if not 0 < kept[group.name] <= group.num_channels or kept[group.name] % group.num_parts:
+            raise UserError(
+                f"--run: {group.name} keeps {kept[group.name]}, expected 1 to {group.num_channels} channels"
+            )
+    return Layout(tuple(tuple(range(kept[group.name] // group.num_parts)) for group in graph.groups))
 
 
 def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout:

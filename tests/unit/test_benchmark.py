@@ -2,7 +2,7 @@ import json
 import math
 
 from resrep_dist.benchmark import benchmark_data, write_benchmark
-from resrep_dist.benchmark.steps import even_layout
+from resrep_dist.benchmark.steps import even_layout, layout_of
 from resrep_dist.cli import main
 from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
@@ -76,3 +76,14 @@ def test_an_even_layout_is_the_widest_that_meets_the_target():
         widths = even_layout(graph, 0.6, round_to).widths
         assert 0.5 * total < graph.macs.total(widths) <= 0.6 * total
         assert all(width % round_to == 0 for width in widths)
+
+
+def test_the_widths_of_a_run_are_those_of_its_report():
+    graph = trace(build_model(small_config().model))
+    kept = {group.name: 1 + index % group.width for index, group in enumerate(graph.groups)}
+    assert layout_of(graph, kept).widths == list(kept.values())
+    with pytest.raises(UserError, match="it is of another model, `conv9` is a group of one of them only"):
+        layout_of(graph, {**kept, "conv9": 3})
+    name = graph.groups[0].name
+    with pytest.raises(UserError, match=f"{name} keeps 17, expected 1 to 16 channels"):
+        layout_of(graph, {**kept, name: 17})
