@@ -129,6 +129,7 @@ def shrink(cluster: Cluster, folder: Path) -> None:
     trainer.start()
     first_step = trainer.step
     trainer.train_until(150)
+    trainer.checkpointing.wait()
     state = {name: variable.numpy() for name, variable in trainer.state.items()}
     np.savez(folder / f"from{first_step}_rank{cluster.rank}.npz", **state)
 
