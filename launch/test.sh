@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The tests and the linters. Further arguments go to pytest.
 #
-#   bash launch/test.sh                 everything that is not marked slow or gpu
+#   bash launch/test.sh                 everything that is not marked slow, faults or gpu
 #   bash launch/test.sh --all           the slow tests too
 #   bash launch/test.sh --slurm         the launchers under a Slurm of their own: as root, 5 minutes
+#   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some
 set -uo pipefail
@@ -11,10 +12,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash launch/setup.sh || exit 1
 export PATH=$PWD/.venv/bin:$PATH
 
-marked='not slow and not gpu'
+marked='not slow and not slurm and not faults and not gpu'
 case ${1:-} in
-    --all) marked='not gpu'; shift ;;
+    --all) marked='not slurm and not faults and not gpu'; shift ;;
     --slurm) marked=slurm; shift ;;
+    --faults) marked=faults; shift ;;
 esac
 
 failed=()

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import time
 import traceback
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist import __version__
-from resrep_dist.errors import StoppedError, UserError
-from resrep_dist.launch_environment import launched_rank, launched_size
+from resrep_dist.errors import RankLostError, StoppedError, UserError
+from resrep_dist.launch_environment import is_launched, launched_rank, leave
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _explain(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and launched_size() > 1:
-        # Horovod's clean-up waits for ranks that may be gone; a launcher must see the code at once.
-        os._exit(code)
+    if code and is_launched():
+        leave(code)
     return code
 
 
@@ -44,12 +42,14 @@ def _explain(error: Exception) -> int:
         return int(code)
     message = str(error)
     if "Horovod" in message or "HorovodInternalError" in type(error).__name__:
+        # The watch over the other ranks knows which one, says it and ends this process; if it cannot:
+        time.sleep(4)
         print(
             f"resrep: error: rank {launched_rank()} lost another rank ({message.splitlines()[0][:160]}); "
             "start the same command again to resume from the last checkpoint",
             file=sys.stderr,
         )
-        return 1
+        return RankLostError.exit_code
     traceback.print_exc()
     return 1
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from resrep_dist.errors import DisagreementError, UserError
 from resrep_dist.launch_environment import available_cores, launched_local_size, launched_size
+from resrep_dist.presence import Presence
+from resrep_dist.watchdog import Watchdog
 
 import numpy as np
 import tensorflow as tf
@@ -24,8 +26,11 @@ class Cluster:
     def __init__(self) -> None:
         self.rank, self.size, self.local_rank = 0, 1, 0
         self._horovod: Any = None
+        presence = None
         if launched_size() > 1:
             self._start_horovod()
+            presence = Presence(self.rank, self.size, self._from_root) if self.size > 1 else None
+        self.watchdog = Watchdog(self.is_root, presence)
         _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
 
     @property
@@ -61,12 +66,15 @@ class Cluster:
             self._horovod.broadcast_variables(list(variables), root_rank=0)
 
     def from_root(self, function: Callable[[], Any]) -> Any:
-        """Call `function` on rank 0 while the others wait without a time limit; all get its JSON value.
+        """Call `function` on rank 0 while the others wait; all get its JSON value.
 
-        An error that it raises on rank 0 is raised on all ranks, with its exit code.
+        The wait has no limit outside of training, and a long one (`faults.long_limit_seconds`) in it. An error that
+        the function raises on rank 0 is raised on all ranks, with its exit code.
         """
-        if self._horovod is None:
-            return function()
+        with self.watchdog.patient():
+            return function() if self._horovod is None else self._from_root(function)
+
+    def _from_root(self, function: Callable[[], Any]) -> Any:
         answer: dict[str, Any] = {}
         error: Exception | None = None
         if self.is_root:
@@ -100,15 +108,19 @@ class Cluster:
             raise UserError(f"{int(num_failed)} of {self.size} ranks could not start; they say why")
         return value
 
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """The arrays of all ranks, which are of one shape, in the order of the ranks: [size, ...]."""
+        if self._horovod is None:
+            return array[np.newaxis]
+        return self._horovod.allgather(tf.constant(array[np.newaxis]), name="gather").numpy()
+
     def agree(self, names: Sequence[str], digests: np.ndarray) -> None:
         """Compare one digest per name over the ranks.
 
         Raises:
             DisagreementError: on every rank alike, with the names and the ranks that differ.
         """
-        if self._horovod is None:
-            return
-        table = self._horovod.allgather(tf.constant(digests[np.newaxis]), name="agree").numpy()
+        table = self.gather(digests)
         differences = [
             f"{name} on rank {rank}"
             for column, name in enumerate(names)

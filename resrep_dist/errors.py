@@ -67,3 +67,15 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row gave a loss or gradient that is not finite."""
 
     exit_code = 5
+
+
+class StalledError(RuntimeError):
+    """No step was made for too long."""
+
+    exit_code = 7
+
+
+class RankLostError(RuntimeError):
+    """Another rank is gone, and no collective can be finished without it."""
+
+    exit_code = 8

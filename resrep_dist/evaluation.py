@@ -36,6 +36,8 @@ class Evaluator:
         correct = tf.zeros([len(self._ranks)], tf.int64)
         for images, labels in evaluation_batches(source, batch_size, rank, size):
             correct += self._count_correct(images, labels)
+            if cluster:
+                cluster.watchdog.beat()
         if cluster:
             (correct,) = cluster.sum([correct], "evaluation")
             self._sum_metrics(cluster)

@@ -1,12 +1,19 @@
-"""What a launcher says about this process in its environment, known before TensorFlow is imported."""
+"""What a launcher says about this process, known before TensorFlow is imported, and how the process ends under it."""
 
+import contextlib
 import os
 import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
 
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _BOUND_BY_OPEN_MPI = "OMPI_MCA_orte_bound_at_launch"
+_before_leaving: list[Callable[[], None]] = []
+_leaving = threading.Lock()
 
 
 def launched_rank() -> int:
@@ -39,6 +46,34 @@ def launcher_name() -> str:
     if "HOROVOD_SIZE" in os.environ:
         return "horovodrun"
     return "srun" if _is_srun_step() else "mpirun"
+
+
+def is_launched() -> bool:
+    """True where a launcher, or a script that wants to know the exit code, started this process."""
+    return launched_size() > 1 or "RESREP_EXIT_CODES" in os.environ
+
+
+def before_leaving(function: Callable[[], None]) -> None:
+    """Call `function` when this process leaves with an error."""
+    _before_leaving.append(function)
+
+
+def leave(code: int, message: str = "") -> NoReturn:
+    """End this process at once, from whatever thread, with one line that says why.
+
+    Horovod's clean-up waits for ranks that may be gone, so it is left out. `horovodrun` turns every code into 1;
+    a script that wants the true one names a file in RESREP_EXIT_CODES, to which each rank adds a line.
+    """
+    # Kept until the end: who comes second has nothing to add.
+    _leaving.acquire()
+    if message:
+        print(f"resrep: error: {message}", file=sys.stderr, flush=True)
+    for function in _before_leaving:
+        function()
+    if "RESREP_EXIT_CODES" in os.environ:
+        with contextlib.suppress(OSError), open(os.environ["RESREP_EXIT_CODES"], "a", encoding="ascii") as file:
+            file.write(f"{code}\n")
+    os._exit(code)
 
 
 def _is_srun_step() -> bool:

@@ -19,6 +19,8 @@ from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph, copy_weights, trace
 from resrep_dist.health import problems_of
 from resrep_dist.launch_checks import check_launch
+from resrep_dist.lease import NAME as LEASE
+from resrep_dist.lease import hold_lease
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
@@ -41,7 +43,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     check_launch(cluster, workdir)
-    with StopRequest(workdir if cluster.is_root else None) as stop:
+    with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
         # What one host lacks must not leave the others waiting.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
@@ -76,7 +78,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
         ConfigError: when what decides the result differs; the folder is left as it is.
     """
     path = workdir / "config.yaml"
-    found = {file.name for file in workdir.iterdir()} - {"stop"} if workdir.exists() else set()
+    found = {file.name for file in workdir.iterdir()} - {"stop", LEASE} if workdir.exists() else set()
     # A start that was refused leaves its configuration and nothing else: the next may have another.
     if found - {path.name} and path.exists():
         old, new = _deciding(load_config(path)), _deciding(config)

@@ -13,14 +13,14 @@ def state_variables(model: keras.Model, optimizer: ResRepOptimizer) -> dict[str,
     """Weights, batch-norm statistics, masks, velocities and the step counter."""
     variables = model_variables(model)
     for variable, velocity in zip(model.trainable_variables, optimizer.velocities, strict=True):
-        variables[f"velocity/{_plain_name(variable)}"] = velocity
+        variables[f"velocity/{plain_name(variable)}"] = velocity
     variables["iterations"] = optimizer.iterations
     return variables
 
 
 def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
     """Weights, batch-norm statistics and masks."""
-    variables = {_plain_name(variable): variable for variable in model.weights}
+    variables = {plain_name(variable): variable for variable in model.weights}
     assert len(variables) == len(model.weights), "layer names are unique in a functional model"
     return variables
 
@@ -41,15 +41,16 @@ class Digest:
 
     def __init__(self, variables: Mapping[str, tf.Variable]) -> None:
         self.names = list(variables)
-        self._compute = tf.function(lambda: tf.stack([_digest(v) for v in variables.values()]))
+        self._compute = tf.function(lambda: tf.stack([digest(v.read_value()) for v in variables.values()]))
 
     def __call__(self) -> np.ndarray:
         """Int64 [number of variables], in the order of `names`."""
         return self._compute().numpy()
 
 
-def _digest(variable: tf.Variable) -> tf.Tensor:
-    bits = variable.read_value()
+def digest(values: tf.Tensor) -> tf.Tensor:
+    """One int64 that any single flipped bit of the values changes."""
+    bits = values
     if bits.dtype.is_floating:
         bits = tf.bitcast(bits, {2: tf.int16, 4: tf.int32, 8: tf.int64}[bits.dtype.size])
     bits = tf.reshape(tf.cast(bits, tf.int64), [-1])
@@ -57,5 +58,6 @@ def _digest(variable: tf.Variable) -> tf.Tensor:
     return tf.reduce_sum(bits * (2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1))
 
 
-def _plain_name(variable: tf.Variable) -> str:
+def plain_name(variable: tf.Variable) -> str:
+    """A variable's name as checkpoints and messages have it."""
     return variable.name.removesuffix(":0")

@@ -1,15 +1,24 @@
 """One training step: forward, backward, one collective, update."""
 
+import logging
+from typing import Any
+
 from resrep_dist.cluster import Cluster
 from resrep_dist.config import TrainingConfig
+from resrep_dist.errors import NonFiniteError
 from resrep_dist.loss_scale import LossScale
 from resrep_dist.losses import make_loss
 from resrep_dist.optimizer import ResRepOptimizer
-from resrep_dist.state import batch_norm_statistics
+from resrep_dist.state import Digest, batch_norm_statistics, digest, plain_name
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+_log = logging.getLogger(__name__)
+MAX_SKIPPED_STEPS_IN_A_ROW = 10
+# What a step may come to, on all ranks alike. A step that only lowers the loss scale is no sign of trouble.
+_GOOD, _RESCALED, _NOT_FINITE, _DRIFTED = range(4)
 # Averaged gradients are sent as float16 times this: full precision from 6e-8 to 64.
 _FLOAT16_FACTOR = 1024.0
 
@@ -38,32 +47,59 @@ class TrainStep:
         self._statistics = batch_norm_statistics(model)
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
-        # loss sum, correct, samples, skipped steps, skipped steps in a row
-        self._totals = tf.Variable(tf.zeros([5], self._dtype), trainable=False)
+        weights = [f"the gradient of {plain_name(variable)}" for variable in model.trainable_variables]
+        self._names = ["the loss", *weights, *map(plain_name, self._statistics)]
+        # Compared in every step: they decide what dies, and statistics are averaged, so that nobody could tell later.
+        self._watched = [variable for c in optimizer.compactors for variable in (c.kernel, c.mask)]
+        self._num_skipped_in_a_row = 0
+        # loss sum, correct, samples, skipped steps
+        self._totals = tf.Variable(tf.zeros([4], self._dtype), trainable=False)
         self._stop_requested = tf.Variable(0.0, trainable=False, dtype=self._dtype)
-        self._num_stop_requests = tf.Variable(0.0, trainable=False, dtype=self._dtype)
+        self._num_stop_requests = 0.0
         self._compute, self._apply = self._forward_and_backward, self._clip_and_apply
         if config.xla:
             # The collective stays outside: XLA cannot compile it.
             self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True)
             self._apply = tf.function(self._apply, jit_compile=True)
-        self.run = tf.function(self._run, reduce_retracing=True)
+        self._compiled = tf.function(self._run, reduce_retracing=True)
+
+    def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Make one step; a collective. Only where something is wrong there is another one, to find out where.
+
+        Raises:
+            NonFiniteError: on every rank, when too many steps in a row had to be skipped.
+            DisagreementError: on every rank, when their compactors, masks or batch-norm statistics differ.
+        """
+        outcome, num_stop_requests, is_finite = self._compiled(images, labels)
+        outcome, self._num_stop_requests = int(outcome), float(num_stop_requests)
+        if outcome == _GOOD:
+            self._num_skipped_in_a_row = 0
+        elif outcome == _NOT_FINITE:
+            self._explain_skipped(is_finite.numpy())
+        elif outcome == _DRIFTED:
+            digests = Digest({plain_name(variable): variable for variable in [*self._watched, *self._statistics]})
+            self._cluster.agree(digests.names, digests())
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call, over all ranks, and the counts of steps that were skipped."""
-        loss, correct, count, skipped, in_a_row = (float(value) for value in self._totals.numpy())
-        self._totals.assign([0.0, 0.0, 0.0, 0.0, in_a_row])
+        loss, correct, count, skipped = (float(value) for value in self._totals.numpy())
+        self._totals.assign(tf.zeros_like(self._totals))
         count = max(count, 1.0)
         return {
             "loss": loss / count,
             "top1": 100.0 * correct / count,
             "skipped_steps": skipped,
-            "skipped_steps_in_a_row": in_a_row,
+            "skipped_steps_in_a_row": float(self._num_skipped_in_a_row),
         }
 
     def go_on_from(self, other: "TrainStep") -> None:
         """Go on with what another step has counted since its metrics were read."""
         self._totals.assign(other._totals)
+        self._num_skipped_in_a_row = other._num_skipped_in_a_row
+
+    def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Trace the step for batches like this one now, so that the first step does not have to."""
+        self._compiled.get_concrete_function(images, labels)
 
     def request_stop(self) -> None:
         """Let the next step tell all ranks that this one was asked to stop."""
@@ -71,34 +107,58 @@ class TrainStep:
 
     def is_stop_requested(self) -> bool:
         """True on every rank alike where one of them had asked for it before the last step."""
-        return float(self._num_stop_requests) > 0
+        return self._num_stop_requests > 0
 
-    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def _explain_skipped(self, is_finite: np.ndarray) -> None:
+        self._num_skipped_in_a_row += 1
+        found = []
+        for rank, row in enumerate(self._cluster.gather(is_finite.astype(np.uint8))):
+            names = [name for name, is_fine in zip(self._names, row, strict=True) if not is_fine]
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                found.append(f"rank {rank}: {', '.join(names[:3])}{more}")
+        where = "; ".join(found) or "a gradient of all ranks together is too large for float16"
+        step, in_a_row = int(self._optimizer.iterations), self._num_skipped_in_a_row
+        _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, in_a_row, where)
+        if in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
+            raise NonFiniteError(
+                f"step {step}: {in_a_row} steps in a row were not finite ({where}); lower the learning rate or look "
+                "at the data, and start again from the last checkpoint, which is good"
+            )
+
+    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the step came to, how many ranks are to stop, and for each of `_names` if it was finite on this rank."""
         # The forward pass changes the statistics; a step that is skipped must put them back.
         before = [tf.identity(statistic) for statistic in self._statistics]
         gradients, statistics, metrics = self._split(self._accumulate(images, labels, before))
         norms = self._optimizer.row_norms()
+        marks = _marks([*self._watched, *before], self._dtype)
         weighted = [metrics[2] * norm for norm in norms]
-        is_bad = 1.0 - tf.cast(_all_finite([metrics, *gradients]), self._dtype)
-        rest = [*weighted, *statistics, tf.concat([metrics, [is_bad, self._stop_requested]], 0)]
-        gradients, rest, is_finite = self._sum(gradients, rest)
+        is_finite = tf.stack([_is_finite(tensor) for tensor in (metrics, *gradients, *statistics)])
+        is_bad = 1.0 - tf.cast(tf.reduce_all(is_finite), self._dtype)
+        rest = [*weighted, *statistics, marks, tf.concat([metrics, [is_bad, self._stop_requested]], 0)]
+        gradients, rest, fits = self._sum(gradients, rest)
         loss, correct, count, num_bad, num_stop_requests = tf.unstack(rest[-1])
-        self._num_stop_requests.assign(num_stop_requests)
-        gradients, rest = [value / count for value in gradients], [value / count for value in rest[:-1]]
-        is_good = (num_bad == 0) & is_finite
+        has_drifted = _differ(rest[-2], self._cluster.size)
+        gradients, rest = [value / count for value in gradients], [value / count for value in rest[:-2]]
+        is_good = (num_bad == 0) & fits & ~has_drifted
         for statistic, new, old in zip(self._statistics, rest[len(norms) :], before, strict=True):
             statistic.assign(tf.where(is_good, new, old))
+        is_lowest = self._loss_scale.is_lowest() if self._loss_scale else True
+        outcome = tf.where(is_good, _GOOD, tf.where(is_lowest, _NOT_FINITE, _RESCALED))
         if is_good:
             self._apply(gradients, rest[: len(norms)])
-            self._totals.assign(self._totals * [1, 1, 1, 1, 0] + tf.stack([loss, correct, count, 0.0, 0.0]))
+            self._totals.assign_add(tf.stack([loss, correct, count, 0.0]))
         else:
             # The schedule goes on with the data.
             self._optimizer.iterations.assign_add(1)
-            # A step that only lowers the loss scale is no sign of trouble.
-            is_trouble = tf.cast(self._loss_scale.is_lowest() if self._loss_scale else True, self._dtype)
-            self._totals.assign_add(tf.stack([0.0, 0.0, 0.0, 1.0, is_trouble]))
+            self._totals.assign_add([0.0, 0.0, 0.0, 1.0])
         if self._loss_scale:
             self._loss_scale.update(is_good)
+        with tf.device("CPU:0"):
+            # There the program can read them without waiting for the update.
+            outcome = tf.identity(tf.where(has_drifted, _DRIFTED, outcome))
+            return outcome, tf.identity(num_stop_requests), is_finite
 
     def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: list[tf.Tensor]) -> list[tf.Tensor]:
         num_parts, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
@@ -154,7 +214,7 @@ class TrainStep:
         received = self._cluster.sum(packed, "step_gradients")
         unpacked = [tf.cast(p, g.dtype) / factor for p, g in zip(received, gradients, strict=True)]
         # Finite gradients may be too large for float16; the sums are the same on all ranks, so is the answer.
-        return unpacked, self._cluster.sum(rest, "step"), _all_finite(unpacked)
+        return unpacked, self._cluster.sum(rest, "step"), tf.reduce_all([_is_finite(value) for value in unpacked])
 
     def _clip_and_apply(self, gradients: list[tf.Tensor], norms: list[tf.Tensor]) -> None:
         if self._config.gradient_clip_norm is not None:
@@ -164,5 +224,26 @@ class TrainStep:
         self._optimizer.apply_gradients(pairs, norms=norms)
 
 
-def _all_finite(tensors: list[tf.Tensor]) -> tf.Tensor:
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+def _is_finite(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_all(tf.math.is_finite(tensor))
+
+
+def _marks(values: list[Any], dtype: str) -> tf.Tensor:
+    """Six whole numbers below 16 that follow from all bits of the values, and their squares.
+
+    Averaged row norms show a row that differs only if it does by more than they are rounded. The sums of these are
+    exact, in float32 for up to 70,000 ranks, and by n * sum(x^2) = sum(x)^2 they say whether all ranks have the same.
+    """
+    if not values:
+        return tf.zeros([12], dtype)
+    # The factor takes every bit to the top ones. It is odd; otherwise any would do.
+    mixed = digest(tf.concat([tf.reshape(value, [-1]) for value in values], 0)) * tf.constant(
+        0x5851F42D4C957F2D, tf.int64
+    )
+    marks = tf.bitwise.bitwise_and(tf.bitwise.right_shift(mixed, tf.range(40, 64, 4, tf.int64)), 15)
+    return tf.cast(tf.concat([marks, marks * marks], 0), dtype)
+
+
+def _differ(marks: tf.Tensor, num_ranks: int) -> tf.Tensor:
+    sums, squares = tf.split(tf.cast(marks, tf.int64), 2)
+    return tf.reduce_any(num_ranks * squares != sums * sums)

@@ -15,6 +15,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _SAME_WISH_SECONDS = 1.0
 # A file that is older than this process was meant for an earlier run; one made while a launcher was starting is not.
 _START_TIME, _STALE_SECONDS = time.time(), 30.0
+# How often the file is looked for, whatever a step takes: it may lie on a network file system.
+LOOK_SECONDS = 0.5
 
 
 class StopRequest:
@@ -28,6 +30,7 @@ class StopRequest:
     def __init__(self, folder: Path | None) -> None:
         self._file = folder / "stop" if folder else None
         self._signal_time: float | None = None
+        self._has_file, self._next_look_time = False, 0.0
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -48,7 +51,10 @@ class StopRequest:
 
     def is_set(self) -> bool:
         """True once somebody has asked."""
-        return self._signal_time is not None or (self._file is not None and self._file.exists())
+        now = time.monotonic()
+        if self._file is not None and now >= self._next_look_time:
+            self._has_file, self._next_look_time = self._file.exists(), now + LOOK_SECONDS
+        return self._signal_time is not None or self._has_file
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

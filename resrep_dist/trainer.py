@@ -14,7 +14,7 @@ from resrep_dist.curves import Curves
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
-from resrep_dist.errors import NonFiniteError, StoppedError
+from resrep_dist.errors import StoppedError
 from resrep_dist.graph import Graph
 from resrep_dist.health import Health
 from resrep_dist.live_model import LiveModel
@@ -29,8 +29,6 @@ from rich.console import Console
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
-_MAX_SKIPPED_STEPS_IN_A_ROW = 10
-_STOP_INTERVAL_STEPS = 10
 
 
 class Trainer:
@@ -95,10 +93,11 @@ class Trainer:
                 return self.run(own)
         self.start()
         try:
-            while not self.is_done():
-                self._stop_where_asked(stop)
-                self.train_until(min(self._plan.max_steps, self.step + _STOP_INTERVAL_STEPS))
-            self._save(is_last=True)
+            with self.cluster.watchdog.watching(self.config.faults):
+                while not self.is_done():
+                    self._stop_where_asked(stop)
+                    self.train_until(self.step + 1)
+                self._save(is_last=True)
         finally:
             self.checkpointing.wait()
             self._monitor.close()
@@ -132,13 +131,15 @@ class Trainer:
     def train_until(self, step: int) -> None:
         """Train up to and including the given step, or to the end if it comes before."""
         for images, labels in itertools.islice(self._batches, max(0, step - self.step)):
+            self.cluster.watchdog.beat(self.step + 1)
             self._step.run(images, labels)
             self.step += 1
             if self.pruner and self.pruner.is_due(self.step):
                 self.agree()
                 self.pruner.update()
             if self._shrinker and self._shrinker.is_due(self.step):
-                self._shrink(self._shrinker, images, labels)
+                with self.cluster.watchdog.patient():
+                    self._shrink(self._shrinker, images, labels)
             if self.step % self.config.logging.interval_steps == 0:
                 self._report()
             if self._is_evaluation_due():
@@ -189,7 +190,7 @@ class Trainer:
         self._take(shrinker.shrink(self._live, Layout.of(self.graph, layout), (images for images, _ in batches)))
         built = time.perf_counter()
         # Now, where its time can be told, not in the middle of the next step.
-        self._step.run.get_concrete_function(images, labels)
+        self._step.trace(images, labels)
         figures = {
             "training_macs_fraction": shrinker.macs_fraction(self._live),
             "build_seconds": built - start,
@@ -243,6 +244,7 @@ class Trainer:
         return int(self.step / interval) > int((self.step - 1) / interval)
 
     def _evaluate(self) -> None:
+        self.agree()
         batch_size = self.config.data.evaluation_batch_size
         values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
         self.validation_top1 = values["top1"]
@@ -250,12 +252,6 @@ class Trainer:
 
     def _report(self) -> None:
         metrics = self._step.read_metrics()
-        if metrics["skipped_steps_in_a_row"] >= _MAX_SKIPPED_STEPS_IN_A_ROW:
-            raise NonFiniteError(
-                f"step {self.step}: the loss or a gradient was not finite for "
-                f"{metrics['skipped_steps_in_a_row']:.0f} steps in a row; lower train.learning_rate and start "
-                "again from the last checkpoint"
-            )
         self._curves.add_training(self.step, metrics, float(self._schedule(self.step - 1)), self.pruner)
         if self.cluster.is_root:
             self._health.see(self.step, metrics["loss"], self.pruner)

@@ -213,7 +213,7 @@ def _batch(model: keras.Model, config: Config, cluster: Cluster) -> tuple[tf.Ten
 
 def _trace_and_warm(arm: _Arm, batch: tuple[tf.Tensor, tf.Tensor]) -> None:
     start = time.perf_counter()
-    arm.live.step.run.get_concrete_function(*batch)
+    arm.live.step.trace(*batch)
     arm.figures["tracing_seconds"] = time.perf_counter() - start
     arm.figures["reduced_bytes"] = arm.cluster.num_bytes
     _times(arm.live, batch, _NUM_WARM_STEPS)
@@ -284,7 +284,7 @@ def _measure_the_rest(
         "checkpoint_seconds": checkpoint,
         "merge_seconds": merging,
         "shrink_seconds": shrink,
-        "tracing_after_shrink_seconds": _seconds(lambda: smaller[0].step.run.get_concrete_function(*batch)),
+        "tracing_after_shrink_seconds": _seconds(lambda: smaller[0].step.trace(*batch)),
     }
 
 

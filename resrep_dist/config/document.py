@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from resrep_dist.config.schema import (
     CheckpointConfig,
     DataConfig,
+    FaultsConfig,
     LoggingConfig,
     MergeConfig,
     ModelConfig,
@@ -38,6 +39,7 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     shrink: ShrinkConfig = dataclasses.field(default_factory=ShrinkConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = dataclasses.field(default_factory=FaultsConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
     # Twice of it and one more fits into 32 bits.

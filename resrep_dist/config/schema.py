@@ -204,6 +204,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class FaultsConfig:
+    stall_warning_seconds: PositiveFloat = 120.0
+    """After so long without a step the log says so, and which rank is missing."""
+    stall_limit_seconds: PositiveFloat = 600.0
+    """After so long without a step, or without a sign of life of another rank, the process ends with code 7."""
+    long_limit_seconds: PositiveFloat = 3600.0
+    """The same for the first step, which compiles, and for what rank 0 does alone in the middle of training."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class LoggingConfig:
     interval_steps: Positive = 100
     """Steps from one line in the log and one point in TensorBoard to the next."""

@@ -1,5 +1,6 @@
 """What one rank does in the tests of this folder: `worker.py SCENARIO,SCENARIO FOLDER`, each in a folder of its own."""
 
+import logging
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from resrep_dist.cluster import Cluster
 from resrep_dist.data import load_sources
 from resrep_dist.data.order import training_batches
-from resrep_dist.errors import CheckpointWriteError, DisagreementError, UserError
+from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
 from resrep_dist.graph import trace
 from resrep_dist.state import Digest
 from resrep_dist.trainer import Trainer
@@ -22,12 +23,14 @@ import tensorflow as tf
 from tensorflow import keras
 
 
-def make_trainer(cluster: Cluster, source=None, training=None, **options) -> Trainer:
+def make_trainer(cluster: Cluster, source=None, training=None, workdir=None, checkpoint=None, **options) -> Trainer:
     # Other weights on every rank: the trainer has to give them those of rank 0.
     model = small_network(seed=cluster.rank, **options)
     train_data, validation_data = load_sources(small_config())
-    config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3}, training=training or {})
-    trainer = Trainer(model, trace(model), config, source or train_data, validation_data, cluster=cluster)
+    changes = {"training": training or {}, "checkpoint": checkpoint or {}}
+    config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3}, **changes)
+    data = source or train_data, validation_data
+    trainer = Trainer(model, trace(model), config, *data, cluster=cluster, workdir=workdir)
     trainer.start()
     return trainer
 
@@ -134,56 +137,76 @@ def shrink(cluster: Cluster, folder: Path) -> None:
     np.savez(folder / f"from{first_step}_rank{cluster.rank}.npz", **state)
 
 
-def flip_bit(variable: tf.Variable) -> None:
+def flip_bit(variable: tf.Variable, bit: int = 1) -> None:
     array = variable.numpy()
     bits = array.reshape(-1).view(np.int32)
-    bits[1] ^= 1
+    # Of a slot or a weight the lowest bits may be gone by rounding before anyone looks.
+    bits[1] ^= bit
     variable.assign(array)
 
 
 def flipped_bits(cluster: Cluster, folder: Path) -> None:
-    """Flip one bit on the last rank between two updates; the next agreement must find it, on all ranks."""
-    trainer = make_trainer(cluster)
-    trainer.train_until(25)
+    """Flip one bit on the last rank in the middle of training; it must be found on all ranks, before a checkpoint."""
+    trainer = make_trainer(cluster, workdir=folder / "run", checkpoint={"interval_steps": 30})
+    trainer.train_until(22)
+    state = {name: variable.numpy() for name, variable in trainer.state.items()}
     messages = []
-    kinds = ("conv1/kernel", "velocity/conv1/kernel", "bn1/moving_mean", "conv1_compactor/mask")
-    for number, kind in enumerate(kinds):
-        variable = trainer.state[kind]
-        original = variable.numpy()
+    found_at_once = ("conv1_compactor/mask", "conv1_compactor/kernel", "bn1/moving_mean", "bn1/moving_variance")
+    for kind in ("conv1/kernel", "velocity/conv1/kernel", *found_at_once):
         if cluster.rank == cluster.size - 1:
             if kind.endswith("mask"):
-                # The next selection would overwrite it; only a digest of the state in force can see it.
-                variable.assign(1.0 - original)
+                trainer.state[kind].assign(1.0 - trainer.state[kind])
             else:
-                flip_bit(variable)
-        if number == len(kinds) - 1:
-            (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
-            trainer.train_until(60)  # stops all ranks
-            return
+                flip_bit(trainer.state[kind], 1 if kind in found_at_once else 1 << 20)
         try:
-            trainer.agree()
+            trainer.train_until(60)
+            raise AssertionError(f"{kind} was not found")
         except DisagreementError as error:
-            messages.append(f"{kind}: {error}")
-        variable.assign(original)
+            messages.append(f"{kind}: {trainer.step}: {error}")
+        assert not (folder / "run" / "checkpoints").exists()
+        for name, variable in trainer.state.items():
+            variable.assign(state[name])
+        trainer.step = 22
         trainer.agree()
+    (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
+    if cluster.rank == cluster.size - 1:
+        flip_bit(trainer.state["conv1/kernel"], 1 << 20)
+    trainer.train_until(60)  # ends all ranks
 
 
 def not_finite(cluster: Cluster, folder: Path) -> None:
-    """One rank gets a batch with a NaN: all skip that step, statistics included."""
+    """One rank gets batches with a NaN: all skip those steps, statistics included, and after 10 of them stop."""
     trainer = make_trainer(cluster)
+    lines: list[str] = []
+    logger = logging.getLogger("resrep_dist.step")
+    logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})
     before = digest()
-    images, labels = next(iter(trainer._batches))
-    if cluster.rank == cluster.size - 1:
-        images *= np.nan
-    trainer._step.run(images, labels)
+
+    def run_bad_step():
+        images, labels = next(iter(trainer._batches))
+        if cluster.rank == cluster.size - 1:
+            images *= np.nan
+        trainer._step.run(images, labels)
+
+    run_bad_step()
     metrics = trainer._step.read_metrics()
     assert np.array_equal(before, digest()), "a skipped step changed the state"
     assert metrics["skipped_steps"] == 1.0, metrics
     assert int(trainer.optimizer.iterations) == 6
+    expected = f"Step 6 is skipped by all ranks, 1 in a row. Not finite: rank {cluster.size - 1}: the loss, "
+    assert lines[0].startswith(expected) and "bn0/moving_mean" not in lines[0] and "rank 0" not in lines[0], lines
     trainer._step.run(*next(iter(trainer._batches)))
-    assert not np.array_equal(before, digest())
+    assert not np.array_equal(before, digest()) and len(lines) == 1
+    before = digest()
+    try:
+        for _ in range(20):
+            run_bad_step()
+        raise AssertionError("it went on")
+    except NonFiniteError as error:
+        assert f"10 steps in a row were not finite (rank {cluster.size - 1}: the loss, " in str(error)
+    assert len(lines) == 11 and np.array_equal(before, digest())
 
 
 def evaluation(cluster: Cluster, folder: Path) -> None:

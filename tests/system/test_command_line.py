@@ -205,6 +205,8 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, undistur
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000040"
     runs.signal_one_rank(signal.SIGKILL, 2, command, checkpoint, tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
+    (line,) = [text for text in (tmp_path / "killed.log").read_text().splitlines() if "resrep: error: " in text]
+    assert "resrep: error: rank 1 (host " in line and "is gone, last seen in step" in line
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert "Resumed at step" in log

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from resrep_dist.stopping import StopRequest
+from resrep_dist.stopping import LOOK_SECONDS, StopRequest
 
 import pytest
 
@@ -42,6 +42,7 @@ def test_a_file_asks_too_and_handlers_are_put_back(tmp_path):
     with StopRequest(tmp_path) as stop:
         assert not stop.is_set(), "a file of an earlier run counts for nothing"
         (tmp_path / "stop").touch()
+        time.sleep(LOOK_SECONDS)
         assert stop.is_set()
         assert signal.getsignal(signal.SIGUSR1) != before
     assert signal.getsignal(signal.SIGUSR1) == before

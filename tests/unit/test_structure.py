@@ -12,18 +12,17 @@ PACKAGE = Path(resrep_dist.__file__).parent
 # A file imports only from files above it.
 ORDER = [
     "errors", "stopping", "launch_environment", "config.schema", "config.document", "config.loading", "config", "macs",
-    "cluster", "launch_checks", "resrep",
-    "graph.operators", "graph.rebuilding", "graph.channels", "graph.kinds", "graph.joins",
-    "graph.weighted", "graph.table", "graph.structure", "graph.counting", "graph.tracing", "graph", "compactor",
-    "models.keras3", "models.archive", "models.architecture", "models.torch_weights", "models.files",
-    "models.building_blocks", "models.mobilenet", "models.resnet_cifar", "models.resnet_imagenet", "models.vgg_cifar",
-    "models", "data.augmentation", "data.source", "data.order", "data.record", "data.digits", "data.synthetic",
-    "data.npz", "data.cifar", "data.encoded", "data.imagefolder", "data.record_index", "data.tfrecord", "data.tfds",
-    "data", "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state",
-    "step", "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint",
-    "checkpointing", "pruner", "health", "monitor", "curves", "keras_callbacks", "phase", "shrink", "live_model",
-    "shrinker", "trainer", "report", "run", "inspection", "benchmark.files", "benchmark.data", "benchmark.peak_memory",
-    "benchmark.steps", "benchmark", "doctor", "cli",
+    "presence", "watchdog", "cluster", "launch_checks", "lease", "resrep", "graph.operators", "graph.rebuilding",
+    "graph.channels", "graph.kinds", "graph.joins", "graph.weighted", "graph.table", "graph.structure",
+    "graph.counting", "graph.tracing", "graph", "compactor", "models.keras3", "models.archive", "models.architecture",
+    "models.torch_weights", "models.files", "models.building_blocks", "models.mobilenet", "models.resnet_cifar",
+    "models.resnet_imagenet", "models.vgg_cifar", "models", "data.augmentation", "data.source", "data.order",
+    "data.record", "data.digits", "data.synthetic", "data.npz", "data.cifar", "data.encoded", "data.imagefolder",
+    "data.record_index", "data.tfrecord", "data.tfds", "data", "layer_replacement", "memory", "sync_batch_norm",
+    "losses", "loss_scale", "schedules", "optimizer", "state", "step", "evaluation", "merging.certificate",
+    "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing", "pruner", "health", "monitor",
+    "curves", "keras_callbacks", "phase", "shrink", "live_model", "shrinker", "trainer", "report", "run", "inspection",
+    "benchmark.files", "benchmark.data", "benchmark.peak_memory", "benchmark.steps", "benchmark", "doctor", "cli",
 ]  # fmt: skip
 
 

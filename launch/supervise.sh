@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# launch/local.sh, started again from the newest checkpoint whenever a fault has ended it. Same variables and
+# arguments, and
+#
+#   MAX_RESTARTS=20 FEWER_RANKS=1 RANKS=4 bash launch/supervise.sh --set train.num_epochs=40
+#
+# MAX_RESTARTS  how often at most (default 10)
+# FEWER_RANKS   1: after a rank is lost go on with one rank less, down to one; 0, the default: with as many as before.
+#               The batch is global, so neither batches nor learning rate change with the number of ranks.
+#
+# A fault is: a lost rank (8), a stalled one (7), ranks that disagree (3), whatever has no code of ours.
+# No fault: the end (0), refused input (2), a failed proof (4), loss not finite (5), no room for checkpoints (6),
+# a wish to stop (130, 143).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export RANKS=${RANKS:-2}
+
+asked=
+stop() { # the same wish for local.sh, which makes a checkpoint of it
+    asked=1
+    kill -TERM "$job"
+}
+trap stop INT TERM USR1
+
+for ((restart = 0; ; restart++)); do
+    # Its own session: Ctrl-C would reach it a second time otherwise, and the second one ends at once.
+    setsid bash launch/local.sh "$@" &
+    job=$!
+    code=0
+    wait "$job" || code=$?
+    while kill -0 "$job" 2>/dev/null; do
+        code=0
+        wait "$job" || code=$?
+    done
+    if [[ $asked ]]; then exit "$code"; fi
+    case $code in
+        0 | 2 | 4 | 5 | 6 | 130 | 143) exit "$code" ;;
+        8) if [[ ${FEWER_RANKS:-0} == 1 ]] && ((RANKS > 1)); then RANKS=$((RANKS - 1)); fi ;;
+    esac
+    if ((restart >= ${MAX_RESTARTS:-10})); then
+        echo "supervise.sh: ended with code $code after $restart restarts, MAX_RESTARTS; giving up" >&2
+        exit "$code"
+    fi
+    echo "supervise.sh: ended with code $code; restart $((restart + 1)) on $RANKS rank(s)" >&2
+done
