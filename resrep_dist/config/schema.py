@@ -212,6 +212,14 @@ class FaultsConfig:
     long_limit_seconds: PositiveFloat = 3600.0
     """The same for the first step, which compiles, and for what rank 0 does alone in the middle of training."""
 
+    def __post_init__(self) -> None:
+        if not self.stall_warning_seconds < self.stall_limit_seconds <= self.long_limit_seconds:
+            raise ValueError(
+                f"faults: received stall_warning_seconds {self.stall_warning_seconds:g}, stall_limit_seconds "
+                f"{self.stall_limit_seconds:g} and long_limit_seconds {self.long_limit_seconds:g}; expected the "
+                "first below the second, and the third not below it"
+            )
+
 
 @dataclass(frozen=True, config=_STRICT)
 class LoggingConfig:

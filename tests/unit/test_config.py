@@ -31,6 +31,7 @@ import pytest
         ("prune=null", "base: given without the section `prune`"),
         ("training.precision=float16", "received 'float16', expected 'float32', 'mixed_float16'"),
         ("training={xla: true, sync_batch_norm: true}", "XLA cannot compile the collectives"),
+        ("faults.stall_limit_seconds=60", "stall_warning_seconds 120, stall_limit_seconds 60"),
         ("prune.rule=[", "not valid YAML"),
         ("prune", "expected section.key=value"),
     ],
