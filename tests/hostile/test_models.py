@@ -244,8 +244,8 @@ def find(group):
 
 def kernel(file):
     layer = find(file["model_weights"])
-    name = layer.attrs["weight_names"][0].decode()
-    return layer, name
+    name = layer.attrs["weight_names"][0]
+    return layer, name.decode() if isinstance(name, bytes) else name
 
 
 def link_to(make_link):
