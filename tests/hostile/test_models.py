@@ -29,8 +29,11 @@ def folder(tmp_path_factory):
     model.save(folder / "good.keras")
     model.save(folder / "good.h5")
 
+    # What a Lambda holds is saved with it.
+    ran = str(folder / "ran")
+
     def planted(x):
-        open(folder / "ran", "w").close()
+        open(ran, "w").close()
         return x
 
     @keras.saving.register_keras_serializable("stranger")
