@@ -6,6 +6,7 @@ Started as a single process, a run is a cluster of one and Horovod is not import
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 from resrep_dist.errors import DisagreementError, UserError
@@ -37,6 +38,19 @@ class Cluster:
     def is_root(self) -> bool:
         """True on the rank that writes files."""
         return self.rank == 0
+
+    @property
+    def description(self) -> str:
+        """The number of ranks and, where there are several, Horovod's version and what it was built with."""
+        if self._horovod is None:
+            return "1, without Horovod"
+        built = {
+            "Gloo": self._horovod.gloo_built(),
+            "MPI": self._horovod.mpi_built(),
+            "NCCL": self._horovod.nccl_built(),
+        }
+        controllers = ", ".join(name for name, is_there in built.items() if is_there)
+        return f"{self.size}, Horovod {metadata.version('horovod')} with {controllers}"
 
     def _start_horovod(self) -> None:
         try:

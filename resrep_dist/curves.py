@@ -1,22 +1,38 @@
-"""What becomes of a phase's figures: the points of its curves and the values beside its progress bar."""
+"""What becomes of a phase's figures: its curves and pictures, and the values beside its progress bar."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from resrep_dist.channel_history import HISTORY_FILE, ChannelHistory
+from resrep_dist.config import Config
+from resrep_dist.errors import ConfigError
+from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
+from resrep_dist.pictures import CHANNELS_LEGEND, channel_picture, heat_map
 from resrep_dist.pruner import Pruner
+from resrep_dist.step_timer import StepTimer
 
 
 class Curves:
     """Takes the figures of one phase and gives them to its monitor; does nothing where that is silent."""
 
-    def __init__(self, monitor: Monitor, global_batch_size: int) -> None:
-        self._monitor, self._global_batch_size = monitor, global_batch_size
-        self._last_time, self._last_step = time.monotonic(), 0
+    def __init__(self, monitor: Monitor, config: Config, graph: Graph | None) -> None:
+        if graph:
+            check_heat_maps(config, graph)
+        self._monitor, self._config = monitor, config.logging
+        self._timer = StepTimer(config.data.global_batch_size)
+        self._history = ChannelHistory()
 
-    def start(self, step: int) -> None:
-        """Measure speed from here."""
-        self._last_time, self._last_step = time.monotonic(), step
+    def start(self, step: int, batches: Iterator[Any]) -> Iterator[Any]:
+        """Begin where the run starts or resumes; returns the batches, clocked, and profiled where that is asked."""
+        folder = self._monitor.folder
+        self._timer.start(step)
+        if folder is None:
+            return self._timer.clocked(batches)
+        self._history = ChannelHistory.load(folder, step)
+        return self._timer.clocked(self._profiled(batches, step))
 
     def add_training(
         self, step: int, metrics: Mapping[str, float], learning_rate: float, pruner: Pruner | None
@@ -29,31 +45,81 @@ class Curves:
         """
         if self._monitor.is_silent:
             return
-        speed = self._images_per_second(step)
-        scalars = {
+        times = self._timer.read(step)
+        scalars = times | {
             "train/loss": metrics["loss"],
             "train/top1": metrics["top1"],
             "train/learning_rate": learning_rate,
-            "train/images_per_second": speed,
             "train/skipped_steps": metrics["skipped_steps"],
         }
-        line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
+        line = short_line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
         if pruner:
             curves, norms = pruner.curves()
             scalars |= curves
             self._monitor.histograms(step, norms)
             by_mask, living = curves["prune/macs_fraction_by_mask"], curves["prune/macs_fraction_living"]
             line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
+            short_line += f"  macs {100 * living:.1f} %"
         self._monitor.scalars(step, scalars)
-        self._monitor.progress(step, f"{line}  {speed:.0f} images/s")
+        speed = f"{times['train/images_per_second']:.0f} images/s"
+        self._monitor.progress(step, f"{line}  {speed}", f"{short_line}  {speed}")
 
-    def add_validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of an evaluation."""
+    def add_masks(self, step: int, pruner: Pruner) -> None:
+        """Note which channels are masked and which are dead; called where masks change."""
+        if self._monitor.folder is not None:
+            self._history.update(step, pruner.channel_states())
+            self._monitor.text_file(HISTORY_FILE, self._history.to_json())
+
+    def add_validation(self, step: int, values: Mapping[str, float], pruner: Pruner | None) -> None:
+        """Points of an evaluation, and the pictures of the channels and of some compactors."""
         self._monitor.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+        if pruner is None or self._monitor.folder is None:
+            return
+        self.add_masks(step, pruner)
+        self._monitor.picture(step, "channels", channel_picture(self._history), CHANNELS_LEGEND)
+        for name in self._heat_maps(pruner):
+            picture = heat_map(pruner.kernel(name))
+            self._monitor.picture(step, f"compactor/{name}", picture, "Outputs down, inputs across.")
 
-    def _images_per_second(self, step: int) -> float:
-        """Throughput over all ranks since the last call."""
-        now = time.monotonic()
-        rate = (step - self._last_step) * self._global_batch_size / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_step = now, step
-        return rate
+    def add_collective(self, step: int, seconds: float) -> None:
+        """The time that the step's collective takes alone."""
+        self._monitor.scalars(step, {"time/collective_seconds": seconds})
+
+    @contextlib.contextmanager
+    def pause(self, name: str, step: int) -> Iterator[None]:
+        """Time what is not part of a step: `checkpoint`, `evaluation` or `shrink`."""
+        start = time.monotonic()
+        yield
+        self.add_pause(name, step, time.monotonic() - start)
+
+    def add_pause(self, name: str, step: int, seconds: float) -> None:
+        """The same, where the time is known already."""
+        self._timer.pause(seconds)
+        self._monitor.scalars(step, {f"time/{name}_seconds": seconds})
+
+    def _profiled(self, batches: Iterator[Any], first_step: int) -> Iterator[Any]:
+        """The same batches; TensorFlow's profiler runs in the steps that the configuration names."""
+        start = max(self._config.profile_start_step, first_step)
+        end = self._config.profile_start_step + self._config.profile_num_steps
+        for step, batch in enumerate(batches, first_step):
+            if step == start < end:
+                self._monitor.start_profile()
+            if step == end:
+                self._monitor.stop_profile()
+            yield batch
+
+    def _heat_maps(self, pruner: Pruner) -> list[str]:
+        names = [group.name for group in pruner.graph.groups]
+        if not self._config.compactor_heat_maps:
+            return list(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))
+        return list(self._config.compactor_heat_maps)
+
+
+def check_heat_maps(config: Config, graph: Graph) -> None:
+    """Refuse names of groups that do not exist, before anything is trained."""
+    names = [group.name for group in graph.groups]
+    for name in config.logging.compactor_heat_maps:
+        if name not in names:
+            raise ConfigError(
+                f"logging.compactor_heat_maps: received {name}, expected groups of the model: {', '.join(names)}"
+            )

@@ -13,6 +13,7 @@ from typing import Any
 from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.config import PruneConfig
+from resrep_dist.dashboard import write_layout
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor
@@ -155,7 +156,7 @@ class PruningCurves(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the curves where the run stands."""
         _started(self._masks, self)
-        self._monitor.start(self._masks.step, "")
+        self._monitor.start(self._masks.step, write_layout)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Add points where it is time."""

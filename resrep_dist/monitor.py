@@ -1,10 +1,12 @@
 """What a person sees of a run: TensorBoard, one progress bar, log lines. Silent except on rank 0."""
 
 import contextlib
+import datetime
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from resrep_dist.errors import one_line
@@ -15,6 +17,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +35,8 @@ def make_console() -> Console:
     return Console(soft_wrap=True, force_terminal=False if is_pipe else None)
 
 
-def configure_logging(console: Console, is_root: bool) -> None:
-    """Log lines of ours on rank 0, errors of all ranks, nothing of TensorFlow's."""
+def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -> None:
+    """Log lines of ours on rank 0 (quiet: from warnings on), errors of all ranks, nothing of TensorFlow's."""
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
@@ -41,7 +44,7 @@ def configure_logging(console: Console, is_root: bool) -> None:
     logger = logging.getLogger("resrep_dist")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO if is_root else logging.ERROR)
+    logger.setLevel(logging.ERROR if not is_root else logging.WARNING if is_quiet else logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
@@ -50,28 +53,41 @@ class Monitor:
 
     def __init__(self, title: str, folder: Path | None, console: Console | None, num_steps: int) -> None:
         self._title, self._console, self._num_steps = title, console, num_steps
-        self._folder = folder
+        self.folder = folder
         self._writer: tf.summary.SummaryWriter | None = None
         self._progress: Progress | None = None
+        self._start_time, self._start_step = time.monotonic(), 0
+        self._is_profiling = False
         self._is_failing = False
 
     @property
     def is_silent(self) -> bool:
         """True where nothing that it is given is seen by anyone."""
-        return self._folder is None and self._console is None
+        return self.folder is None and self._console is None
 
-    def start(self, step: int, config_yaml: str) -> None:
-        """Open the curves at the step that the run starts or resumes at."""
-        if self._folder is not None:
-            drop_events_after(self._folder, step)
-            self._writer = tf.summary.create_file_writer(str(self._folder))
-            if step == 0:
-                with self._writer.as_default(step=0):
-                    tf.summary.text("config", f"```yaml\n{config_yaml}\n```")
+    def start(self, step: int, write_head: Callable[[], None] | None = None) -> None:
+        """Open the curves at the step that the run starts or resumes at.
+
+        Args:
+            write_head: writes what stands once at the start of a run, by `tf.summary`.
+        """
+        self._start_time, self._start_step = time.monotonic(), step
+        if self.folder is not None:
+            drop_events_after(self.folder, step)
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+            if step == 0 and write_head is not None:
+                with self._tolerant(), self._writer.as_default(step=0):
+                    write_head()
         if self._console is not None and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
-                                      console=self._console)  # fmt: skip
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                # On a narrow terminal it is the bar that gives way.
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+                console=self._console,
+            )
             self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
             self._progress.start()
 
@@ -80,9 +96,9 @@ class Monitor:
         """Curves that a full disk refuses are no reason to stop a training; said once."""
         try:
             yield
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, OSError) as error:
             if not self._is_failing:
-                _log.error("curves %s: cannot be written (%s); the training goes on", self._folder, one_line(error))
+                _log.error("curves %s: cannot be written (%s); the training goes on", self.folder, one_line(error))
             self._is_failing = True
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -99,14 +115,48 @@ class Monitor:
                 for name, array in values.items():
                     tf.summary.histogram(name, array)
 
-    def progress(self, step: int, values: str) -> None:
-        """Move the bar, or write a line where there is no terminal."""
+    def picture(self, step: int, name: str, pixels: np.ndarray, description: str) -> None:
+        """An image, uint8 [height, width, 3]."""
+        if self._writer is not None:
+            with self._tolerant(), self._writer.as_default(step=step):
+                tf.summary.image(name, pixels[np.newaxis], description=description)
+
+    def text_file(self, name: str, text: str) -> None:
+        """A file beside the curves, whole or as it was."""
+        if self.folder is not None:
+            with self._tolerant():
+                partial = self.folder / f"{name}.partial"
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, self.folder / name)
+
+    def start_profile(self) -> None:
+        """Let TensorFlow's profiler run in this process, for TensorBoard's tab `Profile`."""
+        with self._tolerant():
+            tf.profiler.experimental.start(str(self.folder))
+            self._is_profiling = True
+
+    def stop_profile(self) -> None:
+        """Write the profile, where one is being made."""
+        if self._is_profiling:
+            self._is_profiling = False
+            with self._tolerant():
+                tf.profiler.experimental.stop()
+            _log.info("The profile is written: %s/plugins/profile", self.folder)
+
+    def progress(self, step: int, values: str, short_values: str) -> None:
+        """Move the bar, with the short values beside it, or write a line where there is no terminal."""
         # The extension behind the last step is not known beforehand.
         total = max(self._num_steps, step)
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=values)
+            self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=short_values)
         elif self._console is not None:
-            _log.info("%s step %d/%d %s", self._title, step, total, values)
+            _log.info("%s step %d/%d  %s%s", self._title, step, total, values, self._time_left(step))
+
+    def _time_left(self, step: int) -> str:
+        if step >= self._num_steps:
+            return ""
+        seconds = (self._num_steps - step) * (time.monotonic() - self._start_time) / max(step - self._start_step, 1)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
     def flush(self) -> None:
         """Put the curves on disk; called with every checkpoint."""
@@ -115,7 +165,8 @@ class Monitor:
                 self._writer.flush()
 
     def close(self) -> None:
-        """End the curves and the bar."""
+        """End the curves, the profile and the bar."""
+        self.stop_profile()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.close()

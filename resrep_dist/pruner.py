@@ -86,7 +86,24 @@ class Pruner:
 
     def norms(self) -> list[np.ndarray]:
         """Norms of each group's channels as they stand on this rank."""
-        return self._by_group([row_norms(c.kernel)[0, 0].numpy() for group in self._compactors for c in group])
+        return self._by_group(self._layer_norms())
+
+    def channel_states(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """For each group, by name, its masked and its dead channels, bool [width at the start] each."""
+        states = {}
+        for group, compactors, kept, dead in zip(
+            self.graph.groups, self._compactors, self._kept, self.dead(), strict=True
+        ):
+            is_masked, is_gone = np.ones(group.width, bool), np.ones(group.width, bool)
+            is_masked[kept] = in_parts(compactors[0].mask.numpy(), group.num_parts)[0] == 0
+            is_gone[kept] = dead
+            states[group.name] = is_masked, is_gone
+        return states
+
+    def kernel(self, name: str) -> np.ndarray:
+        """The compactor of a group's first layer, [D_out, D_in]: the paper's Q."""
+        index = [group.name for group in self.graph.groups].index(name)
+        return self._compactors[index][0].kernel.numpy()[0, 0].T
 
     def unmasked_widths(self) -> list[int]:
         """Channels of each group that its mask keeps."""
@@ -117,13 +134,17 @@ class Pruner:
 
     def curves(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """What is worth a curve now: scalars and histograms by name."""
-        groups, living_widths = self.graph.groups, self.living_widths()
+        groups, living_widths, norms = self.graph.groups, self.living_widths(), self._layer_norms()
         scalars = {
+            "train/lasso_term": self._config.lasso_strength * float(sum(map(np.sum, norms))),
             "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
             "prune/macs_fraction_living": self.macs_fraction(living_widths),
             **{f"width/{g.name}": float(w * g.num_parts) for g, w in zip(groups, living_widths, strict=True)},
         }
-        return scalars, {f"row_norms/{g.name}": norms for g, norms in zip(groups, self.norms(), strict=True)}
+        return scalars, {f"row_norms/{g.name}": n for g, n in zip(groups, self._by_group(norms), strict=True)}
+
+    def _layer_norms(self) -> list[np.ndarray]:
+        return [row_norms(c.kernel)[0, 0].numpy() for group in self._compactors for c in group]
 
     def _by_group(self, norms: list[np.ndarray]) -> list[np.ndarray]:
         of_layers = iter(norms)

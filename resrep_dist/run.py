@@ -12,6 +12,7 @@ from resrep_dist.checkpoint import CheckpointFolder
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors, live_graph, training_macs
 from resrep_dist.config import Config, load_config
+from resrep_dist.curves import check_heat_maps
 from resrep_dist.data import load_sources
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
@@ -38,8 +39,12 @@ from tensorflow import keras
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> dict[str, Any]:
-    """Run everything that is not done yet in `workdir`; returns the report. A collective."""
+def train(config: Config, workdir: Path, cluster: Cluster, console: Console | None) -> dict[str, Any]:
+    """Run everything that is not done yet in `workdir`; returns the report. A collective.
+
+    Args:
+        console: where progress is shown; none: nowhere.
+    """
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     check_launch(cluster, workdir)
@@ -51,6 +56,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console) -> 
             # Before a base is trained for nothing.
             require_prunable(model, graph)
             require_reachable_target(graph, config.prune)
+            check_heat_maps(config, graph)
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
         cluster.from_root(lambda: _check_file(model, workdir))

@@ -1,6 +1,8 @@
 """One training step: forward, backward, one collective, update."""
 
 import logging
+import time
+from statistics import median
 from typing import Any
 
 from resrep_dist.cluster import Cluster
@@ -62,6 +64,7 @@ class TrainStep:
             self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True)
             self._apply = tf.function(self._apply, jit_compile=True)
         self._compiled = tf.function(self._run, reduce_retracing=True)
+        self._collective_alone: Any = None
 
     def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Make one step; a collective. Only where something is wrong there is another one, to find out where.
@@ -100,6 +103,29 @@ class TrainStep:
     def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Trace the step for batches like this one now, so that the first step does not have to."""
         self._compiled.get_concrete_function(images, labels)
+
+    def collective_seconds(self) -> float:
+        """Time of the step's collective by itself, without the wait for slower ranks; a collective."""
+        if self._collective_alone is None:
+            # Not compiled before somebody asks.
+            self._collective_alone = tf.function(self._sum_alone)
+        marks = _marks([*self._watched, *self._statistics], self._dtype)
+        values = [*self._model.trainable_variables, *self._optimizer.row_norms(), *self._statistics, marks]
+        # Given from outside: TensorFlow may compute at once what is constant inside a function.
+        zeros = [*(tf.zeros(value.shape, value.dtype) for value in values), tf.zeros([5], self._dtype)]
+        seconds = []
+        # The first one brings the ranks together.
+        for _ in range(4):
+            start = time.perf_counter()
+            self._collective_alone(zeros).numpy()
+            seconds.append(time.perf_counter() - start)
+        return median(seconds[1:])
+
+    def _sum_alone(self, values: list[tf.Tensor]) -> tf.Tensor:
+        num_weights = len(self._model.trainable_variables)
+        gradients, rest, _ = self._sum(values[:num_weights], values[num_weights:])
+        # All of a group is there when one of it is.
+        return tf.reshape(gradients[0], [-1])[0] + rest[-1][0]
 
     def request_stop(self) -> None:
         """Let the next step tell all ranks that this one was asked to stop."""

@@ -11,6 +11,7 @@ from resrep_dist.checkpointing import Checkpointing
 from resrep_dist.cluster import Cluster
 from resrep_dist.config import Config
 from resrep_dist.curves import Curves
+from resrep_dist.dashboard import write_head
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.record import recorded
 from resrep_dist.data.source import ImageSource
@@ -78,7 +79,7 @@ class Trainer:
         is_seen = self.cluster.is_root and self._folder is not None
         curves = self._folder / "tensorboard" if self._folder and is_seen else None
         self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
-        self._curves = Curves(self._monitor, config.data.global_batch_size)
+        self._curves = Curves(self._monitor, config, graph)
         self._health = Health(config)
 
     def run(self, stop: StopRequest | None = None) -> None:
@@ -122,11 +123,11 @@ class Trainer:
         if self.pruner:
             self.pruner.num_chosen = position["num_chosen"]
         self.cluster.broadcast(list(self.state.values()))
-        self._batches = self._make_batches()
         if self.step:
             _log.info("Resumed at step %d.", self.step)
-        self._monitor.start(self.step, self.config.to_yaml())
-        self._curves.start(self.step)
+        row = self._workdir.resolve().name if self._workdir and self._folder == self._workdir else None
+        self._monitor.start(self.step, lambda: write_head(self.config, row, self.cluster.description))
+        self._batches = self._curves.start(self.step, self._make_batches())
 
     def train_until(self, step: int) -> None:
         """Train up to and including the given step, or to the end if it comes before."""
@@ -137,6 +138,7 @@ class Trainer:
             if self.pruner and self.pruner.is_due(self.step):
                 self.agree()
                 self.pruner.update()
+                self._curves.add_masks(self.step, self.pruner)
             if self._shrinker and self._shrinker.is_due(self.step):
                 with self.cluster.watchdog.patient():
                     self._shrink(self._shrinker, images, labels)
@@ -145,7 +147,8 @@ class Trainer:
             if self._is_evaluation_due():
                 self._evaluate()
             if self.step % self.config.checkpoint.interval_steps == 0:
-                self._save()
+                with self._curves.pause("checkpoint", self.step):
+                    self._save()
             if self.step >= self.num_steps and self.is_done():
                 break
 
@@ -197,6 +200,7 @@ class Trainer:
             "tracing_seconds": time.perf_counter() - built,
         }
         self._monitor.scalars(self.step, {f"shrink/{name}": value for name, value in figures.items()})
+        self._curves.add_pause("shrink", self.step, time.perf_counter() - start)
         _log.info(
             "Step %d: the model shrinks from %.1f %% to %.1f %% of the base's multiply-adds, compactors counted "
             "(built in %.1f s, traced in %.1f s).",
@@ -246,9 +250,12 @@ class Trainer:
     def _evaluate(self) -> None:
         self.agree()
         batch_size = self.config.data.evaluation_batch_size
-        values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
-        self.validation_top1 = values["top1"]
-        self._curves.add_validation(self.step, values)
+        with self._curves.pause("evaluation", self.step):
+            values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
+            self.validation_top1 = values["top1"]
+            self._curves.add_validation(self.step, values, self.pruner)
+            if self.cluster.size > 1:
+                self._curves.add_collective(self.step, self._step.collective_seconds())
 
     def _report(self) -> None:
         metrics = self._step.read_metrics()

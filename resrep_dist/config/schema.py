@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Gt(0)]
+NotNegative = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NotNegativeFloat = Annotated[float, Ge(0)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
@@ -229,6 +230,12 @@ class LoggingConfig:
     """Epochs from one evaluation to the next."""
     record_samples: bool = False
     """Every rank writes which samples it sees, by step, into `samples/` of the run's folder, which it must reach."""
+    compactor_heat_maps: tuple[str, ...] = ()
+    """Groups of layers whose compactors TensorBoard shows at each evaluation, by name; none: first, middle, last."""
+    profile_start_step: NotNegative = 0
+    """Steps before TensorFlow's profiler starts, counted from the start of each phase."""
+    profile_num_steps: NotNegative = 0
+    """Steps that rank 0 profiles, for TensorBoard's tab `Profile`; 0: none. A profiled step is slower."""
 
 
 @dataclass(frozen=True, config=_STRICT)

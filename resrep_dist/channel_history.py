@@ -1,0 +1,72 @@
+"""Which channels live, are masked or dead, and since when; kept beside the curves, so that a resumed run knows it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+_log = logging.getLogger(__name__)
+_NEVER = -1
+HISTORY_FILE = "channels.json"
+"""Its name in the folder of the event files."""
+
+
+class ChannelHistory:
+    """For each group, by name, the step at which each channel was first seen masked, and dead; -1 for never.
+
+    A channel may be masked and return; a dead one stays dead. Channels keep their places of the start.
+    """
+
+    def __init__(self) -> None:
+        self.masked_at: dict[str, np.ndarray] = {}
+        """int64 [D] by group."""
+        self.died_at: dict[str, np.ndarray] = {}
+        """int64 [D] by group."""
+
+    def update(self, step: int, states: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Take the masked and the dead channels as they are after `step` steps (`Pruner.channel_states`)."""
+        for name, (masked, dead) in states.items():
+            masked_at = self.masked_at.setdefault(name, np.full(len(masked), _NEVER))
+            died_at = self.died_at.setdefault(name, np.full(len(masked), _NEVER))
+            masked_at[masked & (masked_at == _NEVER)] = step
+            masked_at[~masked] = _NEVER
+            died_at[dead & (died_at == _NEVER)] = step
+
+    def first_and_last_death(self) -> tuple[int, int]:
+        """The steps between which channels died; (0, 0) before any did."""
+        steps = [step for died_at in self.died_at.values() for step in died_at.tolist() if step != _NEVER]
+        return (min(steps), max(steps)) if steps else (0, 0)
+
+    def to_json(self) -> str:
+        """What `load` reads."""
+        return json.dumps(
+            {
+                name: {"masked_at_step": self.masked_at[name].tolist(), "died_at_step": self.died_at[name].tolist()}
+                for name in self.masked_at
+            }
+        )
+
+    @classmethod
+    def load(cls, folder: Path, last_step: int | None = None) -> "ChannelHistory":
+        """Read `HISTORY_FILE`, forgetting what came after `last_step`; empty where it cannot be read."""
+        history = cls()
+        try:
+            document = json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
+            for name, steps in document.items():
+                history.masked_at[name] = _until(steps["masked_at_step"], last_step)
+                history.died_at[name] = _until(steps["died_at_step"], last_step)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning(
+                "%s cannot be read (%s); the history of the channels begins anew.", folder / HISTORY_FILE, error
+            )
+            return cls()
+        return history
+
+
+def _until(steps: list[int], last_step: int | None) -> np.ndarray:
+    array = np.asarray(steps, np.int64)
+    return array if last_step is None else np.where(array > last_step, _NEVER, array)
