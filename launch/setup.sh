@@ -135,7 +135,7 @@ uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip 
     "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"
 }
 
-install_packages() { uv_install --editable ".[$device,prune,dev,horovod-build]"; }
+install_packages() { uv_install --editable ".[$device,prune,report,onnx,dev,horovod-build]"; }
 
 build_horovod() {
     local include key

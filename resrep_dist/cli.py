@@ -1,15 +1,15 @@
 """The command line. TensorFlow is imported only by a command that has read its configuration."""
 
 import argparse
-import logging
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from resrep_dist import __version__
+from resrep_dist.cli_benchmark import add_benchmark_commands
+from resrep_dist.cli_options import add_config, config_of, start_terminal
 from resrep_dist.errors import RankLostError, StoppedError, UserError
 from resrep_dist.launch_environment import is_launched, launched_rank, leave
 
@@ -62,82 +62,56 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train, prune and merge, or train alone; the same --workdir means resume")
-    _add_config(train)
+    add_config(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
     train.set_defaults(command=_train)
 
     merge = commands.add_parser("merge", help="write the slim model of a run's newest checkpoint")
     merge.add_argument("workdir", type=Path, help="folder of the run")
     merge.set_defaults(command=_merge)
 
-    evaluate = commands.add_parser("evaluate", help="top-1 of a Keras model on the validation set")
-    evaluate.add_argument("model", type=Path, help="a folder with model.h5, or a Keras file")
+    evaluate = commands.add_parser("evaluate", help="top-1 of a model file on the validation set")
+    evaluate.add_argument("model", type=Path, help="a folder with model.h5, a Keras file, or what `export` wrote")
     evaluate.add_argument("--config", required=True, help="configuration that names the data")
     evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     evaluate.set_defaults(command=_evaluate)
 
     inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
-    _add_config(inspect)
+    add_config(inspect)
     inspect.add_argument("--ranks", type=int, default=1, help="ranks that share the batch, for the memory of each")
     inspect.set_defaults(command=_inspect)
 
-    report = commands.add_parser("report", help="the table of a finished run, or of several")
-    report.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
+    report = commands.add_parser("report", help="the table of a run, and a page of one run or of several")
+    report.add_argument("workdirs", type=Path, nargs="+", metavar="DIR", help="folder of a run")
+    report.add_argument("--output", type=Path, help="folder of the page (default: the run's, of several ./report)")
     report.set_defaults(command=_report)
 
-    benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
-    kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
-    data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
-    _add_config(data)
-    data.add_argument("--num-images", type=_positive, default=2048, help="in each round (default: 2048)")
-    data.add_argument("--num-rounds", type=_positive, default=5, help="the median counts (default: 5)")
-    data.set_defaults(command=_benchmark_data)
-    steps = kinds.add_parser(
-        "steps", help="training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too"
-    )
-    _add_config(steps)
-    steps.add_argument("--num-steps", type=_positive, default=10, help="of every arm in each round (default: 10)")
-    steps.add_argument("--num-rounds", type=_positive, default=5, help="all arms in turn (default: 5)")
-    steps.add_argument(
-        "--run", type=Path, help="a finished run, for its widths; default: the same share of every layer"
-    )
-    steps.set_defaults(command=_benchmark_steps)
-    for kind in (data, steps):
-        kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+    export = commands.add_parser("export", help="a Keras model into other formats, each compared with it")
+    export.add_argument("model", type=Path, help="a finished run, a folder with model.h5, or a Keras file")
+    export.add_argument(
+        "--format", action="append", required=True, dest="formats", help="may be given several times",
+        choices=("saved_model", "tflite", "tflite_float16", "onnx"),
+    )  # fmt: skip
+    export.add_argument("--config", type=Path, help="configuration that names the images (default: the run's)")
+    export.set_defaults(command=_export)
+
+    add_benchmark_commands(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
     doctor.set_defaults(command=_doctor)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="as in train.num_epochs=10",
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"received {text}, expected 1 or more")
-    return number
-
-
 def _train(options: argparse.Namespace) -> int:
-    config = _load_config(options)
-    console = _start_terminal()
+    config = config_of(options)
+    console = start_terminal(options.quiet)
     from resrep_dist import run
     from resrep_dist.cluster import Cluster
     from resrep_dist.report import print_report
 
     cluster = Cluster()
-    report = run.train(config, options.workdir, cluster, console)
+    report = run.train(config, options.workdir, cluster, None if options.quiet else console)
     if cluster.size == 1:
         print_report(console, report, options.workdir)
     elif cluster.is_root:
@@ -151,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     if not (options.workdir / "config.yaml").exists():
         raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
-    console = _start_terminal()
+    console = start_terminal()
     from resrep_dist import run
     from resrep_dist.report import print_report
 
@@ -160,17 +134,15 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    config = _load_config(options)
-    path = options.model / "model.h5" if options.model.is_dir() else options.model
-    if not path.exists():
-        raise UserError(f"model {path}: no such file; give a Keras file or a folder with model.h5")
-    console = _start_terminal()
+    config = config_of(options)
+    path = _model_file(options.model)
+    console = start_terminal()
     from resrep_dist.data import load_sources
     from resrep_dist.evaluation import Evaluator
-    from resrep_dist.models.files import load_model
+    from resrep_dist.inference import load_any_model
 
     _, validation_data = load_sources(config)
-    evaluator = Evaluator(load_model(path), config.training.metrics)
+    evaluator = Evaluator(load_any_model(path, config.model.image_size), config.training.metrics)
     values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
     figures = [f"top-1 {values.pop('top1'):.2f} %"]
     figures += [f"top-5 {values.pop('top5'):.2f} %"] if "top5" in values else []
@@ -179,13 +151,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _model_file(path: Path) -> Path:
+    """The file that is meant by a run, a folder with model.h5, a SavedModel's folder, or a file."""
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        candidates = [path / name / "model.h5" for name in ("", "slim", "final")]
+        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    if not path.exists():
+        raise UserError(f"model {path}: no such file; give a model file or a folder with model.h5")
+    return path
+
+
 def _inspect(options: argparse.Namespace) -> int:
-    config = _load_config(options)
+    config = config_of(options)
     if not 1 <= options.ranks <= config.data.global_batch_size:
         raise UserError(
             f"--ranks {options.ranks}: expected 1 to {config.data.global_batch_size}, the global batch size"
         )
-    console = _start_terminal()
+    console = start_terminal()
     from resrep_dist.inspection import print_inspection
 
     print_inspection(console, config, options.ranks)
@@ -193,48 +175,45 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    console = _start_terminal()
-    from resrep_dist.report import print_comparison, print_report, read_report
+    console = start_terminal()
+    from resrep_dist.report import print_comparison, print_report
+    from resrep_dist.run_record import read_run
 
-    reports = {workdir: read_report(workdir) for workdir in options.workdirs}
-    if len(reports) == 1:
-        ((workdir, report),) = reports.items()
-        print_report(console, report, workdir)
-    else:
+    runs = [read_run(workdir) for workdir in options.workdirs]
+    reports = {run.workdir: run.report for run in runs if run.report}
+    if len(reports) > 1:
         print_comparison(console, reports)
+    for workdir, report in reports.items() if len(reports) == 1 else ():
+        print_report(console, report, workdir)
+    try:
+        from resrep_dist.report_page import write_pages
+    except ImportError as error:
+        console.print(f"No page: {error}; `pip install 'resrep-dist[report]'` brings what it needs", markup=False)
+        return 0
+    one = options.workdirs[0] if len(runs) == 1 else Path("report")
+    console.print(f"Page: {write_pages(runs, options.output or one)}")
     return 0
 
 
-def _benchmark_data(options: argparse.Namespace) -> int:
-    config = _load_config(options)
-    console = _start_terminal()
-    from resrep_dist import benchmark
+def _export(options: argparse.Namespace) -> int:
+    path = _model_file(options.model)
+    found = [folder / "config.yaml" for folder in (path.parent, path.parent.parent)]
+    config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
+    if config_path is None:
+        raise UserError(
+            f"--config: missing, and no config.yaml beside or above {path}; it names the images to compare on"
+        )
+    from resrep_dist.config import load_config
 
-    result = benchmark.benchmark_data(config, options.num_images, options.num_rounds)
-    path = benchmark.write_benchmark(options.output, "data", result)
-    benchmark.print_data_benchmark(console, result)
-    console.print(f"File: {path}")
-    return 0
+    config = load_config(config_path)
+    console = start_terminal()
+    from resrep_dist.data import load_sources
+    from resrep_dist.export import export_model, print_export
+    from resrep_dist.models.files import load_model
 
-
-def _benchmark_steps(options: argparse.Namespace) -> int:
-    config = _load_config(options)
-    console = _start_terminal()
-    from resrep_dist import benchmark
-    from resrep_dist.cluster import Cluster
-    from resrep_dist.report import read_report
-
-    kept = None
-    if options.run:
-        channels = read_report(options.run).get("certificate", {}).get("channels", {})
-        kept = {name: counts["kept"] for name, counts in channels.items()}
-    cluster = Cluster()
-    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, kept)
-    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
-    if cluster.is_root:
-        benchmark.print_steps_benchmark(console, result)
-        console.print(f"File: {path}")
-    cluster.shutdown()
+    model, images = load_model(path), load_sources(config)[1].first_images(config.merge.num_images)
+    for name in options.formats:
+        print_export(console, export_model(model, name, path.parent, images, config.merge.tolerance))
     return 0
 
 
@@ -244,21 +223,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     return run_doctor(Console())
-
-
-def _load_config(options: argparse.Namespace) -> Any:
-    from resrep_dist.config import load_config
-
-    return load_config(options.config, options.overrides)
-
-
-def _start_terminal() -> Any:
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from resrep_dist.monitor import configure_logging, make_console
-
-    console = make_console()
-    configure_logging(console, launched_rank() == 0)
-    return console
 
 
 if __name__ == "__main__":

@@ -3,5 +3,7 @@
 from resrep_dist.benchmark.data import benchmark_data as benchmark_data
 from resrep_dist.benchmark.data import print_data_benchmark as print_data_benchmark
 from resrep_dist.benchmark.files import write_benchmark as write_benchmark
+from resrep_dist.benchmark.latency import benchmark_latency as benchmark_latency
+from resrep_dist.benchmark.latency import print_latency_benchmark as print_latency_benchmark
 from resrep_dist.benchmark.steps import benchmark_steps as benchmark_steps
 from resrep_dist.benchmark.steps import print_steps_benchmark as print_steps_benchmark

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from resrep_dist.run_record import read_run
 from tests.networks import DIGITS_CONFIG
 from tests.ranks.launcher import REPOSITORY, run_ranks
 from tests.system import runs
@@ -154,7 +155,10 @@ def test_evaluate_merge_inspect_and_report(finished_run):
     result = call(RESREP, "merge", workdir)
     assert result.returncode == 0, result.stderr
     assert (workdir / "slim" / "model.h5").stat().st_mtime_ns > before
-    assert "Largest difference" in call(RESREP, "report", workdir).stdout
+    result = call(RESREP, "report", workdir)
+    assert "Largest difference" in result.stdout and (workdir / "report.html").exists(), result.stderr
+    curve = read_run(workdir).curves["time/collective_seconds"]
+    assert curve and all(0 < seconds < 10 for _, seconds in curve), "both ranks made the collective"
     result = call(RESREP, "inspect", DIGITS_CONFIG)
     assert "10,203,776" in result.stdout and "meet others in the Add" in result.stdout
     assert result.stderr == ""

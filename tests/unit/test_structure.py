@@ -21,8 +21,10 @@ ORDER = [
     "data.record_index", "data.tfrecord", "data.tfds", "data", "layer_replacement", "memory", "sync_batch_norm",
     "losses", "loss_scale", "schedules", "optimizer", "state", "step", "evaluation", "merging.certificate",
     "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing", "pruner", "health", "monitor",
-    "channel_history", "pictures", "dashboard", "step_timer", "curves", "keras_callbacks", "phase", "shrink", "live_model", "shrinker", "trainer", "report", "run", "inspection",
-    "benchmark.files", "benchmark.data", "benchmark.peak_memory", "benchmark.steps", "benchmark", "doctor", "cli",
+    "channel_history", "pictures", "dashboard", "step_timer", "curves", "keras_callbacks", "phase", "shrink",
+    "live_model", "shrinker", "trainer", "report", "run_record", "report_pictures", "report_page", "run", "inference",
+    "export", "inspection", "benchmark.files", "benchmark.data", "benchmark.latency", "benchmark.peak_memory",
+    "benchmark.steps", "benchmark", "doctor", "cli_options", "cli_benchmark", "cli",
 ]  # fmt: skip
 
 

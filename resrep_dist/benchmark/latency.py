@@ -1,0 +1,143 @@
+"""What pruning buys on this machine: base and slim model in every format, side by side."""
+
+import logging
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.compactor import insert_compactors
+from resrep_dist.config import Config, load_config
+from resrep_dist.errors import ConfigError, UserError
+from resrep_dist.export import FORMATS, export_model
+from resrep_dist.graph import trace
+from resrep_dist.inference import Inference, from_keras, num_cores, open_model_file
+from resrep_dist.merging import merge
+from resrep_dist.models import build_model
+from resrep_dist.models.files import load_model
+from resrep_dist.resrep import select_masks
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+_BATCH_SIZES = (1, 32)
+_NUM_WARM_ROUNDS = 5
+
+
+def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
+    """Median time of a batch of 1 and of 32 images, milliseconds, for base and slim, in every format.
+
+    Args:
+        path: a finished run, or a configuration; of that the slim model is one of random weights, pruned at
+            random to the target, so that the question can be asked before any training.
+        num_rounds: in each every model and format has its turn; the medians count.
+    """
+    models = _models_of_run(path) if path.is_dir() else _random_models(load_config(path))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        functions = _in_every_format(models, Path(folder))
+        for batch_size in _BATCH_SIZES:
+            times = _measure(functions, batch_size, num_rounds)
+            for name in dict.fromkeys(name for name, _ in functions):
+                base_ms, slim_ms = (statistics.median(times[name, model]) for model in models)
+                row = {"format": name, "batch_size": batch_size, "base_ms": base_ms, "slim_ms": slim_ms}
+                rows.append(row | {"speedup": base_ms / slim_ms})
+            _log.info("Batch of %d done.", batch_size)
+    graphs = {name: trace(model) for name, model in models.items()}
+    return {
+        "model": models["base"].name,
+        "macs": {name: graph.macs.total(graph.widths) for name, graph in graphs.items()},
+        "is_trained": path.is_dir(),
+        "rows": rows,
+        "num_rounds": num_rounds,
+        "num_cores": num_cores(),
+        "machine": platform.machine(),
+        "tensorflow": tf.__version__,
+    }
+
+
+def print_latency_benchmark(console: Console, result: dict[str, Any]) -> None:
+    """Base beside slim, a row for each format and batch."""
+    table = Table(title=f"{result['model']}, medians of {result['num_rounds']} rounds, {result['num_cores']} cores")
+    for heading in ("format", "batch", "base", "slim", "times faster"):
+        table.add_column(heading, justify="left" if heading == "format" else "right")
+    for row in result["rows"]:
+        times = (f"{row['base_ms']:.2f} ms", f"{row['slim_ms']:.2f} ms", f"{row['speedup']:.2f}")
+        table.add_row(row["format"], str(row["batch_size"]), *times)
+    console.print(table)
+    macs = result["macs"]
+    kind = "as trained" if result["is_trained"] else "random weights, pruned at random to the target"
+    console.print(f"The slim model ({kind}) has {100 * macs['slim'] / macs['base']:.1f} % of the multiply-adds.")
+
+
+def _models_of_run(workdir: Path) -> dict[str, keras.Model]:
+    paths = {"base": workdir / "base" / "model.h5", "slim": workdir / "slim" / "model.h5"}
+    for path in paths.values():
+        if not path.exists():
+            raise UserError(f"{path}: there is no such file; give a finished run of `resrep train`, or a configuration")
+    return {name: load_model(path) for name, path in paths.items()}
+
+
+def _random_models(config: Config) -> dict[str, keras.Model]:
+    if config.prune is None:
+        raise ConfigError("prune: missing; expected a configuration that says what to prune")
+    base = build_model(config.model)
+    graph = trace(base, config.prune.exclude, config.prune.residual_groups)
+    random = np.random.default_rng(config.seed)
+    selection = select_masks(
+        [random.uniform(size=width) for width in graph.widths],
+        graph.macs,
+        target_macs=config.prune.target_macs_fraction * graph.macs.total(graph.widths),
+        max_chosen=sum(graph.widths),
+        min_channels=config.prune.min_channels,
+        round_to=config.prune.round_to,
+    )
+    pruned = insert_compactors(base, graph)
+    for group, mask in zip(graph.groups, selection.masks, strict=True):
+        for layer in group.layers:
+            compactor = pruned.get_layer(layer.compactor)
+            compactor.mask.assign(mask.astype(np.float32))
+            compactor.kernel.assign(compactor.kernel * compactor.mask)
+    slim, _ = merge(pruned, graph, _images(base, config.merge.num_images), tolerance=config.merge.tolerance)
+    return {"base": base, "slim": slim}
+
+
+def _images(model: keras.Model, num_images: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(num_images, *model.input_shape[1:])).astype(np.float32)
+
+
+def _in_every_format(models: dict[str, keras.Model], folder: Path) -> dict[tuple[str, str], Inference]:
+    """By format and model; formats that cannot be made here are named and left out."""
+    functions = {("keras", name): from_keras(model, folder) for name, model in models.items()}
+    for format_name in FORMATS:
+        try:
+            made = {
+                (format_name, name): export_model(model, format_name, folder / name, _images(model, 32), 1e-3).path
+                for name, model in models.items()
+            }
+        except (UserError, RuntimeError) as error:
+            _log.warning("Left out: %s", error)
+            continue
+        functions |= {key: open_model_file(path) for key, path in made.items()}
+    return functions
+
+
+def _measure(
+    functions: dict[tuple[str, str], Inference], batch_size: int, num_rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in functions}
+    images = np.random.default_rng(0).normal(size=(batch_size, *next(iter(functions.values())).input_shape))
+    images = images.astype(np.float32)
+    for number in range(num_rounds + _NUM_WARM_ROUNDS):
+        for key, inference in functions.items():
+            start = time.perf_counter()
+            inference.run(images)
+            if number >= _NUM_WARM_ROUNDS:
+                times[key].append(1000.0 * (time.perf_counter() - start))
+    return times

@@ -1,0 +1,81 @@
+"""The commands `resrep benchmark ...`. TensorFlow is imported only by a command that has read its configuration."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.cli_options import add_config, config_of, positive, start_terminal
+
+
+def add_benchmark_commands(commands: Any) -> None:
+    """Give the command line its `benchmark`, with one sub-command for each kind."""
+    benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
+    kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
+    data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
+    add_config(data)
+    data.add_argument("--num-images", type=positive, default=2048, help="in each round (default: 2048)")
+    data.add_argument("--num-rounds", type=positive, default=5, help="the median counts (default: 5)")
+    data.set_defaults(command=_benchmark_data)
+    steps = kinds.add_parser(
+        "steps", help="training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too"
+    )
+    add_config(steps)
+    steps.add_argument("--num-steps", type=positive, default=10, help="of every arm in each round (default: 10)")
+    steps.add_argument("--num-rounds", type=positive, default=5, help="all arms in turn (default: 5)")
+    steps.add_argument(
+        "--run", type=Path, help="a finished run, for its widths; default: the same share of every layer"
+    )
+    steps.set_defaults(command=_benchmark_steps)
+    for kind in (data, steps):
+        kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+
+    latency = kinds.add_parser("latency", help="base next to slim model in every format, on this machine")
+    latency.add_argument("path", type=Path, metavar="CONFIG|DIR", help="a finished run, or a YAML file")
+    latency.add_argument("--num-rounds", type=positive, default=30, help="the medians count (default: 30)")
+    latency.add_argument("--output", type=Path, help="folder (default: the run's, of a YAML file ./benchmark)")
+    latency.set_defaults(command=_benchmark_latency)
+
+
+def _benchmark_data(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    console = start_terminal()
+    from resrep_dist import benchmark
+
+    result = benchmark.benchmark_data(config, options.num_images, options.num_rounds)
+    path = benchmark.write_benchmark(options.output, "data", result)
+    benchmark.print_data_benchmark(console, result)
+    console.print(f"File: {path}")
+    return 0
+
+
+def _benchmark_steps(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    console = start_terminal()
+    from resrep_dist import benchmark
+    from resrep_dist.cluster import Cluster
+    from resrep_dist.report import read_report
+
+    kept = None
+    if options.run:
+        channels = read_report(options.run).get("certificate", {}).get("channels", {})
+        kept = {name: counts["kept"] for name, counts in channels.items()}
+    cluster = Cluster()
+    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, kept)
+    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
+    if cluster.is_root:
+        benchmark.print_steps_benchmark(console, result)
+        console.print(f"File: {path}")
+    cluster.shutdown()
+    return 0
+
+
+def _benchmark_latency(options: argparse.Namespace) -> int:
+    console = start_terminal()
+    from resrep_dist import benchmark
+
+    result = benchmark.benchmark_latency(options.path, options.num_rounds)
+    output = options.output or (options.path if options.path.is_dir() else Path("benchmark"))
+    path = benchmark.write_benchmark(output, "latency", result)
+    benchmark.print_latency_benchmark(console, result)
+    console.print(f"File: {path}")
+    return 0
