@@ -100,8 +100,9 @@ def _inference_function(model: keras.Model) -> tf.types.experimental.GenericFunc
 
 
 def _to_saved_model(model: keras.Model, path: Path) -> None:
+    # The variables and not the model: Keras would trace every layer by itself.
     module = tf.Module()
-    module.model, module.serve = model, _inference_function(model)
+    module.weights, module.serve = model.variables, _inference_function(model)
     tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
