@@ -13,6 +13,9 @@ import zipfile
 
 from resrep_dist.checkpoint import CheckpointFolder, restore, snapshot
 from resrep_dist.errors import CheckpointError
+from resrep_dist.graph import trace
+from resrep_dist.shrink import Layout
+from tests.networks import small_network
 
 import numpy as np
 import pytest
@@ -253,6 +256,26 @@ def test_a_malicious_checkpoint_is_refused_in_one_line_and_nothing_in_it_runs(ch
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
     assert not (checkpoint.parent / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        5, "kept", [], {}, {"kept": None, "is_refolded": False}, {"kept": [[0]], "is_refolded": False},
+        {"kept": [[0], [0], [16]], "is_refolded": False}, {"kept": [[0], [], [0]], "is_refolded": False},
+        {"kept": [[1, 0], [0], [0]], "is_refolded": False}, {"kept": [[0, 0], [0], [0]], "is_refolded": False},
+        {"kept": [[-1], [0], [0]], "is_refolded": False}, {"kept": [[[0]], [0], [0]], "is_refolded": False},
+        {"kept": ["0", [0], [0]], "is_refolded": False}, {"kept": [[0], [0], [0]], "is_refolded": "no"},
+        {"kept": [[0], [0], [0]]}, {"kept": [["\x1b[2J\n" * 999], [0], [0]], "is_refolded": False},
+    ],
+    ids=lambda layout: repr(layout)[:40],
+)  # fmt: skip
+def test_a_layout_that_is_not_one_of_the_models_is_refused(layout):
+    graph = trace(small_network())
+    assert Layout.of(graph, {"kept": [[0, 3], [1], [15]], "is_refolded": True}).widths == [2, 1, 1]
+    with pytest.raises(CheckpointError, match="is not one of this model's 3 groups") as error:
+        Layout.of(graph, layout)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
 def test_sizes_that_a_zips_directory_claims_are_not_believed(checkpoint, variables):
