@@ -130,9 +130,7 @@ def restore(
             arrays = {name: _read_array(file, name) for name in variables}
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # right checksums prove nothing of who wrote it, and what a stranger's file raises is open
+    except Exception as error:  # right checksums do not say who wrote it; what a stranger's file raises is open
         raise DamagedCheckpointError(f"checkpoint {path}: it cannot be read ({one_line(error)})") from None
     for name, variable in variables.items():
         variable.assign(arrays[name])

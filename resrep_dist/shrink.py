@@ -6,6 +6,7 @@ from typing import Any
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import Compactor, live_graph
+from resrep_dist.errors import CheckpointError, one_line
 from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, rebuild
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
@@ -35,15 +36,23 @@ class Layout:
         """The one that a checkpoint's position holds as JSON; without, all channels of the original model.
 
         Raises:
-            ValueError: for one of another model, or that is none.
+            CheckpointError: where that is no layout of this graph.
         """
         if saved is None:
             return cls(tuple(tuple(range(width)) for width in graph.widths))
-        layout = cls(tuple(map(tuple, saved["kept"])), bool(saved["is_refolded"]))
-        allowed = [set(range(width)) for width in graph.widths]
-        are_sets = all(channels and list(channels) == sorted(set(channels)) for channels in layout.kept)
-        if len(layout.kept) != len(allowed) or not are_sets or not all(map(set.issuperset, allowed, layout.kept)):
-            raise ValueError("its layout names channels that the model does not have")
+        try:
+            layout = cls(tuple(map(tuple, saved["kept"])), saved["is_refolded"])
+            is_good = isinstance(layout.is_refolded, bool) and all(
+                kept and list(kept) == sorted(set(kept).intersection(range(width)))
+                for kept, width in zip(layout.kept, graph.widths, strict=True)
+            )
+        except (TypeError, KeyError, ValueError):
+            is_good = False
+        if not is_good:
+            raise CheckpointError(
+                f"the checkpoint's layout {one_line(saved)} is not one of this model's {len(graph.widths)} groups; "
+                "use another --workdir"
+            )
         return layout
 
     @property
