@@ -63,9 +63,13 @@ class Run:
     def wait_for(self, text: str, timeout_seconds: float = 200) -> None:
         """Wait until the log has a line that matches, while the run lives."""
         deadline = time.monotonic() + timeout_seconds
-        while not re.search(text, self.log):
-            assert self.process.poll() is None and time.monotonic() < deadline, f"{text}\n{self.log[-4000:]}"
-            time.sleep(0.02)
+        try:
+            while not re.search(text, self.log):
+                assert self.process.poll() is None and time.monotonic() < deadline, f"{text}\n{self.log[-4000:]}"
+                time.sleep(0.02)
+        except BaseException:
+            self.stop()
+            raise
 
     def harm(self, rank: int, number: signal.Signals) -> float:
         """Send a rank a signal; returns the seconds until the script and all ranks had ended."""
