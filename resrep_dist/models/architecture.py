@@ -124,7 +124,8 @@ def _package(entry: Mapping[str, Any]) -> Any:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry["config"]["name"])
+    # What is no stock layer may have no name among its options.
+    return str(entry["config"].get("name", entry.get("name", "without a name")))
 
 
 def _make_input(entry: Mapping[str, Any], open_size: int | None) -> Any:
@@ -186,10 +187,10 @@ def _activation(entry: Mapping[str, Any], value: Any, is_keras_3: bool) -> str:
 def _named_object(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any]) -> Any:
     """An initializer, regularizer or constraint of Keras itself."""
     module, class_name = _OBJECTS[kind], value.get("class_name")
-    config = {k: v for k, v in (value.get("config") or {}).items() if k not in _WITHOUT_EFFECT}
     found = getattr(module, class_name, None) if isinstance(class_name, str) and class_name[:1].isupper() else None
     if found is None or _package(value) or value.get("module", f"keras.{kind}s") != f"keras.{kind}s":
         raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} is not one of Keras' own; {_MEND}")
+    config = {k: v for k, v in (value.get("config") or {}).items() if k not in _WITHOUT_EFFECT}
     if not all(_is_plain(option) for option in config.values()):
         raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} does not hold plain data; {_MEND}")
     try:

@@ -1,5 +1,6 @@
 """Model files from strangers: nothing in them runs, each is refused in one line, without much memory or time."""
 
+import itertools
 import json
 import os
 import resource
@@ -409,6 +410,7 @@ F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         tensors({"../../ran": F32, "__metadata__": {"format": "pickle"}}, bytes(16)),
         b"\x80\x04cos\nmkdir\n(S'ran'\ntR.",
     ],
+    ids=itertools.count(),
 )
 def test_safetensors_with_a_bad_header_are_refused(tmp_path, resnet, content):
     path = tmp_path / "weights.safetensors"
