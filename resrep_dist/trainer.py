@@ -21,6 +21,7 @@ from resrep_dist.health import Health
 from resrep_dist.live_model import LiveModel
 from resrep_dist.monitor import Monitor
 from resrep_dist.phase import check_data, model_for_training, plan_phase, pruning_of
+from resrep_dist.pruner import require_prunable
 from resrep_dist.shrink import Layout
 from resrep_dist.shrinker import Shrinker
 from resrep_dist.stopping import StopRequest
@@ -62,6 +63,8 @@ class Trainer:
         self.config, self.graph = config, graph
         self._train_data, self._validation_data = train_data, validation_data
         check_data(config, train_data, self.cluster.size)
+        if graph:
+            require_prunable(model, graph)
         self._plan = plan_phase(config, graph, len(train_data))
         self.num_steps, self._schedule = self._plan.num_steps, self._plan.schedule
         self._shrinker = Shrinker(graph, config, self._plan, self.cluster) if graph else None

@@ -121,7 +121,7 @@ def test_a_model_with_nothing_to_prune_and_data_of_other_classes_are_refused():
 def test_curves_that_a_full_disk_refuses_do_not_stop_the_training(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
     monitor = Monitor("train", tmp_path, None, 100)
-    monitor.start(0, "seed: 0")
+    monitor.start(0)
     monitor.flush()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The kernel refuses the write as it does on a full disk.
