@@ -121,7 +121,6 @@ def test_evaluation_and_errors_of_rank_0(worked, scenario):
 def test_no_rank_waits_for_the_disk_and_failed_checkpoints_end_all_ranks(tmp_path):
     code, log = work(2, "checkpoints", tmp_path)
     assert code == 0, log[-3000:]
-    assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0", "rank1"]
 
 
 @pytest.mark.slow
