@@ -48,7 +48,10 @@ def wait_for_text(slurm: SlurmCluster, log: Path, pattern: str, timeout_seconds:
     found: list[re.Match[str]] = []
 
     def is_there() -> bool:
-        found.extend(re.finditer(pattern, log.read_text() if log.exists() else ""))
+        text = log.read_text() if log.exists() else ""
+        found.extend(re.finditer(pattern, text))
+        # What has failed is not waited for.
+        assert found or "resrep: error:" not in text, text
         return bool(found)
 
     slurm.wait_until(is_there, timeout_seconds)
