@@ -140,7 +140,8 @@ def _make_input(entry: Mapping[str, Any], open_size: int | None) -> Any:
 
 def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Layer:
     layer_class = _LAYERS[entry["class_name"]]
-    known = {"name", "trainable", "dtype", *inspect.signature(layer_class).parameters}
+    # Of the class itself, some patch versions of Python see the `__new__` that takes anything.
+    known = {"name", "trainable", "dtype", *inspect.signature(layer_class.__init__).parameters}
     config = dict(entry["config"])
     if layer_class is keras.layers.LeakyReLU and "negative_slope" in config:
         config["alpha"] = config.pop("negative_slope")
