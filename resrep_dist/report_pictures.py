@@ -12,8 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-_STYLE: dict[Any, Any] = {"svg.hashsalt": "resrep", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
-          "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}  # fmt: skip
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "resrep", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
+    "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif",
+}  # fmt: skip
 # Title, unit, and the tags with the style of their lines.
 _CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("loss (full) and lasso term (dashed)", {"train/loss": "-", "train/lasso_term": "--"}),
