@@ -38,6 +38,8 @@ class TwoHosts:
         self.folder = Path(tempfile.mkdtemp(prefix="resrep-hosts-"))
         self._names = [f"resrep{os.getpid()}-{number}" for number in (1, 2)]
         self._server: subprocess.Popen | None = None
+        lines = [f"{address} host{number}\n" for number, address in enumerate(ADDRESSES, 1)]
+        (self.folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
         try:
             self._connect()
             self._start_ssh()
@@ -60,7 +62,8 @@ class TwoHosts:
     @property
     def prefix(self) -> list[str]:
         """In front of a command, runs it on the first host."""
-        return ["ip", "netns", "exec", self._names[0], "unshare", "--uts", "sh", "-c", 'hostname host1; exec "$@"', "-"]
+        script = f'{self._identity("host1")}; exec "$@"'
+        return ["ip", "netns", "exec", self._names[0], "unshare", "--uts", "--mount", "sh", "-ec", script, "-"]
 
     @property
     def variables(self) -> dict[str, str]:
@@ -69,6 +72,10 @@ class TwoHosts:
             "HOSTS": ",".join(f"{address}:1" for address in ADDRESSES),
             "PATH": f"{self.folder}:{os.environ['PATH']}",
         }
+
+    def _identity(self, name: str) -> str:
+        """Shell commands that give a host its name; Gloo wants to find the address of its own."""
+        return f"hostname {name}; mount --bind {self.folder}/hosts /etc/hosts"
 
     def _connect(self) -> None:
         for name in self._names:
@@ -89,7 +96,9 @@ class TwoHosts:
         client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.folder}/ssh_config "$@"\n')
         client.chmod(0o755)
         Path("/run/sshd").mkdir(exist_ok=True)
-        script = f"hostname host2; {self._setup}; exec {shutil.which('sshd')} -D -e -f {self.folder}/sshd_config"
+        script = (
+            f"{self._identity('host2')}; {self._setup}; exec {shutil.which('sshd')} -D -e -f {self.folder}/sshd_config"
+        )
         with open(self.folder / "sshd.log", "w") as log:
             self._server = subprocess.Popen(
                 ["ip", "netns", "exec", self._names[1], "unshare", "--uts", "--mount", "sh", "-ec", script],
