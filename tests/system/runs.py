@@ -38,7 +38,8 @@ def signal_one_rank(number: signal.Signals, num_ranks: int, command: list[str], 
         if child.cmdline()[1:3] == [RESREP, "train"]
     ]  # fmt: skip
     assert len(ranks) == num_ranks
-    ranks[-1].send_signal(number)
+    # The launcher starts them side by side, so their order is not that of their numbers.
+    next(rank for rank in ranks if rank.environ()["HOROVOD_RANK"] == str(num_ranks - 1)).send_signal(number)
     assert process.wait(60) != 0
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 

@@ -64,7 +64,7 @@ def test_the_run_goes_on_while_a_checkpoint_is_written_and_what_it_changes_is_no
     disk.set()
     run.checkpoints.wait()
     assert names(tmp_path) == ["step-00000010"]
-    assert run.checkpoints.restore() == {"step": 10, "num_chosen": 20}
+    assert run.checkpoints.restore() == {"step": 10, "num_chosen": 20, "layout": None}
     np.testing.assert_array_equal(run.variable, np.full(1000, 10.0))
 
 
@@ -146,5 +146,5 @@ def test_what_else_goes_wrong_in_the_thread_is_raised_by_the_next_save(run, monk
 def test_without_a_folder_nothing_is_written(tmp_path):
     run = Run(None)
     run.save(10, is_last=True)
-    assert run.checkpoints.restore() == {"step": 0, "num_chosen": 0}
+    assert run.checkpoints.restore() == {"step": 0, "num_chosen": 0, "layout": None}
     assert not list(tmp_path.iterdir())
