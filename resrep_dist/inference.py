@@ -15,6 +15,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 Run = Callable[[np.ndarray], np.ndarray]
+# Batches of an evaluation's size have corrupted the memory of the process (TensorFlow 2.18.1).
+_MAX_TFLITE_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,21 +128,31 @@ def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:
 
 
 def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LiteRT interpreter")
-        interpreter = tf.lite.Interpreter(str(path), num_threads=num_cores())
-    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
-    batch_size = -1
-
-    def run(images: np.ndarray) -> np.ndarray:
-        nonlocal batch_size
-        if len(images) != batch_size:
-            batch_size = len(images)
-            interpreter.resize_tensor_input(inputs["index"], images.shape)
+    def interpreter_of(num_images: int | None = None) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LiteRT interpreter")
+            interpreter = tf.lite.Interpreter(str(path), num_threads=num_cores())
+        if num_images is not None:
+            (details,) = interpreter.get_input_details()
+            interpreter.resize_tensor_input(details["index"], [num_images, *details["shape"][1:]])
             interpreter.allocate_tensors()
+        return interpreter
+
+    (inputs,), (outputs,) = (getattr(interpreter_of(), f"get_{side}_details")() for side in ("input", "output"))
+    # By batch size, so that none is resized after it has run.
+    interpreters: dict[int, Any] = {}
+
+    def run_part(images: np.ndarray) -> np.ndarray:
+        if len(images) not in interpreters:
+            interpreters[len(images)] = interpreter_of(len(images))
+        interpreter = interpreters[len(images)]
         interpreter.set_tensor(inputs["index"], images)
         interpreter.invoke()
-        return interpreter.get_tensor(outputs["index"])
+        return np.array(interpreter.get_tensor(outputs["index"]))
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = range(0, len(images), _MAX_TFLITE_IMAGES)
+        return np.concatenate([run_part(images[first : first + _MAX_TFLITE_IMAGES]) for first in parts])
 
     return run, inputs["shape"][1:], outputs["shape"]
 
