@@ -1,6 +1,7 @@
 """Two jobs on one folder."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,6 +22,12 @@ Lease(Path(sys.argv[1])).take()
 print("taken", flush=True)
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch):
+    """What the command line's log settings keep from the root logger reaches `caplog`."""
+    monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
 
 
 @pytest.fixture
