@@ -132,6 +132,7 @@ def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tm
     assert result["is_trained"] and write_benchmark(tmp_path, "latency", result).exists()
 
 
+@pytest.mark.slow
 def test_a_configuration_alone_is_pruned_at_random_to_its_target(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(small_config().to_yaml())

@@ -29,7 +29,7 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_settings(tmp_
     assert load_config(tmp_path / "config.yaml") == moved
 
 
-@pytest.mark.parametrize("mode", ["exact", "refold"])
+@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold"])
 def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
     config = dataclasses.replace(
         shrinking_config(mode),

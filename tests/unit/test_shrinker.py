@@ -33,7 +33,7 @@ def shrinks_of(trainer, last_step):
     return found
 
 
-@pytest.mark.parametrize("mode", ["exact", "refold"])
+@pytest.mark.parametrize("mode", ["exact", pytest.param("refold", marks=pytest.mark.slow)])
 def test_a_run_shrinks_rarely_and_resumes_bit_for_bit_from_before_and_after(tmp_path, mode):
     trainer = make_trainer(tmp_path / "whole", mode)
     trainer.start()
@@ -83,10 +83,8 @@ def test_exact_chooses_the_masks_and_kills_the_rows_that_off_does(tmp_path):
     assert off.pruner.living_widths() == exact.pruner.living_widths()
 
 
-@pytest.mark.parametrize(
-    "training",
-    [{"precision": "mixed_float16"}, {"sync_batch_norm": True}, pytest.param({"xla": True}, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [{"precision": "mixed_float16"}, {"sync_batch_norm": True}, {"xla": True}])
 def test_other_ways_to_compute_a_step_go_on_in_a_smaller_model(training):
     trainer = make_trainer(mode="refold", **training)
     trainer.run()
