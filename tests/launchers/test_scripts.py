@@ -38,6 +38,7 @@ def mpirun(tmp_path_factory) -> tuple[Path, str]:
 
 
 @needs_mpi
+@pytest.mark.slow
 def test_mpirun_trains_prunes_and_merges(mpirun):
     workdir, log = mpirun
     report = json.loads((workdir / "slim" / "report.json").read_text())
