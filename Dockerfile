@@ -20,8 +20,8 @@ ARG BUILD_PACKAGES
 RUN apt-get update && apt-get install -y --no-install-recommends ${BUILD_PACKAGES} && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/resrep
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/uv \
-    RESREP_SEAL=1 RESREP_DEVICE=cpu RESREP_MPI=1 UV_COMPILE_BYTECODE=1 bash launch/setup.sh
+RUN --mount=type=cache,target=/var/cache/uv \
+    UV_CACHE_DIR=/var/cache/uv RESREP_SEAL=1 RESREP_DEVICE=cpu RESREP_MPI=1 UV_COMPILE_BYTECODE=1 bash launch/setup.sh
 
 FROM ${CUDA} AS gpu-build
 ARG BUILD_PACKAGES
@@ -29,8 +29,8 @@ ARG BUILD_PACKAGES
 RUN apt-get update && apt-get install -y --no-install-recommends ${BUILD_PACKAGES} && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/resrep
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/uv \
-    RESREP_SEAL=1 RESREP_DEVICE=gpu RESREP_NCCL=1 RESREP_MPI=1 UV_COMPILE_BYTECODE=1 bash launch/setup.sh
+RUN --mount=type=cache,target=/var/cache/uv \
+    UV_CACHE_DIR=/var/cache/uv RESREP_SEAL=1 RESREP_DEVICE=gpu RESREP_NCCL=1 RESREP_MPI=1 UV_COMPILE_BYTECODE=1 bash launch/setup.sh
 
 # --- Run ------------------------------------------------------------------------------------------------
 FROM ${SYSTEM} AS runtime
