@@ -25,7 +25,8 @@ def peak_memory_growth(function: Callable[[], Any]) -> int | None:
         (_PROCESS / "clear_refs").write_text("5")
         before = _status_bytes("VmRSS")
         function()
-        return _status_bytes("VmHWM") - before
+        # The kernel sums its counters up now and then only: a small call can seem to have taken less than nothing.
+        return max(0, _status_bytes("VmHWM") - before)
     except (OSError, AttributeError, KeyError):
         # Another system, or one that does not let a process ask.
         return None
