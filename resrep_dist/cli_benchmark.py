@@ -1,6 +1,8 @@
 """The commands `resrep benchmark ...`. TensorFlow is imported only by a command that has read its configuration."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,81 @@ def add_benchmark_commands(commands: Any) -> None:
         "--run", type=Path, help="a finished run, for its widths; default: the same share of every layer"
     )
     steps.set_defaults(command=_benchmark_steps)
-    for kind in (data, steps):
+    replay = kinds.add_parser(
+        "replay", help="a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too"
+    )
+    replay.add_argument("log", type=Path, metavar="FILE", help="JSON with `living_channels`, see README")
+    add_config(replay)
+    replay.add_argument("--num-steps", type=positive, default=2, help="at each point in each round (default: 2)")
+    replay.add_argument("--num-rounds", type=positive, default=3, help="in turn with plain steps (default: 3)")
+    replay.set_defaults(command=_benchmark_replay)
+    for kind in (data, steps, replay):
         kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
 
+    _add_plan(commands)
     latency = kinds.add_parser("latency", help="base next to slim model in every format, on this machine")
     latency.add_argument("path", type=Path, metavar="CONFIG|DIR", help="a finished run, or a YAML file")
     latency.add_argument("--num-rounds", type=positive, default=30, help="the medians count (default: 30)")
     latency.add_argument("--output", type=Path, help="folder (default: the run's, of a YAML file ./benchmark)")
     latency.set_defaults(command=_benchmark_latency)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="what more ranks would bring, from the measured step of one")
+    add_config(plan)
+    plan.add_argument("--ranks", type=_numbers, required=True, metavar="8,64,512", help="numbers of ranks")
+    plan.add_argument("--bandwidth", type=_between(0.001), required=True, help="of a link in one direction, Gbit/s")
+    plan.add_argument("--latency", type=_between(0), default=50.0, help="of a message, microseconds (default: 50)")
+    plan.add_argument(
+        "--overlap",
+        type=_between(0, 1),
+        default=0.0,
+        help="share of the computation that goes on while the collective runs (default: 0, as in `resrep train`)",
+    )
+    plan.add_argument(
+        "--benchmark", type=Path, metavar="FILE", help="benchmark.json of one rank; default: the steps are measured now"
+    )
+    plan.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+    plan.set_defaults(command=_plan)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [positive(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"received {text}, expected whole numbers as in 8,64") from None
+
+
+def _between(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (lowest <= value <= highest and math.isfinite(value)):
+            above = f" to {highest:g}" if math.isfinite(highest) else " or more"
+            raise argparse.ArgumentTypeError(f"received {text}, expected a number, {lowest:g}{above}")
+        return value
+
+    return number
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    console = start_terminal()
+    from resrep_dist import benchmark
+    from resrep_dist.cluster import Cluster
+
+    if options.benchmark:
+        steps = benchmark.read_steps(options.benchmark, config)
+    else:
+        steps = benchmark.benchmark_steps(config, Cluster(), num_steps=5, num_rounds=3)
+        benchmark.write_benchmark(options.output, "steps", steps)
+    result = benchmark.plan(steps, options.ranks, options.bandwidth, options.latency, options.overlap)
+    path = benchmark.write_benchmark(options.output, "plan", result)
+    benchmark.print_plan(console, result)
+    console.print(f"File: {path}")
+    return 0
 
 
 def _benchmark_data(options: argparse.Namespace) -> int:
@@ -64,6 +133,22 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)
+        console.print(f"File: {path}")
+    cluster.shutdown()
+    return 0
+
+
+def _benchmark_replay(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    console = start_terminal()
+    from resrep_dist import benchmark
+    from resrep_dist.cluster import Cluster
+
+    cluster = Cluster()
+    result = benchmark.benchmark_replay(config, options.log, cluster, options.num_steps, options.num_rounds)
+    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "replay", result)))
+    if cluster.is_root:
+        benchmark.print_replay_benchmark(console, result)
         console.print(f"File: {path}")
     cluster.shutdown()
     return 0

@@ -158,9 +158,8 @@ class TrainStep:
         before = [tf.identity(statistic) for statistic in self._statistics]
         gradients, statistics, metrics = self._split(self._accumulate(images, labels, before))
         norms = self._optimizer.row_norms()
-        marks = _marks([*self._watched, *before], self._dtype)
+        marks, is_finite = self._look(before, [metrics, *gradients, *statistics])
         weighted = [metrics[2] * norm for norm in norms]
-        is_finite = tf.stack([_is_finite(tensor) for tensor in (metrics, *gradients, *statistics)])
         is_bad = 1.0 - tf.cast(tf.reduce_all(is_finite), self._dtype)
         rest = [*weighted, *statistics, marks, tf.concat([metrics, [is_bad, self._stop_requested]], 0)]
         gradients, rest, fits = self._sum(gradients, rest)
@@ -185,6 +184,10 @@ class TrainStep:
             # There the program can read them without waiting for the update.
             outcome = tf.identity(tf.where(has_drifted, _DRIFTED, outcome))
             return outcome, tf.identity(num_stop_requests), is_finite
+
+    def _look(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Marks of what all ranks must have alike, and for each value of this rank if it is finite."""
+        return _marks([*self._watched, *before], self._dtype), tf.stack([_is_finite(value) for value in values])
 
     def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: list[tf.Tensor]) -> list[tf.Tensor]:
         num_parts, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]

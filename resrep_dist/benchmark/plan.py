@@ -1,0 +1,131 @@
+"""What more ranks would bring: the measured step of one rank and the time of a ring all-reduce."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.config import Config
+from resrep_dist.errors import UserError
+
+from rich.console import Console
+from rich.table import Table
+
+COMPRESSIONS = ("none", "fp16")
+
+
+def ring_allreduce_seconds(num_bytes: float, num_ranks: int, bandwidth: float, latency_seconds: float) -> float:
+    """Time of a ring all-reduce: 2 (N - 1) messages, each of 1/N of the bytes, one after the other on every link.
+
+    Source: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
+
+    Args:
+        bandwidth: of a link in one direction, bytes per second.
+        latency_seconds: of one message.
+    """
+    num_messages = 2 * (num_ranks - 1)
+    return num_messages * (num_bytes / num_ranks / bandwidth + latency_seconds)
+
+
+def plan_step_seconds(compute_seconds: float, reduce_seconds: float, overlap: float) -> float:
+    """Time of a step, of whose computation a share `overlap` can go on while the collective runs.
+
+    The step of this project starts its one collective when all gradients are there, so its overlap is 0.
+    """
+    return compute_seconds + max(0.0, reduce_seconds - overlap * compute_seconds)
+
+
+def read_steps(path: Path, config: Config) -> dict[str, Any]:
+    """The section `steps` of a `benchmark.json` that one rank has written of this configuration's model.
+
+    Raises:
+        UserError: where there is none, it is of another model, or several ranks have written it.
+    """
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        num_ranks, measured = steps["num_ranks"], (steps["model"], steps["image_size_pixels"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--benchmark {path}: no measured steps ({type(error).__name__}: {error}); "
+            "`resrep benchmark steps CONFIG` writes them"
+        ) from None
+    if measured != (expected := (config.model.name, config.model.image_size)):
+        raise UserError(
+            f"--benchmark {path}: measured on {measured[0]} at {measured[1]} px, expected the config's "
+            f"{expected[0]} at {expected[1]} px; run `resrep benchmark steps` with this config"
+        )
+    if num_ranks != 1:
+        raise UserError(
+            f"--benchmark {path}: measured on {num_ranks} ranks, expected 1: their times hold a collective; "
+            "run `resrep benchmark steps CONFIG` as a single process"
+        )
+    return steps
+
+
+def plan(
+    steps: dict[str, Any],
+    ranks: Sequence[int],
+    bandwidth_gbit: float,
+    latency_microseconds: float = 50.0,
+    overlap: float = 0.0,
+) -> dict[str, Any]:
+    """Predicted steps of every measured arm, on each number of ranks, with and without float16 gradients.
+
+    Every rank has the batch that was measured, so the global batch grows with the ranks.
+
+    Args:
+        steps: as `benchmark_steps` on one rank returns it.
+        bandwidth_gbit: of a link in one direction, 1e9 bits per second.
+    """
+    rows = []
+    for arm, figures in steps["arms"].items():
+        compute = figures["step_ms_median"] / 1000.0
+        for compression in COMPRESSIONS:
+            halved = figures["gradient_bytes"] / 2 if compression == "fp16" else 0
+            num_bytes = figures["reduced_bytes"] - halved
+            for num_ranks in ranks:
+                reduce = ring_allreduce_seconds(
+                    num_bytes, num_ranks, bandwidth_gbit * 1e9 / 8, latency_microseconds * 1e-6
+                )
+                step = plan_step_seconds(compute, reduce, overlap)
+                rows.append(
+                    {
+                        "arm": arm,
+                        "compression": compression,
+                        "num_ranks": num_ranks,
+                        "step_ms": 1000.0 * step,
+                        "allreduce_ms": 1000.0 * reduce,
+                        "images_per_second": num_ranks * steps["global_batch_size_images"] / step,
+                        "efficiency": compute / step,
+                    }
+                )
+    return {
+        "model": steps["model"],
+        "image_size_pixels": steps["image_size_pixels"],
+        "images_per_rank": steps["global_batch_size_images"],
+        "bandwidth_gbit_per_second": bandwidth_gbit,
+        "latency_microseconds": latency_microseconds,
+        "overlap": overlap,
+        "rows": rows,
+    }
+
+
+def print_plan(console: Console, result: dict[str, Any]) -> None:
+    """One line for each arm and type of the gradients, one column for each number of ranks."""
+    ranks = sorted({row["num_ranks"] for row in result["rows"]})
+    table = Table(
+        title=f"{result['model']}, {result['image_size_pixels']} px, {result['images_per_rank']} images per rank, "
+        f"{result['bandwidth_gbit_per_second']:g} Gbit/s: ms per step (share of the time that computes)"
+    )
+    table.add_column("arm", no_wrap=True)
+    table.add_column("gradients")
+    for num_ranks in ranks:
+        table.add_column(f"{num_ranks} ranks", justify="right")
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        cell = f"{row['step_ms']:.1f} ({100 * row['efficiency']:.0f} %)"
+        cells.setdefault((row["arm"], row["compression"]), []).append(cell)
+    for (arm, compression), values in cells.items():
+        table.add_row(arm, "float16" if compression == "fp16" else "float32", *values)
+    console.print(table)
+    console.print("Predicted from the step of one rank and a ring all-reduce, with nothing else on the links.")

@@ -1,0 +1,195 @@
+"""The widths of a recorded run, stepped through: what pruning costs in all, next to plain training as long."""
+
+import dataclasses
+import gc
+import itertools
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.benchmark.arms import (
+    noise_batch,
+    plain_arm,
+    prepare,
+    pruned_arm,
+    setting,
+    time_in_turn,
+    time_ratio,
+    trace_and_warm,
+)
+from resrep_dist.cluster import Cluster
+from resrep_dist.compactor import insert_compactors, training_macs
+from resrep_dist.config import Config
+from resrep_dist.errors import UserError
+from resrep_dist.graph import Graph
+from resrep_dist.phase import pruning_of
+from resrep_dist.shrink import Layout
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+MODES = ("off", "exact", "refold")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps of a run in which the live model keeps its widths."""
+
+    num_steps: int
+    layout: Layout
+    macs: int
+    """Multiply-adds of a forward pass of one image, compactors among them."""
+
+
+def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
+    """The living channels of each group from a step on, [(step, widths), ...], and at last the step of the end.
+
+    A channel that comes to life again does not count: a model that shrinks would have lost it.
+
+    Args:
+        path: JSON, `living_channels` of `{"iteration": ..., "living_widths": [...]}`; the last one is the end.
+
+    Raises:
+        UserError: for a file of another form, or of another model.
+    """
+    try:
+        records = [
+            (int(record["iteration"]), [int(width) for width in record["living_widths"]])
+            for record in json.loads(path.read_text(encoding="utf-8"))["living_channels"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: no log of widths ({type(error).__name__}: {error}); expected JSON with `living_channels`, a list "
+            "of `iteration` and `living_widths`"
+        ) from None
+    steps = [step for step, _ in records]
+    if len(records) < 2 or steps != sorted(set(steps)) or steps[0] < 0:
+        raise UserError(f"{path}: expected at least 2 records in the order of their iterations, received {len(steps)}")
+    for step, widths in records:
+        if len(widths) != len(graph.widths) or not all(
+            0 < width <= full for width, full in zip(widths, graph.widths, strict=True)
+        ):
+            raise UserError(
+                f"{path}: at iteration {step} {len(widths)} widths that are not those of this model's "
+                f"{len(graph.widths)} groups; give the model's own config, with the same layers under `prune.exclude`"
+            )
+    lowest = np.minimum.accumulate([widths for _, widths in records]).tolist()
+    return list(zip(steps, lowest, strict=True))
+
+
+def stages(
+    log: Sequence[tuple[int, list[int]]], model: keras.Model, graph: Graph, config: Config, mode: str
+) -> list[Stage]:
+    """The stages of a run with these living channels by a `shrink.mode`, by the rules of the shrinker.
+
+    It shrinks where `shrink.min_saved_macs_fraction` is saved, and refolds once the living channels meet the target.
+
+    Args:
+        model: the one with compactors at full width.
+    """
+    base_macs = graph.macs.total(graph.widths)
+    target, share = pruning_of(config).target_macs_fraction, config.shrink.min_saved_macs_fraction
+    layout = Layout.of(graph)
+    macs = training_macs(model, graph, layout.widths)
+    result, since = [], 0
+    for step, widths in log[:-1]:
+        if mode == "off" or layout.is_refolded:
+            break
+        is_refolded = mode == "refold" and graph.macs.total(widths) <= target * base_macs
+        next_macs = training_macs(model, graph, widths, is_refolded)
+        if macs - next_macs >= share * base_macs:
+            result.append(Stage(step - since, layout, macs))
+            since, macs = step, next_macs
+            layout = Layout(tuple(tuple(range(width)) for width in widths), is_refolded)
+    return [*result, Stage(log[-1][0] - since, layout, macs)]
+
+
+def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: int, num_rounds: int) -> dict[str, Any]:
+    """Every stage of every mode timed in turn with plain training; a collective.
+
+    Returns:
+        `macs_vs_plain`, `time_vs_plain`, `num_shrinks` and `shrinks_vs_plain` by mode: whole runs relative to plain
+        training for as many steps; the last one is building and tracing of the smaller models, which is not in
+        `time_vs_plain`. `points` has every measured layout.
+    """
+    model, graph = prepare(config)
+    log = read_log(path, graph)
+    with_compactors = insert_compactors(model, graph)
+    by_mode = {mode: stages(log, with_compactors, graph, config, mode) for mode in MODES}
+    layouts = dict.fromkeys(stage.layout for mode in MODES for stage in by_mode[mode])
+    base_macs = graph.macs.total(graph.widths)
+    plain, batch = plain_arm(model, base_macs, config, cluster), noise_batch(model, config, cluster)
+    trace_and_warm(plain, batch)
+    points: dict[Layout, dict[str, Any]] = {}
+    for number, layout in enumerate(layouts, start=1):
+        start = time.perf_counter()
+        arm = pruned_arm(model, graph, layout, config, cluster)
+        build_seconds = time.perf_counter() - start
+        trace_and_warm(arm, batch)
+        rounds = time_in_turn({"plain": plain, "arm": arm}, batch, num_steps, num_rounds, cluster)
+        points[layout] = {
+            "widths_channels": layout.widths,
+            "is_refolded": layout.is_refolded,
+            "macs_vs_plain": arm.macs / base_macs,
+            "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),
+            "step_ms_median": float(np.median(rounds["arm"])),
+            "plain_step_ms_median": float(np.median(rounds["plain"])),
+            "build_and_tracing_seconds": build_seconds + arm.figures["tracing_seconds"],
+        }
+        if cluster.is_root:
+            figures = [f"{points[layout][key]:.3f}" for key in ("macs_vs_plain", "time_vs_plain")]
+            _log.info("point %d of %d: multiply-adds %s, time %s of plain", number, len(layouts), *figures)
+        del arm
+        # Graphs and models refer to themselves; a ResNet-50's are large.
+        gc.collect()
+    return {
+        **setting(config, graph, cluster, num_steps, num_rounds),
+        "min_saved_macs_fraction": config.shrink.min_saved_macs_fraction,
+        "num_replayed_steps": log[-1][0],
+        **_totals(by_mode, points, base_macs),
+        "points": list(points.values()),
+    }
+
+
+def _totals(
+    by_mode: dict[str, list[Stage]], points: dict[Layout, dict[str, Any]], base_macs: int
+) -> dict[str, dict[str, float]]:
+    totals: dict[str, dict[str, float]] = {
+        key: {} for key in ("macs_vs_plain", "time_vs_plain", "num_shrinks", "shrinks_vs_plain")
+    }
+    plain_seconds = float(np.median([point["plain_step_ms_median"] for point in points.values()])) / 1000.0
+    for mode, of_mode in by_mode.items():
+        num_steps = sum(stage.num_steps for stage in of_mode)
+        smaller = [points[after.layout]["build_and_tracing_seconds"] for _, after in itertools.pairwise(of_mode)]
+        totals["macs_vs_plain"][mode] = sum(s.num_steps * s.macs for s in of_mode) / (num_steps * base_macs)
+        totals["time_vs_plain"][mode] = (
+            sum(s.num_steps * points[s.layout]["time_vs_plain"] for s in of_mode) / num_steps
+        )
+        totals["num_shrinks"][mode] = len(smaller)
+        totals["shrinks_vs_plain"][mode] = sum(smaller) / (num_steps * plain_seconds)
+    return totals
+
+
+def print_replay_benchmark(console: Console, result: dict[str, Any]) -> None:
+    """One line for each mode."""
+    table = Table(
+        title=f"{result['model']}, {result['image_size_pixels']} px, batch {result['global_batch_size_images']}, "
+        f"{result['num_ranks']} rank(s), {result['num_replayed_steps']:,} steps replayed, relative to plain training"
+    )
+    for heading in ("shrink.mode", "multiply-adds", "time", "shrinks", "their time"):
+        table.add_column(heading, justify="left" if heading == "shrink.mode" else "right")
+    for mode in result["macs_vs_plain"]:
+        table.add_row(
+            mode,
+            f"{result['macs_vs_plain'][mode]:.3f}",
+            f"{result['time_vs_plain'][mode]:.3f}",
+            str(result["num_shrinks"][mode]),
+            f"{result['shrinks_vs_plain'][mode]:.5f}",
+        )
+    console.print(table)
