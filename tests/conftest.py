@@ -1,12 +1,17 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before TensorFlow is imported anywhere.
 import resrep_dist  # noqa: F401
 
 import pytest
+
+# A suite that a shell runs in the background is started with Ctrl-C ignored, and would hand that on to the runs that
+# are to be stopped by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import Source
 from resrep_dist.graph import Graph
+from resrep_dist.models.resnet_cifar import cifar_resnet
 
 import numpy as np
 from tensorflow import keras
@@ -33,6 +34,11 @@ def small_classifier(image_size: int, num_classes: int) -> keras.Model:
     """The same for a configuration: `python:tests.networks:small_classifier`."""
     assert num_classes == 10
     return small_network(image_size=image_size)
+
+
+def small_resnet(image_size: int, num_classes: int) -> keras.Model:
+    """One residual block in each stage, so that it is traced in a third of a ResNet-20's time."""
+    return cifar_resnet(8, image_size, num_classes)
 
 
 def randomise(model: keras.Model, seed: int = 0) -> None:
@@ -86,7 +92,7 @@ def shrinking_config(mode: str = "exact", **training: Any) -> Config:
 def small_config(**changes: Any) -> Config:
     """Some 60 steps of pruning on 320 samples in batches of 32; masks every 10 steps from step 10 on."""
     document: dict[str, Any] = {
-        "model": {"name": "resnet20", "num_classes": 10, "image_size": 16},
+        "model": {"name": "python:tests.networks:small_resnet", "num_classes": 10, "image_size": 16},
         "data": {"source": "digits", "global_batch_size": 32},
         "base": {"num_epochs": 1, "learning_rate": 0.05},
         "train": {"num_epochs": 6, "learning_rate": 0.02},

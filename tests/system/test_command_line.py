@@ -20,8 +20,9 @@ import pytest
 
 # A short run that still does everything: base, masks that die, target met, merge.
 SHORT = [
-    "base.num_epochs=3", "train.num_epochs=12", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
-    "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.02",
+    "model.name=python:tests.networks:small_resnet",
+    "base.num_epochs=2", "train.num_epochs=9", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
+    "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.04",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
 
@@ -191,7 +192,10 @@ def test_another_architecture_and_damaged_checkpoints_leave_the_run_as_it_is(fin
 
     before = content()
     result = call(*train_command(workdir, "model.name=resnet32"))
-    assert result.returncode == 2 and "model.name is resnet20 there and resnet32 here" in result.stderr
+    assert (
+        result.returncode == 2
+        and "model.name is python:tests.networks:small_resnet there and resnet32 here" in result.stderr
+    )
     assert content() == before
     for arrays in workdir.glob("checkpoints/step-*/state.npz"):
         arrays.write_bytes(arrays.read_bytes()[:1000])

@@ -175,7 +175,7 @@ def test_a_ring_sends_almost_twice_the_bytes_whatever_the_number_of_ranks():
 
 
 ARM = {"step_ms_median": 100.0, "gradient_bytes": 800_000, "reduced_bytes": 1_000_000}
-STEPS = {"model": "resnet20", "image_size_pixels": 16, "num_ranks": 1, "global_batch_size_images": 16}
+STEPS = {"model": small_config().model.name, "image_size_pixels": 16, "num_ranks": 1, "global_batch_size_images": 16}
 
 
 def test_float16_halves_the_bytes_of_the_gradients_only():
@@ -191,7 +191,12 @@ def test_float16_halves_the_bytes_of_the_gradients_only():
     [
         ({}, [], 0, "4 ranks"),
         ({"num_ranks": 2}, [], 2, "measured on 2 ranks, expected 1"),
-        ({"model": "resnet56"}, [], 2, "measured on resnet56 at 16 px, expected the config's resnet20 at 16 px"),
+        (
+            {"model": "resnet56"},
+            [],
+            2,
+            "measured on resnet56 at 16 px, expected the config's python:tests.networks:small_resnet at 16 px",
+        ),
         ({}, ["--ranks", "4,none"], 2, "received 4,none, expected whole numbers"),
         ({}, ["--bandwidth", "0"], 2, "received 0, expected a number, 0.001 or more"),
         ({}, ["--overlap", "2"], 2, "received 2, expected a number, 0 to 1"),
