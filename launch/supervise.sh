@@ -8,6 +8,7 @@
 # FEWER_RANKS   1: after a rank is lost go on with one rank less, down to one; 0, the default: with as many as before.
 #               The batch is global, so neither batches nor learning rate change with the number of ranks.
 #
+# With HOSTS the launcher makes 1 of every code, so all but 0, 130 and 143 count as faults, and FEWER_RANKS does nothing.
 # A fault is: a lost rank (8), a stalled one (7), ranks that disagree (3), whatever has no code of ours.
 # No fault: the end (0), refused input (2), a failed proof (4), loss not finite (5), no room for checkpoints (6),
 # a wish to stop (130, 143).

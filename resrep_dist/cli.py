@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("workdir", type=Path, help="folder of the run")
     merge.set_defaults(command=_merge)
 
-    evaluate = commands.add_parser("evaluate", help="top-1 of a model file on the validation set")
+    evaluate = commands.add_parser("evaluate", help="top-1, top-5 and metrics of a model file on the validation set")
     evaluate.add_argument("model", type=Path, help="a folder with model.h5, a Keras file, or what `export` wrote")
     evaluate.add_argument("--config", required=True, help="configuration that names the data")
     evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")

@@ -1,4 +1,4 @@
-"""The commands `resrep benchmark ...`. TensorFlow is imported only by a command that has read its configuration."""
+"""`resrep benchmark ...` and `resrep plan`. TensorFlow is imported only by one that has read its configuration."""
 
 import argparse
 import math

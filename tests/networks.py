@@ -36,6 +36,15 @@ def small_classifier(image_size: int, num_classes: int) -> keras.Model:
     return small_network(image_size=image_size)
 
 
+def grouped_classifier(image_size: int, num_classes: int) -> keras.Model:
+    """Two grouped convolutions and a dense layer."""
+    layers = keras.layers
+    x = inputs = keras.Input([image_size, image_size, 3])
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, 2, use_bias=False, name="conv0")(x)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(32, 3, groups=4, use_bias=False, name="conv1")(x)))
+    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
+
+
 def small_resnet(image_size: int, num_classes: int) -> keras.Model:
     """One residual block in each stage, so that it is traced in a third of a ResNet-20's time."""
     return cifar_resnet(8, image_size, num_classes)

@@ -102,7 +102,7 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
     for group, mask in zip(graph.groups, selection.masks, strict=True):
         for layer in group.layers:
             compactor = pruned.get_layer(layer.compactor)
-            compactor.mask.assign(mask.astype(np.float32))
+            compactor.mask.assign(np.tile(mask, group.num_parts).astype(np.float32))
             compactor.kernel.assign(compactor.kernel * compactor.mask)
     slim, _ = merge(pruned, graph, _images(base, config.merge.num_images), tolerance=config.merge.tolerance)
     return {"base": base, "slim": slim}

@@ -12,6 +12,7 @@ from tests.system.runs import assert_equal_weights
 import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.timeout(3600)]
+# Of each rank, and in all under supervision.
 NUM_KILLS = int(os.environ.get("NUM_KILLS", 20))
 # A checkpoint is written beside the training, and the log has a line every 5 steps.
 WRITING_STEPS = 25
@@ -46,7 +47,7 @@ def test_a_rank_killed_at_any_moment(tmp_path, num_ranks, tried, undisturbed):
     expected, seconds = undisturbed(num_ranks)
     run, num_runs = Run(tmp_path / "0", num_ranks), 0
     last_step, is_compared = 0, False
-    for number in range(NUM_KILLS):
+    for number in range(NUM_KILLS * num_ranks):
         run.start()
         rank = number % num_ranks
         wait_until_there(run, rank)

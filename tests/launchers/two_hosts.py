@@ -73,6 +73,12 @@ class TwoHosts:
             "PATH": f"{self.folder}:{os.environ['PATH']}",
         }
 
+    def limit(self, rate: str) -> None:
+        """Let no more through the cable, in either direction; `tc` knows the unit."""
+        for name in self._names:
+            limits = ("rate", rate, "burst", "64kb", "latency", "50ms")
+            _run("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "net0", "root", "tbf", *limits)
+
     def _identity(self, name: str) -> str:
         """Shell commands that give a host its name; Gloo wants to find the address of its own."""
         return f"hostname {name}; mount --bind {self.folder}/hosts /etc/hosts"

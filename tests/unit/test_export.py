@@ -133,9 +133,10 @@ def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tm
 
 
 @pytest.mark.slow
-def test_a_configuration_alone_is_pruned_at_random_to_its_target(tmp_path):
+@pytest.mark.parametrize("network", ["small_resnet", "grouped_classifier"])
+def test_a_configuration_alone_is_pruned_at_random_to_its_target(tmp_path, network):
     path = tmp_path / "small.yaml"
-    path.write_text(small_config().to_yaml())
+    path.write_text(small_config(model={"name": f"python:tests.networks:{network}"}).to_yaml())
     result = benchmark_latency(path, num_rounds=1)
     assert not result["is_trained"]
     assert 0.4 < result["macs"]["slim"] / result["macs"]["base"] <= 0.5
