@@ -7,16 +7,20 @@
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some
+#
+# Two files of tests run at a time, since most tests keep one core busy; `-n 0` runs one after another. The harm of
+# --faults and the cluster of --slurm are alone on the machine.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash launch/setup.sh || exit 1
 export PATH=$PWD/.venv/bin:$PATH
 
 marked='not slow and not slurm and not faults and not gpu'
+at_once=(-n 2 --dist loadfile)
 case ${1:-} in
     --all) marked='not slurm and not faults and not gpu'; shift ;;
-    --slurm) marked=slurm; shift ;;
-    --faults) marked=faults; shift ;;
+    --slurm) marked=slurm at_once=(); shift ;;
+    --faults) marked=faults at_once=(); shift ;;
 esac
 
 failed=()
@@ -26,7 +30,7 @@ check() { # name, command
     printf '\n== %s\n' "$name"
     "$@" || failed+=("$name")
 }
-check 'pytest' python -m pytest -rs -m "$marked" "$@"
+check 'pytest' python -m pytest -rs "${at_once[@]}" -m "$marked" "$@"
 check 'ruff check' ruff check
 check 'ruff format' ruff format --check
 check 'mypy' mypy resrep_dist
