@@ -21,8 +21,8 @@ import pytest
 # A short run that still does everything: base, masks that die, target met, merge.
 SHORT = [
     "model.name=python:tests.networks:small_resnet",
-    "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=9", "prune.mask_start_epochs=1", "prune.mask_interval_steps=5",
-    "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.04",
+    "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=9", "prune.mask_start_epochs=1",
+    "prune.mask_interval_steps=5", "prune.channels_per_update=8", "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.04",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
 
