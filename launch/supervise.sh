@@ -18,8 +18,8 @@ export RANKS=${RANKS:-2}
 
 asked=
 stop() { # the same wish for local.sh, which makes a checkpoint of it
-    asked=1
-    kill -TERM "$job"
+    asked=1 interrupted=1
+    kill -TERM "$job" 2>/dev/null || true
 }
 trap stop INT TERM USR1
 
@@ -27,11 +27,11 @@ for ((restart = 0; ; restart++)); do
     # Its own session: Ctrl-C would reach it a second time otherwise, and the second one ends at once.
     setsid bash launch/local.sh "$@" &
     job=$!
-    code=0
-    wait "$job" || code=$?
-    while kill -0 "$job" 2>/dev/null; do
-        code=0
-        wait "$job" || code=$?
+    interrupted=1
+    while [[ $interrupted ]]; do # by a signal, whose number `wait` then gives, whether the job has ended or not
+        interrupted=
+        wait "$job" && status=0 || status=$?
+        if [[ $status != 127 ]]; then code=$status; fi # 127: it was waited for before
     done
     if [[ $asked ]]; then exit "$code"; fi
     case $code in

@@ -25,6 +25,7 @@ SHORT = [
     "prune.mask_interval_steps=5", "prune.channels_per_update=8",
     "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.04",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
+    "logging.evaluation_epochs=4",
 ]  # fmt: skip
 
 
