@@ -8,8 +8,8 @@
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some
 #
-# Two files of tests run at a time, since most tests keep one core busy; `-n 0` runs one after another. The harm of
-# --faults and the cluster of --slurm are alone on the machine.
+# Two files of tests run at a time, since most tests keep one core busy; `-n 0` runs one after another. With --all,
+# --slurm and --faults they do: long runs on several ranks have limits of time and want the machine for themselves.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash launch/setup.sh || exit 1
@@ -18,7 +18,7 @@ export PATH=$PWD/.venv/bin:$PATH
 marked='not slow and not slurm and not faults and not gpu'
 at_once=(-n 2 --dist loadfile)
 case ${1:-} in
-    --all) marked='not slurm and not faults and not gpu'; shift ;;
+    --all) marked='not slurm and not faults and not gpu' at_once=(); shift ;;
     --slurm) marked=slurm at_once=(); shift ;;
     --faults) marked=faults at_once=(); shift ;;
 esac
