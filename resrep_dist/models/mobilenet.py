@@ -1,4 +1,4 @@
-"""MobileNet-v1 at full width (Howard et al. 2017, table 1): 13 depthwise convolutions, each with a 1x1 behind it."""
+"""MobileNet-v1 (Howard et al. 2017, table 1): 13 depthwise convolutions, each with a 1x1 behind it."""
 
 from resrep_dist.models.building_blocks import batch_norm, convolution, depthwise_convolution, relu
 
@@ -11,15 +11,18 @@ _BLOCKS = (
 )  # fmt: skip
 
 
-def mobilenet_v1(image_size: int, num_classes: int) -> keras.Model:
-    """MobileNet-v1 on square RGB images of `image_size` pixels; batch norm and ReLU behind every convolution."""
+def mobilenet_v1(image_size: int, num_classes: int, width_multiplier: float = 1.0) -> keras.Model:
+    """MobileNet-v1 on square RGB images of `image_size` pixels; batch norm and ReLU behind every convolution.
+
+    `width_multiplier` thins every layer (section 3.3 there).
+    """
     inputs = keras.Input([image_size, image_size, 3], name="images")
-    x = relu(batch_norm(convolution(inputs, 32, 3, 2, name="stem"), "stem_bn"), "stem_relu")
+    x = relu(batch_norm(convolution(inputs, int(32 * width_multiplier), 3, 2, name="stem"), "stem_bn"), "stem_relu")
     for index, (width, stride) in enumerate(_BLOCKS, start=1):
         name = f"block{index}"
         x = depthwise_convolution(x, 3, stride, name=f"{name}_depthwise")
         x = relu(batch_norm(x, f"{name}_bn1"), f"{name}_relu1")
-        x = convolution(x, width, 1, name=f"{name}_pointwise")
+        x = convolution(x, int(width * width_multiplier), 1, name=f"{name}_pointwise")
         x = relu(batch_norm(x, f"{name}_bn2"), f"{name}_relu2")
     x = keras.layers.GlobalAveragePooling2D(name="global_pool")(x)
     return keras.Model(inputs, keras.layers.Dense(num_classes, name="logits")(x), name="mobilenet_v1")

@@ -8,6 +8,7 @@ from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import trace
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_weights, save_model
+from resrep_dist.models.mobilenet import mobilenet_v1
 from tests.networks import small_config, small_network
 
 import numpy as np
@@ -27,6 +28,12 @@ def test_mobilenet_has_the_authors_multiply_adds(golden):
     assert multiply_adds(model) == pytest.approx(expected, rel=1e-7)
     convolutions = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
     assert sum(isinstance(layer, convolutions) for layer in model.layers) == 27
+
+
+def test_a_thin_mobilenet_has_a_share_of_every_width():
+    assert trace(mobilenet_v1(32, 10, width_multiplier=0.25)).widths == [
+        width // 4 for width in trace(mobilenet_v1(32, 10)).widths
+    ]
 
 
 def test_vgg_is_13_convolutions_and_one_dense_layer():
