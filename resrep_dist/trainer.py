@@ -96,15 +96,16 @@ class Trainer:
             with StopRequest(self._workdir if self.cluster.is_root else None) as own:
                 return self.run(own)
         self.start()
-        try:
-            with self.cluster.watchdog.watching(self.config.faults):
+        with self.cluster.watchdog.watching(self.config.faults):
+            try:
                 while not self.is_done():
                     self._stop_where_asked(stop)
                     self.train_until(self.step + 1)
                 self._save(is_last=True)
-        finally:
-            self.checkpointing.wait()
-            self._monitor.close()
+            finally:
+                # Watched too: a disk that hangs would keep a run that failed from ending.
+                self.checkpointing.wait()
+                self._monitor.close()
 
     def _stop_where_asked(self, stop: StopRequest) -> None:
         """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
