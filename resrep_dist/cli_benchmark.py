@@ -134,6 +134,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)
         console.print(f"File: {path}")
+        _draw(console, options.output, "steps", result)
     cluster.shutdown()
     return 0
 
@@ -150,8 +151,20 @@ def _benchmark_replay(options: argparse.Namespace) -> int:
     if cluster.is_root:
         benchmark.print_replay_benchmark(console, result)
         console.print(f"File: {path}")
+        _draw(console, options.output, "replay", result)
     cluster.shutdown()
     return 0
+
+
+def _draw(console: Any, folder: Path, section: str, result: dict[str, Any]) -> None:
+    try:
+        from resrep_dist.benchmark.pictures import PICTURES
+    except ImportError as error:
+        console.print(f"No picture: {error}; `pip install 'resrep-dist[report]'` brings what it needs", markup=False)
+        return
+    path = folder / f"{section}.svg"
+    path.write_text(PICTURES[section](result), encoding="utf-8")
+    console.print(f"Picture: {path}")
 
 
 def _benchmark_latency(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "resrep", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
     "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif",
 }  # fmt: skip
@@ -31,7 +31,7 @@ _MARKERS = {"base": "o", "trained": "s", "slim": "D", "final": "o"}
 
 def curves_picture(runs: Sequence[RunRecord]) -> str:
     """Loss, top-1, multiply-adds and speed over the steps, one colour per run."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         for axes, (title, tags) in zip(figure.subplots(2, 2).flat, _CHARTS, strict=True):
             axes.set_title(title, fontsize=9)
@@ -43,7 +43,7 @@ def curves_picture(runs: Sequence[RunRecord]) -> str:
                     axes.plot(steps, values, style, color=f"C{number % 10}", label=label, linewidth=1.3)
             if len(runs) > 1:
                 axes.legend(fontsize=8, frameon=False)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def widths_picture(run: RunRecord) -> str:
@@ -51,7 +51,7 @@ def widths_picture(run: RunRecord) -> str:
     channels: dict[str, dict[str, int]] = (run.report or {})["certificate"]["channels"]
     names = list(channels)
     original, kept = ([entry[key] for entry in channels.values()] for key in ("original", "kept"))
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 0.8 + 0.22 * len(names)), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(names))
@@ -64,7 +64,7 @@ def widths_picture(run: RunRecord) -> str:
         axes.set_xlim(0, 1.12 * max(original))
         axes.set_xlabel("channels")
         figure.legend(loc="outside upper right", ncols=2, frameon=False)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def channels_picture(run: RunRecord) -> str:
@@ -76,7 +76,7 @@ def channels_picture(run: RunRecord) -> str:
     for row, name in enumerate(names):
         colours = channel_colours(history.masked_at[name], history.died_at[name], deaths)
         pixels[row, : len(colours)] = colours
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 1.0 + 0.2 * len(names)), layout="constrained")
         axes = figure.subplots()
         axes.imshow(pixels, aspect="auto", interpolation="none")
@@ -89,12 +89,12 @@ def channels_picture(run: RunRecord) -> str:
             states |= {f"died at step {deaths[0]}": DIED_FIRST, f"at step {deaths[1]}": DIED_LAST}
         patches = [Patch(color=_hex(colour), label=label) for label, colour in states.items()]
         axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def costs_picture(runs: Sequence[RunRecord]) -> str:
     """Top-1 over multiply-adds and over measured latency, for base, trained and slim models."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         axes_pair = figure.subplots(1, 2, sharey=True)
         for axes, key, label, unit in zip(
@@ -117,10 +117,11 @@ def costs_picture(runs: Sequence[RunRecord]) -> str:
         axes_pair[0].set_ylim(min(low, (low + high) / 2 - 1), max(high, (low + high) / 2 + 1))
         axes_pair[0].set_ylabel("top-1, percent")
         axes_pair[1].legend(fontsize=8, frameon=True, loc="best")
-        return _svg(figure)
+        return to_svg(figure)
 
 
-def _svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
+    """The `<svg>` element of a figure, the same for the same figure."""
     text = io.StringIO()
     # Without the date and the maker the same run gives the same file.
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

@@ -116,7 +116,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     Returns:
         `macs_vs_plain`, `time_vs_plain`, `num_shrinks` and `shrinks_vs_plain` by mode: whole runs relative to plain
         training for as many steps; the last one is building and tracing of the smaller models, which is not in
-        `time_vs_plain`. `points` has every measured layout.
+        `time_vs_plain`. `points` has every measured layout, `stages` of every mode how many steps it stays at what.
     """
     model, graph = prepare(config)
     log = read_log(path, graph)
@@ -153,6 +153,13 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
         "min_saved_macs_fraction": config.shrink.min_saved_macs_fraction,
         "num_replayed_steps": log[-1][0],
         **_totals(by_mode, points, base_macs),
+        "stages": {
+            mode: [
+                {"num_steps": s.num_steps, **{key: points[s.layout][key] for key in ("macs_vs_plain", "time_vs_plain")}}
+                for s in of_mode
+            ]
+            for mode, of_mode in by_mode.items()
+        },
         "points": list(points.values()),
     }
 

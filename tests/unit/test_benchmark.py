@@ -76,6 +76,7 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys):
     assert arms["plain"]["reduced_bytes"] == 4 * (model.count_params() + 5 + 12)
     assert all(value > 0 for value in result["other"].values())
     assert "resrep_refold" in capsys.readouterr().out
+    assert all(f">{name}</text>" in (tmp_path / "steps.svg").read_text() for name in arms)
     assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in arms.values())
 
 
@@ -162,6 +163,9 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     for key in ("macs_vs_plain", "time_vs_plain"):
         assert math.isclose(result[key]["refold"], sum(point[key] for point in halves) / 2)
     assert "refold" in capsys.readouterr().out
+    picture = (tmp_path / "replay.svg").read_text()
+    assert all(f">{mode}, whole run {result['time_vs_plain'][mode]:.3f}</text>" in picture for mode in macs)
+    assert [stage["num_steps"] for stage in result["stages"]["exact"]] == [50, 50]
 
 
 def test_a_ring_sends_almost_twice_the_bytes_whatever_the_number_of_ranks():
