@@ -15,8 +15,8 @@ def add_benchmark_commands(commands: Any) -> None:
     kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
     data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
     add_config(data)
-    data.add_argument("--num-images", type=positive, default=2048, help="in each round (default: 2048)")
-    data.add_argument("--num-rounds", type=positive, default=5, help="the median counts (default: 5)")
+    data.add_argument("--num-images", type=positive, default=1024, help="in each round (default: 1024)")
+    data.add_argument("--num-rounds", type=positive, default=20, help="the median counts (default: 20)")
     data.set_defaults(command=_benchmark_data)
     steps = kinds.add_parser(
         "steps", help="training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too"

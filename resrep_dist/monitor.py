@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 _log = logging.getLogger(__name__)
+_PIPE_COLUMNS = 120
 
 
 def make_console() -> Console:
@@ -32,7 +33,9 @@ def make_console() -> Console:
             return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)
         except OSError as error:
             _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
-    return Console(soft_wrap=True, force_terminal=False if is_pipe else None)
+    # Rich takes a pipe for 80 columns wide and would cut the figures of a wide table.
+    width = _PIPE_COLUMNS if is_pipe and "COLUMNS" not in os.environ else None
+    return Console(soft_wrap=True, force_terminal=False if is_pipe else None, width=width)
 
 
 def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from resrep_dist.config import Config
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 _log = logging.getLogger(__name__)
-_NUM_WARM_BATCHES = 4
+_IDLE_SECONDS = 0.02
 
 
 def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str, Any]:
@@ -33,14 +33,13 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
     source, _ = load_sources(config)
     batch_size = config.data.global_batch_size
     num_batches = max(1, num_images // batch_size)
-    rounds: dict[str, list[dict[str, float]]] = {"pipeline": [], "bare_decode_loop": []}
+    loops = {"pipeline": iter(_pipeline(source, config)), "bare_decode_loop": iter(_bare_decode_loop(source, config))}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
     # The first round warms the files' cache and TensorFlow, and is dropped.
     for number in range(num_rounds + 1):
-        for name, figures in rounds.items():
-            # Other images in every round, so that rare large ones do not decide.
-            batches = (_pipeline if name == "pipeline" else _bare_decode_loop)(source, config, number * num_batches)
-            figures.append(_measure(batches, num_batches, batch_size))
-        _log.info("Round %d of %d done.", number, num_rounds)
+        for name in sorted(loops, reverse=number % 2 == 1):
+            rounds[name].append(_measure(loops[name], num_batches, batch_size))
+    _log.info("%d rounds done.", num_rounds)
     pairs = list(zip(rounds["pipeline"][1:], rounds["bare_decode_loop"][1:], strict=True))
     ratios = [ours["images_per_second_and_core"] / bare["images_per_second_and_core"] for ours, bare in pairs]
     return {
@@ -82,7 +81,7 @@ def print_data_benchmark(console: Console, result: dict[str, Any]) -> None:
     )
 
 
-def _pipeline(source: ImageSource, config: Config, first_step: int) -> Iterable[Any]:
+def _pipeline(source: ImageSource, config: Config) -> Iterable[Any]:
     return training_batches(
         source,
         global_batch_size=config.data.global_batch_size,
@@ -90,11 +89,11 @@ def _pipeline(source: ImageSource, config: Config, first_step: int) -> Iterable[
         seed=config.seed,
         rank=0,
         num_ranks=1,
-        first_step=first_step,
+        first_step=0,
     )
 
 
-def _bare_decode_loop(source: ImageSource, config: Config, first_step: int) -> Iterable[Any]:
+def _bare_decode_loop(source: ImageSource, config: Config) -> Iterable[Any]:
     batch_size, image_size = config.data.global_batch_size, config.model.image_size
     if not isinstance(source, EncodedSource):
         indices = tf.data.Dataset.range(len(source)).repeat().batch(batch_size)
@@ -106,21 +105,30 @@ def _bare_decode_loop(source: ImageSource, config: Config, first_step: int) -> I
             return random_resized_crop(encoded, image_size, position, config.seed)
         return centre_crop(encoded, image_size, config.data.crop_fraction)
 
-    samples = source.bare_samples(first_step * batch_size % len(source)).repeat().enumerate()
+    samples = source.bare_samples().repeat().enumerate()
     parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     return samples.map(decode, **parallel).batch(batch_size, **parallel).prefetch(2)
 
 
-def _measure(batches: Iterable[Any], num_batches: int, batch_size: int) -> dict[str, float]:
-    iterator = iter(batches)
-    for _ in range(_NUM_WARM_BATCHES):
-        next(iterator)
+def _measure(batches: Iterator[Any], num_batches: int, batch_size: int) -> dict[str, float]:
+    """Speed from one moment at which everything ahead is read and decoded to the next such moment."""
+    _wait_until_idle()
     start, start_processor = time.perf_counter(), time.process_time()
     for _ in range(num_batches):
-        next(iterator)
-    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - start_processor
+        next(batches)
+    seconds = time.perf_counter() - start
+    # What was taken out of the buffers is made good by the same loop, not at the expense of the other.
+    _wait_until_idle()
+    processor_seconds = time.process_time() - start_processor
     num_images = num_batches * batch_size
     return {
         "images_per_second_and_core": num_images / processor_seconds,
         "images_per_second": num_images / seconds,
     }
+
+
+def _wait_until_idle() -> None:
+    before = -1.0
+    while (now := time.process_time()) - before > 0.1 * _IDLE_SECONDS:
+        before = now
+        time.sleep(_IDLE_SECONDS)

@@ -43,8 +43,8 @@ class EncodedSource(ImageSource):
         """One sample: its bytes, string [], and its label, int64 []."""
 
     @abc.abstractmethod
-    def bare_samples(self, first: int) -> tf.data.Dataset:
-        """The samples as they lie on disk from the given one on, for a benchmark: TensorFlow's own reading."""
+    def bare_samples(self) -> tf.data.Dataset:
+        """The samples as they lie on disk, for a benchmark: TensorFlow's own reading."""
 
     @abc.abstractmethod
     def read_bare(self, sample: tf.Tensor) -> tf.Tensor:

@@ -63,8 +63,8 @@ class ImageFolder(EncodedSource):
         path, label = fetched
         return tf.io.read_file(path), label
 
-    def bare_samples(self, first: int) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices([self.describe(index) for index in range(first, len(self))])
+    def bare_samples(self) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices([self.describe(index) for index in range(len(self))])
 
     def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
         return tf.io.read_file(sample)

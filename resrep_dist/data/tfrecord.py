@@ -49,9 +49,8 @@ class RecordSource(EncodedSource):
         with tf.control_dependencies([tf.debugging.Assert(is_known, [message, label])]):
             return tf.identity(encoded), label
 
-    def bare_samples(self, first: int) -> tf.data.Dataset:
-        file = int(self._index.files[first])
-        return tf.data.TFRecordDataset([str(path) for path in self._index.paths[file:]])
+    def bare_samples(self) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset([str(path) for path in self._index.paths])
 
     def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
         return self._parse(sample)[0]
