@@ -6,6 +6,8 @@ number of ranks or on where a run resumed.
 
 from collections.abc import Sequence
 
+from resrep_dist.data.hashing import mix
+
 import numpy as np
 import tensorflow as tf
 
@@ -32,10 +34,11 @@ def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: in
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def is_mirrored(position: tf.Tensor, seed: int) -> tf.Tensor:
-    """Toss a coin for a position: int64 [] -> bool []."""
-    # A negative seed, so that the coin does not depend on the window that is drawn at the same position.
-    return tf.random.stateless_uniform([], [tf.constant(-1 - seed, tf.int64), position]) < 0.5
+def is_mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Toss a coin for each position: int64 [B] -> bool [B]."""
+    # A negative seed: the order of the samples comes from hashes with the seed itself.
+    seeds = tf.fill(tf.shape(positions), tf.constant(-1 - seed, tf.int64))
+    return tf.bitwise.bitwise_and(mix(mix(seeds) + positions), 1) == 1
 
 
 def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:

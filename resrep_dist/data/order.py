@@ -7,6 +7,7 @@ equal in size, and a run resumes at any step at once.
 
 import os
 
+from resrep_dist.data.hashing import mix, right_shift
 from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.launch_environment import launched_local_size
 
@@ -20,11 +21,11 @@ def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tens
     """Sample at each position: int64 [B] -> int64 [B], each in [0, num_samples)."""
     epochs = positions // num_samples
     # Neighbouring seeds give permutations that resemble each other, so the epoch is hashed first.
-    mixed = _mix(_mix(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
+    mixed = mix(mix(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
     seeds = tf.stack(
         [
             tf.bitwise.bitwise_and(mixed, 0x7FFFFFFF),
-            tf.bitwise.bitwise_and(_right_shift(mixed, 31), 0x7FFFFFFF),
+            tf.bitwise.bitwise_and(right_shift(mixed, 31), 0x7FFFFFFF),
             tf.zeros_like(mixed),
         ],
         axis=1,
@@ -88,15 +89,3 @@ def _prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
     if not is_bound:
         options.autotune.cpu_budget = max(1, num_cores // launched_local_size())
     return batches.prefetch(_NUM_PREFETCHED).with_options(options)
-
-
-def _mix(values: tf.Tensor) -> tf.Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014) on int64."""
-    values += 0x9E3779B97F4A7C15 - (1 << 64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values = tf.bitwise.bitwise_xor(values, _right_shift(values, shift)) * (factor - (1 << 64))
-    return tf.bitwise.bitwise_xor(values, _right_shift(values, 31))
-
-
-def _right_shift(values: tf.Tensor, num_bits: int) -> tf.Tensor:
-    return tf.bitwise.right_shift(values, tf.constant(num_bits, values.dtype))

@@ -2,7 +2,7 @@
 
 import itertools
 
-from resrep_dist.data.augmentation import augment, normalise
+from resrep_dist.data.augmentation import augment, is_mirrored, normalise
 from resrep_dist.data.encoded import _random_window, centre_crop, decode, random_resized_crop
 from resrep_dist.data.imagefolder import image_folders
 from resrep_dist.data.order import evaluation_batches, training_batches
@@ -91,6 +91,16 @@ def test_half_of_the_images_are_mirrored_and_pixels_are_normalised():
     np.testing.assert_allclose(
         normalise(tf.constant(pixels), (1, 2, 3), (4, 5, 6)), (pixels - [1, 2, 3]) / [4, 5, 6], rtol=1e-5, atol=1e-5
     )
+
+
+def test_coins_follow_from_seed_and_position_and_are_fair():
+    positions = tf.range(10_000, dtype=tf.int64)
+    coins = is_mirrored(positions, 0).numpy()
+    other = is_mirrored(positions, 1).numpy()
+    np.testing.assert_array_equal(is_mirrored(positions[7:9], 0).numpy(), coins[7:9])
+    # Five standard deviations of a fair coin; alike with the next position, the next epoch, another seed.
+    for alike in (coins, coins[1:] == coins[:-1], coins[1437:] == coins[:-1437], coins == other):
+        assert abs(alike.mean() - 0.5) < 0.03
 
 
 def run_through(source, num_epochs=1):

@@ -11,21 +11,21 @@ import resrep_dist
 PACKAGE = Path(resrep_dist.__file__).parent
 # A file imports only from files above it.
 ORDER = [
-    "errors", "stopping", "launch_environment", "config.schema", "config.document", "config.loading", "config", "macs",
-    "presence", "watchdog", "cluster", "launch_checks", "lease", "resrep", "graph.operators", "graph.rebuilding",
-    "graph.channels", "graph.kinds", "graph.joins", "graph.weighted", "graph.table", "graph.structure",
-    "graph.counting", "graph.tracing", "graph", "compactor", "models.keras3", "models.archive", "models.architecture",
-    "models.torch_weights", "models.files", "models.building_blocks", "models.mobilenet", "models.resnet_cifar",
-    "models.resnet_imagenet", "models.vgg_cifar", "models", "data.augmentation", "data.source", "data.order",
-    "data.record", "data.digits", "data.synthetic", "data.npz", "data.cifar", "data.encoded", "data.imagefolder",
-    "data.record_index", "data.tfrecord", "data.tfds", "data", "layer_replacement", "memory", "sync_batch_norm",
-    "losses", "loss_scale", "schedules", "optimizer", "state", "step", "evaluation", "merging.certificate",
-    "merging.folding", "merging.surgery", "merging", "checkpoint", "checkpointing", "pruner", "health", "monitor",
-    "channel_history", "pictures", "dashboard", "step_timer", "curves", "keras_callbacks", "phase", "shrink",
-    "live_model", "shrinker", "trainer", "report", "run_record", "report_pictures", "report_page", "run", "inference",
-    "export", "inspection", "benchmark.files", "benchmark.data", "benchmark.latency", "benchmark.peak_memory",
-    "benchmark.arms", "benchmark.steps", "benchmark.replay", "benchmark.pictures", "benchmark.plan", "benchmark",
-    "doctor", "cli_options", "cli_benchmark", "cli",
+    "errors", "stopping", "launch_environment", "config.schema", "config.document", "config.loading", "config",
+    "macs", "presence", "watchdog", "cluster", "launch_checks", "lease", "resrep", "graph.operators",
+    "graph.rebuilding", "graph.channels", "graph.kinds", "graph.joins", "graph.weighted", "graph.table",
+    "graph.structure", "graph.counting", "graph.tracing", "graph", "compactor", "models.keras3", "models.archive",
+    "models.architecture", "models.torch_weights", "models.files", "models.building_blocks", "models.mobilenet",
+    "models.resnet_cifar", "models.resnet_imagenet", "models.vgg_cifar", "models", "data.hashing",
+    "data.augmentation", "data.source", "data.order", "data.record", "data.digits", "data.synthetic", "data.npz",
+    "data.cifar", "data.encoded", "data.imagefolder", "data.record_index", "data.tfrecord", "data.tfds", "data",
+    "layer_replacement", "memory", "sync_batch_norm", "losses", "loss_scale", "schedules", "optimizer", "state",
+    "step", "evaluation", "merging.certificate", "merging.folding", "merging.surgery", "merging", "checkpoint",
+    "checkpointing", "pruner", "health", "monitor", "channel_history", "pictures", "dashboard", "step_timer",
+    "curves", "keras_callbacks", "phase", "shrink", "live_model", "shrinker", "trainer", "report", "run_record",
+    "report_pictures", "report_page", "run", "inference", "export", "inspection", "benchmark.files", "benchmark.data",
+    "benchmark.latency", "benchmark.peak_memory", "benchmark.arms", "benchmark.steps", "benchmark.replay",
+    "benchmark.pictures", "benchmark.plan", "benchmark", "doctor", "cli_options", "cli_benchmark", "cli",
 ]  # fmt: skip
 
 
