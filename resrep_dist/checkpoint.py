@@ -49,6 +49,7 @@ class CheckpointFolder:
         if target.exists() and not _damage(target):
             # The same step has the same state; replacing it would leave a moment without the newest.
             return target
+        self.delete_partial()
         partial = target.with_name(f"{target.name}.partial")
         try:
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
@@ -90,7 +91,7 @@ class CheckpointFolder:
         return None
 
     def delete_partial(self) -> None:
-        """Delete what a killed run left half written."""
+        """Delete what is half written: by a killed run, or where a read-only disk let nobody clear it."""
         for partial in self._folder.glob("step-*.partial"):
             _remove(partial)
 

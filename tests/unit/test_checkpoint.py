@@ -62,6 +62,10 @@ def test_a_half_written_checkpoint_is_not_the_newest_and_goes(tmp_path, variable
     assert folder.restore_newest(variables)["step"] == 5
     folder.delete_partial()
     assert names(tmp_path) == ["step-00000005"]
+    # What a read-only disk kept is gone with the next one that is written.
+    (tmp_path / "step-00000010.partial").mkdir()
+    save(folder, variables, 15)
+    assert names(tmp_path) == ["step-00000005", "step-00000015"]
 
 
 def mutate(path, choices):
