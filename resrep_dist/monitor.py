@@ -90,6 +90,8 @@ class Monitor:
                 TextColumn("{task.fields[values]}"),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 console=self._console,
+                # Rich's ten a second would take more of a core than all other logging.
+                refresh_per_second=2,
             )
             self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
             self._progress.start()

@@ -1,6 +1,7 @@
 """Training steps side by side: plain, ResRep at full width, shrunken in each way, slim."""
 
 import dataclasses
+import io
 import statistics
 import tempfile
 import time
@@ -28,12 +29,14 @@ from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config
+from resrep_dist.curves import Curves
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
 from resrep_dist.live_model import LiveModel
 from resrep_dist.merging import merge
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
+from resrep_dist.monitor import Monitor
 from resrep_dist.phase import plan_phase, pruning_of
 from resrep_dist.report import count_parameters
 from resrep_dist.shrink import Layout
@@ -208,11 +211,32 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: Layout, config: Config, ba
         "mask_update_ms": 1000.0 * statistics.median(updates),
         "agreement_ms": 1000.0 * statistics.median(agreements),
         "watchdog_ms": _seconds(beat_often),
+        "logging_ms": cluster.from_root(lambda: _logging_ms(live, graph, config)),
         "checkpoint_seconds": checkpoint,
         "merge_seconds": merging,
         "shrink_seconds": shrink,
         "tracing_after_shrink_seconds": _seconds(lambda: smaller[0].step.trace(*batch)),
     }
+
+
+def _logging_ms(live: LiveModel, graph: Graph, config: Config) -> float:
+    """What a logging step adds on rank 0: figures read, curves and histograms written, the bar drawn on a terminal."""
+    with tempfile.TemporaryDirectory() as folder:
+        terminal = Console(file=io.StringIO(), force_terminal=True)
+        monitor = Monitor("steps", Path(folder), terminal, NUM_SAMPLES)
+        curves = Curves(monitor, config, graph)
+        monitor.start(0)
+        curves.start(0, iter(()))
+
+        steps = iter(range(1, _NUM_REPEATED + 1))
+
+        def log() -> None:
+            curves.add_training(next(steps), live.step.read_metrics(), 0.01, live.pruner)
+            monitor.flush()
+
+        times = [_seconds(log) for _ in range(_NUM_REPEATED)]
+        monitor.close()
+    return 1000.0 * statistics.median(times)
 
 
 def _seconds(function: Callable[[], Any]) -> float:
