@@ -148,11 +148,15 @@ def training_macs(model: keras.Model, graph: Graph, widths: Sequence[int], is_re
     return total
 
 
-def is_dead(compactors: Sequence[Compactor], num_parts: int, dead_row_norm: float) -> np.ndarray:
-    """Bool [width]: the masked channels of a group whose rows all have at most this norm."""
-    norms = [np.linalg.norm(compactor.kernel.numpy()[0, 0], axis=0) for compactor in compactors]
-    is_masked = in_parts(compactors[0].mask.numpy(), num_parts)[0] == 0
-    return is_masked & (np.max([np.max(in_parts(n, num_parts), axis=0) for n in norms], axis=0) <= dead_row_norm)
+def is_dead(norms: Sequence[np.ndarray], mask: np.ndarray, num_parts: int, dead_row_norm: float) -> np.ndarray:
+    """Bool [width]: the masked channels of a group whose rows all have at most this norm.
+
+    Args:
+        norms: row norms of each of the group's layers, [D_out].
+        mask: that of the group's compactors, [D_out].
+    """
+    highest = np.max([np.max(in_parts(of_layer, num_parts), axis=0) for of_layer in norms], axis=0)
+    return (in_parts(mask, num_parts)[0] == 0) & (highest <= dead_row_norm)
 
 
 def in_parts(values: np.ndarray, num_parts: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.resrep import group_norms, last_step_to_die, row_norms, select_masks
 
 import numpy as np
+import tensorflow as tf
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ class Pruner:
         groups = self.graph.groups
         self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in groups]
         self._kept = [np.asarray(channels) for channels in kept]
+        compactors = [compactor for group in self._compactors for compactor in group]
+        # All layers in one graph: called one by one, a ResNet-50's take several times as long.
+        self._local_norms = tf.function(lambda: [row_norms(compactor.kernel)[0, 0] for compactor in compactors])
+        self._summed_norms = tf.function(lambda: self._cluster.sum(self._local_norms(), "row_norms"))
+        self._set_masks = tf.function(lambda flat: _assign([compactor.mask for compactor in compactors], flat))
 
     def is_due(self, step: int) -> bool:
         """True where masks are chosen after `step` steps."""
@@ -65,9 +71,7 @@ class Pruner:
 
     def update(self) -> None:
         """Choose all masks anew from row norms averaged over the ranks; a collective."""
-        local = [row_norms(compactor.kernel)[0, 0] for group in self._compactors for compactor in group]
-        summed = self._cluster.sum(local, "row_norms")
-        norms = self._by_group([norms.numpy() / self._cluster.size for norms in summed])
+        norms = self._by_group([summed.numpy() / self._cluster.size for summed in self._summed_norms()])
         selection = select_masks(
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
             self.graph.macs,
@@ -77,12 +81,9 @@ class Pruner:
             round_to=self._config.round_to,
         )
         self.num_chosen = selection.num_chosen
-        for group, compactors, mask, kept in zip(
-            self.graph.groups, self._compactors, selection.masks, self._kept, strict=True
-        ):
-            for compactor in compactors:
-                own = np.tile(mask[kept], group.num_parts)
-                compactor.mask.assign(own.astype(compactor.mask.dtype.as_numpy_dtype))
+        groups = zip(self.graph.groups, selection.masks, self._kept, strict=True)
+        masks = [np.tile(mask[kept], group.num_parts) for group, mask, kept in groups for _ in group.layers]
+        self._set_masks(np.concatenate(masks))
 
     def norms(self) -> list[np.ndarray]:
         """Norms of each group's channels as they stand on this rank."""
@@ -116,8 +117,11 @@ class Pruner:
 
     def dead(self) -> list[np.ndarray]:
         """For each group bool [width], the channels of the model that a merge now would delete."""
-        groups = zip(self._compactors, self.graph.groups, strict=True)
-        return [is_dead(compactors, group.num_parts, self._config.dead_row_norm) for compactors, group in groups]
+        norms, limit = iter(self._layer_norms()), self._config.dead_row_norm
+        return [
+            is_dead([next(norms) for _ in compactors], compactors[0].mask.numpy(), group.num_parts, limit)
+            for compactors, group in zip(self._compactors, self.graph.groups, strict=True)
+        ]
 
     def is_at_target(self) -> bool:
         """True once every masked channel is dead and the rest meets the target."""
@@ -144,7 +148,7 @@ class Pruner:
         return scalars, {f"row_norms/{g.name}": n for g, n in zip(groups, self._by_group(norms), strict=True)}
 
     def _layer_norms(self) -> list[np.ndarray]:
-        return [row_norms(c.kernel)[0, 0].numpy() for group in self._compactors for c in group]
+        return [norms.numpy() for norms in self._local_norms()]
 
     def _by_group(self, norms: list[np.ndarray]) -> list[np.ndarray]:
         of_layers = iter(norms)
@@ -186,6 +190,12 @@ class Pruner:
             num_taken = min(width - least, math.ceil(missing / saving))
             num_channels, missing = num_channels + num_taken, missing - num_taken * saving
         return num_channels
+
+
+def _assign(variables: Sequence[tf.Variable], flat: tf.Tensor) -> None:
+    values = tf.split(flat, [variable.shape[0] for variable in variables])
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(tf.cast(value, variable.dtype))
 
 
 def require_prunable(model: keras.Model, graph: Graph) -> None:

@@ -57,5 +57,7 @@ def dead_channels(model: keras.Model, graph: Graph, dead_row_norm: float = 0.0) 
     result = {}
     for group in graph.groups:
         compactors = [model.get_layer(layer.compactor) for layer in group.layers]
-        result[group.name] = np.flatnonzero(is_dead(compactors, group.num_parts, dead_row_norm)).tolist()
+        norms = [np.linalg.norm(compactor.matrix(), axis=0) for compactor in compactors]
+        dead = is_dead(norms, compactors[0].mask.numpy(), group.num_parts, dead_row_norm)
+        result[group.name] = np.flatnonzero(dead).tolist()
     return result
