@@ -71,12 +71,13 @@ class Run:
             self.stop()
             raise
 
-    def harm(self, rank: int, number: signal.Signals) -> float:
-        """Send a rank a signal; returns the seconds until the script and all ranks had ended."""
-        process = self.ranks()[rank]
-        start = time.monotonic()
-        process.send_signal(number)
-        return self.wait_for_end(start)
+    def signal(self, rank: int, number: signal.Signals) -> bool:
+        """Send a rank a signal; false where the rank has come to its end by itself."""
+        try:
+            self.ranks()[rank].send_signal(number)
+        except (KeyError, psutil.NoSuchProcess):
+            return False
+        return True
 
     def wait_for_end(self, start: float, limit_seconds: float = END_SECONDS) -> float:
         """Seconds from `start` until the script and all ranks have ended."""
@@ -92,6 +93,10 @@ class Run:
     def finish(self, timeout_seconds: float = 500) -> None:
         """Run to the end."""
         self.start()
+        self.wait_until_finished(timeout_seconds)
+
+    def wait_until_finished(self, timeout_seconds: float = 500) -> None:
+        """Wait for an end that nobody forces."""
         try:
             code = self.process.wait(timeout_seconds)
         finally:

@@ -34,10 +34,13 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-def wait_until_there(run, rank):
-    while rank not in run.ranks():
-        assert run.process.poll() is None, run.log
+def wait_at_random(run, rank, choice, seconds):
+    """Until the rank is there, and then for up to so many seconds while the run lives."""
+    while rank not in run.ranks() and run.process.poll() is None:
         time.sleep(0.05)
+    moment = time.monotonic() + choice.uniform(0.0, seconds)
+    while time.monotonic() < moment and run.process.poll() is None:
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -45,35 +48,32 @@ def test_a_rank_killed_at_any_moment(tmp_path, num_ranks, tried, undisturbed):
     """Killed, started again, killed again: whenever a run ends, its weights are those of one that was never killed."""
     choice = random.Random(num_ranks)
     expected, seconds = undisturbed(num_ranks)
-    run, num_runs = Run(tmp_path / "0", num_ranks), 0
-    last_step, is_compared = 0, False
-    for number in range(NUM_KILLS * num_ranks):
-        run.start()
-        rank = number % num_ranks
-        wait_until_there(run, rank)
-        moment = time.monotonic() + choice.uniform(0.0, seconds)
-        while time.monotonic() < moment and run.process.poll() is None:
-            time.sleep(0.02)
-        check_resumed(run, last_step)
-        if run.process.poll() is not None:
-            # It came to its end before; the next moment is one of a new run.
-            assert run.process.returncode == 0, run.log[-4000:]
-            assert_equal_weights(run.workdir, expected)
-            is_compared, last_step, num_runs = True, 0, num_runs + 1
-            run = Run(tmp_path / str(num_runs), num_ranks)
+    num_kills, num_runs = 0, 0
+    while num_kills < NUM_KILLS * num_ranks:
+        run, last_step = Run(tmp_path / str(num_runs), num_ranks), 0
+        while num_kills < NUM_KILLS * num_ranks:
+            rank = num_kills % num_ranks
             run.start()
-            run.wait_for("prune step")
-        survived = tried(f"a rank killed (signal 9), {num_ranks} ranks")
-        ended_after = run.harm(rank, signal.SIGKILL)
-        assert run.process.returncode not in (0, 2, 143), run.log[-4000:]
-        assert names_the_rank(run.log, rank), run.log[-4000:]
-        last_step = run.last_logged_step() or last_step
-        survived(ended_after)
-        print(f"rank {rank} killed at step {run.last_logged_step()}: ended after {ended_after:.1f} s")
-    if not is_compared or last_step:
-        run.finish()
+            wait_at_random(run, rank, choice, seconds)
+            check_resumed(run, last_step)
+            start = time.monotonic()
+            if not run.signal(rank, signal.SIGKILL):
+                # It came to its end before; the next moment is one of a new run.
+                break
+            survived = tried(f"a rank killed (signal 9), {num_ranks} ranks")
+            ended_after = run.wait_for_end(start)
+            assert run.process.returncode not in (0, 2, 143), run.log[-4000:]
+            assert names_the_rank(run.log, rank), run.log[-4000:]
+            last_step = run.last_logged_step() or last_step
+            survived(ended_after)
+            num_kills += 1
+            print(f"rank {rank} killed at step {run.last_logged_step()}: ended after {ended_after:.1f} s", flush=True)
+        else:
+            run.start()
+        run.wait_until_finished()
         check_resumed(run, last_step)
         assert_equal_weights(run.workdir, expected)
+        num_runs += 1
 
 
 def check_resumed(run, last_step):
@@ -87,23 +87,25 @@ def test_a_supervised_run_goes_on_by_itself(tmp_path, num_ranks, tried, undistur
     """Kill after kill, and nobody starts it again."""
     choice = random.Random(10 + num_ranks)
     expected, seconds = undisturbed(num_ranks)
-    run = Run(tmp_path, num_ranks, script="supervise.sh", MAX_RESTARTS=str(NUM_KILLS))
-    run.start()
-    try:
-        for number in range(NUM_KILLS):
+    num_kills, num_runs = 0, 0
+    while num_kills < NUM_KILLS:
+        run = Run(tmp_path / str(num_runs), num_ranks, script="supervise.sh", MAX_RESTARTS=str(NUM_KILLS))
+        run.start()
+        num_restarts = 0
+        while num_kills < NUM_KILLS:
             rank = choice.randrange(num_ranks)
-            # What is left of the run grows shorter; each start is to be killed before its end.
-            wait_until_there(run, rank)
-            time.sleep(choice.uniform(0.0, 0.8 * seconds * (1 - number / NUM_KILLS)))
+            wait_at_random(run, rank, choice, seconds)
+            start = time.monotonic()
+            if not run.signal(rank, signal.SIGKILL):
+                break
             survived = tried(f"a rank killed (signal 9) under launch/supervise.sh, {num_ranks} ranks")
-            victim, start = run.ranks()[rank], time.monotonic()
-            victim.send_signal(signal.SIGKILL)
-            run.wait_for(rf"; restart {number + 1} on {num_ranks} rank")
+            num_restarts += 1
+            run.wait_for(rf"; restart {num_restarts} on {num_ranks} rank")
             survived(time.monotonic() - start)
-        assert run.process.wait(600) == 0, run.log[-4000:]
-    finally:
-        run.stop()
-    assert_equal_weights(run.workdir, expected)
+            num_kills += 1
+        run.wait_until_finished()
+        assert_equal_weights(run.workdir, expected)
+        num_runs += 1
 
 
 def test_a_supervised_run_goes_on_with_fewer_ranks(tmp_path, tried):

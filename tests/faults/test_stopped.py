@@ -18,7 +18,9 @@ def test_a_stopped_rank_is_named_and_ends_the_job(tmp_path, num_ranks, rank, tri
     run.start()
     run.wait_for("prune step 100/")
     survived = tried(f"a rank stalled (SIGSTOP), {num_ranks} ranks, limit 15 s")
-    seconds = run.harm(rank, signal.SIGSTOP)
+    start = time.monotonic()
+    assert run.signal(rank, signal.SIGSTOP)
+    seconds = run.wait_for_end(start)
     assert run.process.returncode == 7, run.log[-4000:]
     assert re.search(rf"rank {rank} \(host \S+, process \d+\) does not answer", run.log), run.log[-4000:]
     if rank != 0:
