@@ -33,7 +33,14 @@ come_back() {
     if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then options+=(--array="$SLURM_ARRAY_TASK_ID"); fi
     WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) sbatch "${options[@]}" "launch/$script" "${arguments[@]}"
 }
-trap come_back EXIT
+
+check_end() { # srun 22.05 returns 0 even where a node could not start its task
+    if [[ ${code:-} == 0 && ! -e $WORKDIR/slim/report.json && ! -e $WORKDIR/final/report.json ]]; then
+        echo "$script: srun returned 0, but no run has come to its end in $WORKDIR; see what it wrote above" >&2
+        exit 1
+    fi
+}
+trap 'check_end; come_back' EXIT
 
 launcher=(srun "--mpi=${MPI:-pmix}" --kill-on-bad-exit=1)
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=cores); fi

@@ -13,6 +13,7 @@ from tests.launchers.slurm_cluster import DAEMONS, SlurmCluster
 from tests.ranks.launcher import REPOSITORY
 from tests.system.runs import RESREP
 
+import psutil
 import pytest
 
 _missing = [daemon for daemon in DAEMONS if not shutil.which(daemon)]
@@ -58,6 +59,21 @@ def wait_for_text(slurm: SlurmCluster, log: Path, pattern: str, timeout_seconds:
     return found[0]
 
 
+def step_daemons(job: str) -> list[psutil.Process]:
+    """What Slurm has running on the nodes for a job."""
+    return [
+        process for process in psutil.process_iter(["cmdline"])
+        if f"slurmstepd: [{job}." in " ".join(process.info["cmdline"] or [])
+    ]  # fmt: skip
+
+
+def test_a_job_whose_ranks_never_started_is_not_taken_for_a_good_one(slurm, tmp_path):
+    job = slurm.sbatch(f"--output={tmp_path}/log", "launch/slurm.sbatch", "--help", WORKDIR=str(tmp_path / "run"))
+    assert slurm.wait_for_end(job) == "FAILED"
+    log = (tmp_path / "log").read_text()
+    assert "usage: resrep train" in log and "srun returned 0, but no run has come to its end" in log
+
+
 def test_a_job_on_two_nodes_trains_prunes_and_merges(slurm, tmp_path):
     start = time.monotonic()
     job = submit(slurm, tmp_path, "logging.interval_steps=1", options=TWO_NODES)
@@ -91,8 +107,10 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
     job = submit(slurm, tmp_path, LONG, options=[*TWO_NODES, "--time=2", "--signal=B:USR1@60"])
     log = tmp_path / "log"
     step = int(wait_for_text(slurm, log, r"resrep: stopped at step (\d+) as asked")[1])
-    # Slurm lets a requeued job wait for two minutes; an administrator need not.
+    # Slurm lets a requeued job wait for two minutes, in which the nodes clear what the first start left; an
+    # administrator need not wait longer than for that.
     slurm.wait_until(lambda: slurm.state(job)["JobState"] == "PENDING", 30)
+    slurm.wait_until(lambda: not step_daemons(job), 30)
     slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     resumed = wait_for_text(slurm, log, r"Resumed at step (\d+)")
     assert int(resumed[1]) == step
