@@ -46,7 +46,8 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
         write_benchmark(tmp_path, "data", {})
 
 
-def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys):
+def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     config = small_config(model=SMALL, shrink={"mode": "refold"})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())

@@ -1,10 +1,10 @@
 """A live model at smaller widths: the same function, the same training."""
 
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import is_dead, live_graph, training_macs
+from resrep_dist.compactor import live_graph, training_macs
 from resrep_dist.graph import trace
 from resrep_dist.live_model import LiveModel
-from resrep_dist.merging import merge
+from resrep_dist.merging import dead_channels, merge
 from resrep_dist.phase import model_for_training, plan_phase
 from resrep_dist.shrink import Layout, at_layout, calibrate, refolded, removable, without_channels
 from resrep_dist.shrinker import Shrinker
@@ -101,7 +101,9 @@ def train(live, first_step, last_step):
 
 
 def dead_in(model, graph):
-    return [is_dead([model.get_layer(x.compactor) for x in g.layers], g.num_parts, 0.0) for g in graph.groups]
+    of_groups = dead_channels(model, graph)
+    widths = live_graph(model, graph).widths
+    return [np.isin(np.arange(width), of_groups[g.name]) for width, g in zip(widths, graph.groups, strict=True)]
 
 
 def copy_of(live, model, graph):
