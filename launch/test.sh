@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh                 everything that is not marked slow, slurm, faults or gpu
 #   bash launch/test.sh --all           the slow tests too, not those of --slurm and --faults
-#   bash launch/test.sh --slurm         the launchers under a Slurm of their own: as root, 5 minutes
+#   bash launch/test.sh --slurm         the launchers under a Slurm of their own: as root, 15 minutes
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some

@@ -56,9 +56,13 @@ class Pruner:
         self._kept = [np.asarray(channels) for channels in kept]
         compactors = [compactor for group in self._compactors for compactor in group]
         # All layers in one graph: called one by one, a ResNet-50's take several times as long.
-        self._local_norms = tf.function(lambda: [row_norms(compactor.kernel)[0, 0] for compactor in compactors])
-        self._summed_norms = tf.function(lambda: self._cluster.sum(self._local_norms(), "row_norms"))
-        self._set_masks = tf.function(lambda flat: _assign([compactor.mask for compactor in compactors], flat))
+        self._local_norms = tf.function(
+            lambda: [row_norms(compactor.kernel)[0, 0] for compactor in compactors], autograph=False
+        )
+        self._summed_norms = tf.function(lambda: self._cluster.sum(self._local_norms(), "row_norms"), autograph=False)
+        self._set_masks = tf.function(
+            lambda flat: _assign([compactor.mask for compactor in compactors], flat), autograph=False
+        )
 
     def is_due(self, step: int) -> bool:
         """True where masks are chosen after `step` steps."""

@@ -103,8 +103,9 @@ class Trainer:
                     self.train_until(self.step + 1)
                 self._save(is_last=True)
             finally:
-                # Watched too: a disk that hangs would keep a run that failed from ending.
-                self.checkpointing.wait()
+                # Watched too, with patience: a disk that hangs would keep a run that failed from ending.
+                with self.cluster.watchdog.patient():
+                    self.checkpointing.wait()
                 self._monitor.close()
 
     def _stop_where_asked(self, stop: StopRequest) -> None:

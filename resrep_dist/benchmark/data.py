@@ -39,7 +39,7 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
     for number in range(num_rounds + 1):
         for name in sorted(loops, reverse=number % 2 == 1):
             rounds[name].append(_measure(loops[name], num_batches, batch_size))
-    _log.info("%d rounds done.", num_rounds)
+        _log.info("Round %d of %d done.", number, num_rounds)
     pairs = list(zip(rounds["pipeline"][1:], rounds["bare_decode_loop"][1:], strict=True))
     ratios = [ours["images_per_second_and_core"] / bare["images_per_second_and_core"] for ours, bare in pairs]
     return {

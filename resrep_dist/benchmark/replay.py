@@ -153,15 +153,14 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
         "min_saved_macs_fraction": config.shrink.min_saved_macs_fraction,
         "num_replayed_steps": log[-1][0],
         **_totals(by_mode, points, base_macs),
-        "stages": {
-            mode: [
-                {"num_steps": s.num_steps, **{key: points[s.layout][key] for key in ("macs_vs_plain", "time_vs_plain")}}
-                for s in of_mode
-            ]
-            for mode, of_mode in by_mode.items()
-        },
+        "stages": {mode: [_measured(stage, points) for stage in of_mode] for mode, of_mode in by_mode.items()},
         "points": list(points.values()),
     }
+
+
+def _measured(stage: Stage, points: dict[Layout, dict[str, Any]]) -> dict[str, Any]:
+    point = points[stage.layout]
+    return {"num_steps": stage.num_steps, **{key: point[key] for key in ("macs_vs_plain", "time_vs_plain")}}
 
 
 def _totals(

@@ -232,7 +232,6 @@ def _logging_ms(live: LiveModel, graph: Graph, config: Config) -> float:
 
         def log() -> None:
             curves.add_training(next(steps), live.step.read_metrics(), 0.01, live.pruner)
-            monitor.flush()
 
         times = [_seconds(log) for _ in range(_NUM_REPEATED)]
         monitor.close()

@@ -95,6 +95,7 @@ def test_a_read_only_folder_costs_checkpoints_not_training(tmp_path, tried, undi
         run.wait_for("prune step 100/")
         # Half of one that is being written could not be deleted any more.
         while not (folder / "step-00000100").exists():
+            assert run.process.poll() is None, run.log[-4000:]
             time.sleep(0.01)
         survived, start = tried("folder read-only, writable again after one failure"), time.monotonic()
         subprocess.run(["mount", "--bind", folder, folder], check=True)
