@@ -11,7 +11,7 @@ from tests.system.runs import assert_equal_weights
 
 import pytest
 
-pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.timeout(3 * 3600)]
 # Of each rank, and in all under supervision.
 NUM_KILLS = int(os.environ.get("NUM_KILLS", 20))
 # A checkpoint is written beside the training, and the log has a line every 5 steps.
