@@ -1,11 +1,7 @@
 import hashlib
-import os
 import random
 import resource
-import signal
 import subprocess
-import sys
-import time
 
 from resrep_dist.checkpoint import CheckpointFolder, restore, snapshot
 from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError
@@ -141,34 +137,6 @@ def test_what_cannot_be_written_leaves_the_one_before_whole_and_says_what_it_nee
     assert names(tmp_path) == ["step-00000005"]
     del variables["large"]
     assert folder.restore_newest(variables)["step"] == 5
-
-
-WRITER = """
-import sys, resrep_dist, numpy as np
-from pathlib import Path
-from resrep_dist.checkpoint import CheckpointFolder
-folder = CheckpointFolder(Path(sys.argv[1]))
-for step in range(1, 10**6):
-    folder.save(step, {"a": np.full(20_000, step)}, {"num_chosen": 0})
-    print(step, flush=True)
-"""
-
-
-@pytest.mark.parametrize("num_kills", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_killed_at_any_moment_the_newest_complete_one_is_found(tmp_path, num_kills):
-    choices = random.Random(0)
-    for number in range(num_kills):
-        folder = tmp_path / str(number)
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True) as writer:
-            seen = int(writer.stdout.readline())
-            time.sleep(choices.uniform(0, 0.2))
-            os.kill(writer.pid, signal.SIGKILL)
-            seen = int((writer.stdout.read().split() or [seen])[-1])
-        array = tf.Variable(np.zeros(20_000, np.int64))
-        position = CheckpointFolder(folder).restore_newest({"a": array})
-        # The one that was under way may have been finished and not yet told.
-        assert position["step"] in (seen, seen + 1)
-        assert set(array.numpy()) == {position["step"]}
 
 
 def test_another_models_checkpoint_is_refused_by_name(tmp_path, variables):
