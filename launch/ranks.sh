@@ -4,8 +4,8 @@
 #   CONFIG   the experiment (default configs/digits_resnet20.yaml); paths count from the repository's root
 #   WORKDIR  the run's folder (default runs/ and the config's name); the same folder again means resume
 #
-# and gives `names`, the variables that the ranks get besides PATH, and `start_ranks`, which does not return. The
-# launchers themselves also get OMPI_* and SLURM_*, so `OMPI_MCA_plm_rsh_args="-p 2222"` is an option of mpirun.
+# and gives `names`, the variables that the ranks get besides PATH, and `start_ranks`, which does not return. mpirun
+# and srun themselves also get OMPI_* and SLURM_*, so `OMPI_MCA_plm_rsh_args="-p 2222"` is an option of mpirun.
 CONFIG=${CONFIG:-configs/digits_resnet20.yaml}
 WORKDIR=${WORKDIR:-runs/$(basename "$CONFIG" .yaml)}
 script=${script:-$(basename "$0")}
@@ -42,8 +42,9 @@ done
 # Launchers kill their ranks seconds after a signal, too soon for a checkpoint. So they get none: the first signal
 # to the script (Ctrl-C, SIGTERM, SIGUSR1) becomes a file that the ranks look for, the second one ends all.
 asked=
+ended=
 stop() {
-    if [[ $asked ]]; then kill -TERM -- "-$ranks"; return; fi
+    if [[ $asked ]]; then ended=1; kill -TERM -- "-$ranks"; return; fi
     asked=$1
     mkdir -p "$WORKDIR"
     touch "$WORKDIR/stop"
@@ -51,8 +52,9 @@ stop() {
 }
 
 start_ranks() { # the launcher's command line; the script leaves with the code of the first rank that ended by an error
-    local name environment=("PATH=$PWD/.venv/bin:$PATH")
-    for name in "${names[@]}" "${!OMPI_@}" "${!SLURM_@}"; do environment+=("$name=${!name}"); done
+    local name environment=("PATH=$PWD/.venv/bin:$PATH") own=("${!OMPI_@}" "${!SLURM_@}")
+    if [[ $1 == horovodrun ]]; then own=(); fi
+    for name in "${names[@]}" "${own[@]}"; do environment+=("$name=${!name}"); done
     trap 'stop INT' INT
     trap 'stop TERM' TERM
     trap 'stop USR1' USR1
@@ -70,7 +72,11 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
         wait $! || true # a signal ends this wait, and the trap runs
     done
     wait "$ranks" && code=0 || code=$?
-    if [[ -s ${RESREP_EXIT_CODES:-} ]]; then read -r code <"$RESREP_EXIT_CODES"; fi
-    if [[ $asked && $code -ne 0 ]]; then code=143; fi
+    if [[ -s ${RESREP_EXIT_CODES:-} ]]; then
+        read -r code <"$RESREP_EXIT_CODES"
+    elif [[ $asked && $code == 1 ]]; then # what horovodrun and mpirun make of every code
+        code=143
+    fi
+    if [[ $ended && $code -ne 0 ]]; then code=143; fi
     exit "$code"
 }

@@ -2,8 +2,8 @@
 # What slurm.sbatch and slurm_array.sbatch have in common; they source it in the repository's root.
 #
 # --signal=B:USR1@180 wakes the job before its time is up: a checkpoint, and back into the queue. Where the site does
-# not requeue, the job is submitted anew, with this one's tasks, nodes, partition, time limit and log; other options
-# belong into the file, as #SBATCH lines.
+# not requeue, the job is submitted anew, with this one's tasks, nodes, cores and GPUs, partition, account, QOS, time
+# limit and log; other options belong into the file, as #SBATCH lines.
 submitted_workdir=${WORKDIR:-}
 WORKDIR=${run_folder:-$submitted_workdir}
 arguments=("$@")
@@ -30,8 +30,16 @@ come_back() {
     field() { grep -oP " $1=\K\S+" <<<"$job"; }
     options=(--ntasks="$SLURM_NTASKS" --nodes="$SLURM_NNODES" --partition="$(field Partition)")
     options+=(--time="$(field TimeLimit)" --output="$(field StdOut)")
+    local option value
+    for option in cpus-per-task:SLURM_CPUS_PER_TASK ntasks-per-node:SLURM_NTASKS_PER_NODE gpus:SLURM_GPUS \
+        gpus-per-node:SLURM_GPUS_PER_NODE gpus-per-task:SLURM_GPUS_PER_TASK account:Account qos:QOS; do
+        value=${option#*:}
+        if [[ $value == SLURM_* ]]; then value=${!value:-}; else value=$(field "$value" || true); fi
+        if [[ $value && $value != "(null)" && $value != N/A ]]; then options+=("--${option%%:*}=$value"); fi
+    done
     if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then options+=(--array="$SLURM_ARRAY_TASK_ID"); fi
-    WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) sbatch "${options[@]}" "launch/$script" "${arguments[@]}"
+    WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) env -u SLURM_RESTART_COUNT \
+        sbatch "${options[@]}" "launch/$script" "${arguments[@]}"
 }
 
 check_end() { # srun 22.05 returns 0 even where a node could not start its task

@@ -1,0 +1,87 @@
+"""launch/ranks.sh around stand-ins for the launchers: which variables they get, which code the script leaves with."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from tests.ranks.launcher import REPOSITORY
+
+import pytest
+
+SCRIPT = "set -euo pipefail\nsource launch/ranks.sh\nstart_ranks {launcher}\n"
+# Ends some time after the wish to stop, as its ranks do.
+LAUNCHER = """#!/bin/bash
+env
+echo END
+while [[ ! -e run/stop ]]; do sleep 0.1; done
+{end}
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / "launch").mkdir()
+    shutil.copy(REPOSITORY / "launch" / "ranks.sh", tmp_path / "launch")
+
+    def start(launcher, end, **environment):
+        program = tmp_path / ".venv" / "bin" / launcher
+        program.parent.mkdir(parents=True)
+        program.write_text(LAUNCHER.replace("{end}", end))
+        program.chmod(0o755)
+        return subprocess.Popen(
+            ["bash", "-c", SCRIPT.format(launcher=launcher)], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "WORKDIR": "run", **environment},
+        )  # fmt: skip
+
+    return start
+
+
+def read_environment(process):
+    """The names of the launcher's variables; it runs from then on."""
+    return {line.partition("=")[0] for line in iter(process.stdout.readline, "END\n")}
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    return process.wait(30)
+
+
+@pytest.mark.parametrize(
+    "launcher, end, code",
+    [
+        # What the launchers make of a rank's code, and the code itself.
+        ("mpirun", 'echo 143 >"$RESREP_EXIT_CODES"; exit 1', 143),
+        ("mpirun", "exit 1", 143),
+        ("mpirun", "exit 0", 0),
+        # A failure on the way to the checkpoint is no clean stop.
+        ("horovodrun", 'echo 6 >"$RESREP_EXIT_CODES"; exit 1', 6),
+        ("srun", "exit 6", 6),
+        ("srun", "exit 143", 143),
+    ],
+)
+def test_after_a_wish_to_stop_the_ranks_code_counts(start, launcher, end, code):
+    process = start(launcher, end)
+    read_environment(process)
+    assert stop(process) == code
+
+
+def test_a_second_signal_ends_the_launcher(start):
+    process = start("mpirun", "sleep 60")
+    read_environment(process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert process.poll() is None and stop(process) == 143
+
+
+@pytest.mark.parametrize("launcher, gets_slurm", [("horovodrun", False), ("srun", True), ("mpirun", True)])
+def test_a_launcher_gets_named_variables_and_its_own(start, launcher, gets_slurm):
+    process = start(
+        launcher, "exit 0", SLURM_JWT="secret", NCCL_IB_HCA="mlx5", PASSWORD="secret", HOROVOD_CYCLE_TIME="5",
+        RESREP_TERMINAL="/dev/null", OMPI_MCA_pml="ob1",
+    )  # fmt: skip
+    names = read_environment(process)
+    stop(process)
+    assert {"NCCL_IB_HCA", "HOROVOD_CYCLE_TIME", "PATH"} <= names and "PASSWORD" not in names
+    assert ("SLURM_JWT" in names) == ("OMPI_MCA_pml" in names) == gets_slurm
