@@ -5,12 +5,13 @@ Started as a single process, a run is a cluster of one and Horovod is not import
 
 import contextlib
 import json
+import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-from resrep_dist.errors import DisagreementError, UserError
-from resrep_dist.launch_environment import available_cores, launched_local_size, launched_size
+from resrep_dist.errors import DisagreementError, HostError, UserError
+from resrep_dist.launch_environment import available_cores, has_bound_gpus, launched_local_size, launched_size
 from resrep_dist.presence import Presence
 from resrep_dist.watchdog import Watchdog
 
@@ -56,7 +57,7 @@ class Cluster:
         try:
             import horovod.tensorflow as horovod
         except ImportError as error:
-            raise UserError(
+            raise HostError(
                 f"a launcher started {launched_size()} processes, but Horovod cannot be imported ({error}); "
                 "`resrep doctor` gives the command that installs it"
             ) from None
@@ -169,16 +170,28 @@ def _ranks_that_differ(column: np.ndarray) -> list[int]:
     return [rank for rank, value in enumerate(column) if value != reference]
 
 
+def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
+    """Which of the GPUs that this rank sees is its own."""
+    if local_size <= num_gpus:
+        return local_rank
+    if has_bound_gpus():
+        return 0
+    error = HostError(
+        f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
+        "(where each rank sees a GPU of its own only, start them with `srun --gpus-per-task=1`)"
+    )
+    # All ranks of the host find it.
+    error.is_of_one_rank = local_rank == 0
+    raise error
+
+
 def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        if local_size > len(gpus):
-            raise UserError(
-                f"{local_size} ranks on this host but {len(gpus)} GPUs; start at most {len(gpus)} ranks per host"
-            )
+        gpu = gpus[_own_gpu(len(gpus), local_rank, local_size)]
         try:
-            tf.config.set_visible_devices(gpus[local_rank], "GPU")
-            tf.config.experimental.set_memory_growth(gpus[local_rank], True)
+            tf.config.set_visible_devices(gpu, "GPU")
+            tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
             raise UserError(
                 "TensorFlow had started its GPUs before this rank could choose its own; make "

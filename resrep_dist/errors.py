@@ -25,6 +25,12 @@ class DataError(UserError):
     """Data on disk that cannot be used."""
 
 
+class HostError(UserError):
+    """A rank that cannot start as the others do. Raised while there is no word between the ranks yet."""
+
+    is_of_one_rank = True
+
+
 class SampleError(DataError):
     """One sample that cannot be read. Only the rank that needs it knows, so that rank says it."""
 

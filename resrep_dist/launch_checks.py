@@ -76,7 +76,7 @@ def _check_size(cluster: Cluster) -> None:
 
 
 def _write_token(workdir: Path) -> str:
-    token = workdir / f"launch-{secrets.token_hex(8)}"
+    token = workdir / f".launch-{secrets.token_hex(8)}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         token.touch()

@@ -41,6 +41,12 @@ def available_cores() -> int:
     return max(1, cores // launched_local_size())
 
 
+def has_bound_gpus() -> bool:
+    """True where Slurm lets each rank see GPUs of its own only."""
+    names = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK")
+    return _is_srun_step() and any(name in os.environ for name in names)
+
+
 def launcher_name() -> str:
     """What started this process, as far as its environment tells."""
     if "HOROVOD_SIZE" in os.environ:
@@ -77,8 +83,10 @@ def leave(code: int, message: str = "") -> NoReturn:
 
 
 def _is_srun_step() -> bool:
-    # In a batch script itself SLURM_PROCID is set as well, but no step was launched.
-    return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_STEP_ID", "").isdigit()
+    # In a batch script itself SLURM_PROCID is set as well, but no step was launched; and what mpirun starts on other
+    # nodes it starts by a step of its own.
+    is_of_mpirun = "OMPI_COMM_WORLD_SIZE" in os.environ
+    return not is_of_mpirun and "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_STEP_ID", "").isdigit()
 
 
 def _srun_tasks_on_this_node() -> int:

@@ -73,7 +73,7 @@ class Lease:
             json.dump(self._describe_this_process(), file)
 
     def _take_over(self) -> None:
-        mine = self._path.with_name(f"{NAME}.{self._token}")
+        mine = self._path.with_name(f".{NAME}.{self._token}")
         try:
             mine.write_text(json.dumps(self._describe_this_process()), encoding="utf-8")
             holder, age_seconds = self._read(), self._age_seconds(mine)

@@ -84,7 +84,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
         ConfigError: when what decides the result differs; the folder is left as it is.
     """
     path = workdir / "config.yaml"
-    found = {file.name for file in workdir.iterdir()} - {"stop", LEASE} if workdir.exists() else set()
+    names = [file.name for file in workdir.iterdir()] if workdir.exists() else []
+    # Hidden ones may be what a start left that was killed.
+    found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
     # A start that was refused leaves its configuration and nothing else: the next may have another.
     if found - {path.name} and path.exists():
         old, new = _deciding(load_config(path)), _deciding(config)
@@ -97,7 +99,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     elif found - {path.name}:
         raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(".config.partial")
     partial.write_text(config.to_yaml(), encoding="utf-8")
     os.replace(partial, path)
 

@@ -3,8 +3,8 @@
 import os
 
 from resrep_dist import launch_checks, launch_environment
-from resrep_dist.cluster import Cluster
-from resrep_dist.errors import UserError
+from resrep_dist.cluster import Cluster, _own_gpu
+from resrep_dist.errors import HostError, UserError
 
 import pytest
 
@@ -38,6 +38,11 @@ def launched(monkeypatch):
         (SRUN | {"SLURM_NODEID": "3", "SLURM_PROCID": "24", "PMIX_RANK": "24"}, (24, 28, 4)),
         (BATCH_SCRIPT, (0, 1, 1)),
         ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, (3, 8, 4)),
+        # mpirun in a job starts its ranks on other nodes by a step of one task for each node.
+        (
+            SRUN | {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+            (3, 8, 4),
+        ),
         ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "2"} | BATCH_SCRIPT, (1, 2, 2)),
     ],
 )
@@ -74,6 +79,7 @@ def test_cores_are_divided_among_the_ranks_of_a_host_once(launched, monkeypatch,
     [
         (SRUN, "srun started 28 processes, but Horovod sees 1, so each would train alone; start them with `srun --mpi"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
+        (SRUN | {"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
     ],
 )
 def test_processes_that_are_no_cluster_are_refused(launched, tmp_path, variables, mend):
@@ -83,6 +89,18 @@ def test_processes_that_are_no_cluster_are_refused(launched, tmp_path, variables
     with pytest.raises(UserError, match=mend):
         launch_checks.check_launch(cluster, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_each_rank_has_a_gpu_of_its_own(launched):
+    assert [_own_gpu(8, rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+    for local_rank, says_it in ((0, True), (1, False)):
+        with pytest.raises(HostError, match="2 ranks but 1 GPUs; start at most 1 ranks per host") as caught:
+            _own_gpu(1, local_rank, 2)
+        # One line for each host, whichever has too few.
+        assert caught.value.is_of_one_rank == says_it
+    # Slurm shows each rank its own only.
+    launched(SRUN | {"SLURM_GPUS_PER_TASK": "1"})
+    assert [_own_gpu(1, rank, 8) for rank in range(8)] == [0] * 8
 
 
 class OtherHost:

@@ -29,6 +29,16 @@ def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_settings(tmp_
     assert load_config(tmp_path / "config.yaml") == moved
 
 
+def test_a_folder_of_other_things_is_refused_and_what_a_killed_start_left_is_not(tmp_path):
+    for name in (".launch-0123", ".lease.json.4567", ".config.partial", "stop", "lease.json"):
+        (tmp_path / name).touch()
+    open_workdir(load_config(DIGITS_CONFIG), tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"not empty and not a run \(no config.yaml\)"):
+        open_workdir(load_config(DIGITS_CONFIG), tmp_path)
+
+
 @pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold"])
 def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
     config = dataclasses.replace(
