@@ -39,6 +39,8 @@ class Checkpointing:
         self._writing: Future[bool] | None = None
         # The step that was handed over last, and how many in a row could not be written up to it.
         self._step, self._num_failed = 0, 0
+        self.write_seconds: float | None = None
+        """What the last one took that was written, on rank 0; none before the first is."""
 
     def restore(self, prepare: Callable[[dict[str, Any]], None] = lambda position: None) -> dict[str, Any]:
         """Load the newest whole checkpoint on rank 0; all ranks get `step`, `num_chosen` and `layout`. A collective.
@@ -108,9 +110,11 @@ class Checkpointing:
 
     def _write(self, step: int, arrays: Mapping[str, Any], position: Mapping[str, Any]) -> bool:
         assert self._folder is not None
+        start = time.monotonic()
         try:
             self._folder.save(step, arrays, position)
         except CheckpointWriteError as error:
             _log.error("%s; trying again at the next interval", error)
             return False
+        self.write_seconds = time.monotonic() - start
         return True

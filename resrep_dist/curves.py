@@ -24,6 +24,7 @@ class Curves:
         self._monitor, self._config = monitor, config.logging
         self._timer = StepTimer(config.data.global_batch_size)
         self._history = ChannelHistory()
+        self._collective_seconds = 0.0
 
     def start(self, step: int, batches: Iterator[Any]) -> Iterator[Any]:
         """Begin where the run starts or resumes; returns the batches, clocked, and profiled where that is asked."""
@@ -46,11 +47,13 @@ class Curves:
         if self._monitor.is_silent:
             return
         times = self._timer.read(step)
+        rest = times["time/step_seconds"] - times["time/data_seconds"] - self._collective_seconds
         scalars = times | {
             "train/loss": metrics["loss"],
             "train/top1": metrics["top1"],
             "train/learning_rate": learning_rate,
             "train/skipped_steps": metrics["skipped_steps"],
+            "time/compute_seconds": max(0.0, rest),
         }
         line = short_line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
         if pruner:
@@ -82,7 +85,8 @@ class Curves:
             self._monitor.picture(step, f"compactor/{name}", picture, "Outputs down, inputs across.")
 
     def add_collective(self, step: int, seconds: float) -> None:
-        """The time that the step's collective takes alone."""
+        """The time that the step's collective takes alone; from here on it counts as the step's communication."""
+        self._collective_seconds = seconds
         self._monitor.scalars(step, {"time/collective_seconds": seconds})
 
     @contextlib.contextmanager
@@ -91,6 +95,11 @@ class Curves:
         start = time.monotonic()
         yield
         self.add_pause(name, step, time.monotonic() - start)
+
+    def add_write(self, step: int, seconds: float | None) -> None:
+        """The time that the writing of the checkpoint before took, beside the training; none where there was none."""
+        if seconds is not None:
+            self._monitor.scalars(step, {"time/checkpoint_write_seconds": seconds})
 
     def add_pause(self, name: str, step: int, seconds: float) -> None:
         """The same, where the time is known already."""

@@ -1,5 +1,6 @@
 """What TensorBoard shows beside the curves: the page of custom scalars, the settings of a sweep, texts."""
 
+import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
     },
     "Is it fast?": {
         "images per second, all ranks": ["train/images_per_second"],
-        "seconds of a step: all of it, waiting for data, the collective alone": [
-            "time/step_seconds", "time/data_seconds", "time/collective_seconds",
+        "seconds of a step: all, data, compute, collective": [
+            "time/step_seconds", "time/data_seconds", "time/compute_seconds", "time/collective_seconds",
         ],
-        "seconds that training stands still for a checkpoint, an evaluation, a shrink": [
+        "seconds that training stands still": [
             "time/checkpoint_seconds", "time/evaluation_seconds", "time/shrink_seconds",
         ],
+        "seconds of writing a checkpoint, beside the training": ["time/checkpoint_write_seconds"],
     },
 }  # fmt: skip
 _SWEPT_SECTIONS = ("train", "training", "prune", "shrink")
@@ -41,17 +43,19 @@ _RESULTS = ("validation/top1", "prune/macs_fraction_living", "train/images_per_s
 _PACKAGES = ("resrep-dist", "tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "kerassurgeon", "numpy")
 
 
-def write_head(config: Config, row: str | None, cluster: str) -> None:
-    """All that stands once at the start of a phase; called under a summary writer.
+def write_head(config: Config, row: str | None, cluster: str, is_resumed: bool = False) -> None:
+    """What stands beside the curves of a phase; called under a summary writer, at each start.
 
     Args:
         row: the run's name in the table of a sweep; none for a phase that only prepares, `base`.
         cluster: the ranks and Horovod's build, as `Cluster.description`.
+        is_resumed: versions and ranks may be others than at the first start; all else stands there already.
     """
-    write_layout()
     write_texts(config, cluster)
-    if row is not None:
-        write_hparams(config, row)
+    if not is_resumed:
+        write_layout()
+        if row is not None:
+            write_hparams(config, row)
 
 
 def write_layout() -> None:
@@ -92,7 +96,7 @@ def write_texts(config: Config, cluster: str) -> None:
 
 def software(cluster: str) -> dict[str, str]:
     """Versions of the packages that decide the result, Horovod's build, and the commit of this package."""
-    versions = {}
+    versions = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)

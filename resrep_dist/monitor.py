@@ -75,14 +75,14 @@ class Monitor:
         """Open the curves at the step that the run starts or resumes at.
 
         Args:
-            write_head: writes what stands once at the start of a run, by `tf.summary`.
+            write_head: writes what stands beside the curves at this step, by `tf.summary`.
         """
         self._start_time, self._start_step = time.monotonic(), step
         if self.folder is not None:
             drop_events_after(self.folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
-            if step == 0 and write_head is not None:
-                with self._tolerant(), self._writer.as_default(step=0):
+            if write_head is not None:
+                with self._tolerant(), self._writer.as_default(step=step):
                     write_head()
         if self._console is not None and self._console.is_terminal:
             self._progress = Progress(

@@ -69,14 +69,14 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
 
 
-def print_comparison(console: Console, reports: Mapping[Path, dict[str, Any]]) -> None:
-    """The results of several runs, a line for each, by folder."""
+def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
+    """The results of several runs, a line for each, by name."""
     rows = []
-    for workdir, report in reports.items():
+    for name, report in reports.items():
         is_pruned = "slim" in report
         missed = ", target missed" if report.get("target_missed") else ""
         row, base = (report["slim"], report["base"]) if is_pruned else (report["final"], report["final"])
-        rows.append((f"{workdir.name}{missed}", row, base))
+        rows.append((f"{name}{missed}", row, base))
     console.print(_table("multiply-adds are relative to the run's own base", rows))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class RunRecord:
     """One run, finished or not."""
 
     workdir: Path
+    name: str
+    """What the run is called beside others."""
     config: Config
     report: dict[str, Any] | None
     """`report.json` of `slim/` or `final/`; none before the end."""
@@ -32,29 +35,34 @@ class RunRecord:
     """The section `latency` of the folder's `benchmark.json`, where `resrep benchmark latency DIR` was run."""
 
     @property
-    def name(self) -> str:
-        """What the run is called beside others."""
-        return self.workdir.resolve().name
-
-    @property
     def models(self) -> dict[str, dict[str, Any]]:
         """The measured figures of the report, by model: base, trained and slim, or final."""
         names = ("base", "trained", "slim", "final")
         return {name: self.report[name] for name in names if name in self.report} if self.report else {}
 
 
-def read_run(workdir: Path) -> RunRecord:
-    """Read a run's folder.
+def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
+    """Read the folders of runs; each is called by the end of its path, as much of it as tells them apart.
 
     Raises:
         UserError: for a folder that is none, or a file in it that cannot be read.
     """
+    all_parts = [workdir.resolve().parts for workdir in workdirs]
+    num_parts = 1
+    while len({parts[-num_parts:] for parts in all_parts}) < len(set(all_parts)):
+        num_parts += 1
+    names = ["/".join(parts[-num_parts:]) for parts in all_parts]
+    return [_read_run(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
+
+
+def _read_run(workdir: Path, name: str) -> RunRecord:
     if not (workdir / "config.yaml").exists():
         raise UserError(f"{workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
     is_finished = any((workdir / name / "report.json").exists() for name in ("final", "slim"))
     benchmark = workdir / "benchmark.json"
     return RunRecord(
         workdir=workdir,
+        name=name,
         config=load_config(workdir / "config.yaml"),
         report=read_report(workdir) if is_finished else None,
         curves=read_curves(workdir / "tensorboard"),

@@ -130,8 +130,9 @@ class Trainer:
         self.cluster.broadcast(list(self.state.values()))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
-        row = self._workdir.resolve().name if self._workdir and self._folder == self._workdir else None
-        self._monitor.start(self.step, lambda: write_head(self.config, row, self.cluster.description))
+        row = str(self._workdir.resolve()) if self._workdir and self._folder == self._workdir else None
+        is_resumed, cluster = self.step > 0, self.cluster.description
+        self._monitor.start(self.step, lambda: write_head(self.config, row, cluster, is_resumed))
         self._batches = self._curves.start(self.step, self._make_batches())
 
     def train_until(self, step: int) -> None:
@@ -154,6 +155,7 @@ class Trainer:
             if self.step % self.config.checkpoint.interval_steps == 0:
                 with self._curves.pause("checkpoint", self.step):
                     self._save()
+                self._curves.add_write(self.step, self.checkpointing.write_seconds)
             if self.step >= self.num_steps and self.is_done():
                 break
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from resrep_dist.run_record import read_run
+from resrep_dist.run_record import read_curves
 from tests.networks import DIGITS_CONFIG
 from tests.ranks.launcher import REPOSITORY, run_ranks
 from tests.system import runs
@@ -160,7 +160,7 @@ def test_evaluate_merge_inspect_and_report(finished_run):
     assert (workdir / "slim" / "model.h5").stat().st_mtime_ns > before
     result = call(RESREP, "report", workdir)
     assert "Largest difference" in result.stdout and (workdir / "report.html").exists(), result.stderr
-    curve = read_run(workdir).curves["time/collective_seconds"]
+    curve = read_curves(workdir / "tensorboard")["time/collective_seconds"]
     assert curve and all(0 < seconds < 10 for _, seconds in curve), "both ranks made the collective"
     result = call(RESREP, "inspect", DIGITS_CONFIG)
     assert "10,203,776" in result.stdout and "meet others in the Add" in result.stdout

@@ -86,6 +86,10 @@ def test_the_lasso_term_is_the_penalty_and_a_step_is_longer_than_its_wait_for_da
     np.testing.assert_allclose(values(ask, "train/lasso_term")[-1][1], 0.05 * norms, rtol=1e-4)
     steps, waits = values(ask, "time/step_seconds"), values(ask, "time/data_seconds")
     assert all(0 < wait < step for (_, step), (_, wait) in zip(steps, waits, strict=True))
+    rest = [seconds for _, seconds in values(ask, "time/compute_seconds")]
+    np.testing.assert_allclose(
+        rest, [step - wait for (_, step), (_, wait) in zip(steps, waits, strict=True)], rtol=1e-3
+    )
 
 
 def test_the_custom_page_names_only_curves_that_exist_or_need_more_ranks(ask):
@@ -124,6 +128,7 @@ def test_a_sweeps_table_and_the_texts_hold_the_settings(run, ask):
     assert experiment["metricInfos"][0]["name"]["tag"] == "validation/top1"
     texts = json.loads(ask("data/plugin/text/text", run="tensorboard", tag="software"))
     assert "2.18" in texts[0]["text"] and "git commit" in texts[0]["text"]
+    assert [text["step"] for text in texts] == [0, 50], "a resume may be on other versions"
     assert (
         "lasso_strength: 0.05" in json.loads(ask("data/plugin/text/text", run="tensorboard", tag="config"))[0]["text"]
     )

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from resrep_dist.channel_history import ChannelHistory
 from resrep_dist.errors import UserError
 from resrep_dist.report_page import write_pages
-from resrep_dist.run_record import read_run
+from resrep_dist.run_record import read_runs
 from tests.networks import small_config
 
 import numpy as np
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 def test_a_page_holds_everything_and_fetches_nothing(tmp_path):
     workdir = write_run(tmp_path / "run")
-    path = write_pages([read_run(workdir)], workdir)
+    path = write_pages(read_runs([workdir]), workdir)
     text = path.read_text()
     page = Page(text)
     assert path == workdir / "report.html" and not page.open and not page.fetched
@@ -87,7 +87,7 @@ def test_a_page_holds_everything_and_fetches_nothing(tmp_path):
 
 def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(tmp_path):
     workdir = write_run(tmp_path / "run")
-    write_pages([read_run(workdir)], tmp_path / "page")
+    write_pages(read_runs([workdir]), tmp_path / "page")
     text = (tmp_path / "page" / "report.md").read_text()
     assert "| run: slim | 98.25 % | 4.68 M (46.8 %) | 1,000 | 1.50 ms | 2.00 MB |" in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
@@ -96,15 +96,22 @@ def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(tmp_path):
 
 
 def test_several_runs_share_a_page_and_one_may_be_unfinished(tmp_path):
-    runs = [read_run(write_run(tmp_path / "first")), read_run(write_run(tmp_path / "second", is_finished=False))]
+    runs = read_runs([write_run(tmp_path / "first"), write_run(tmp_path / "second", is_finished=False)])
     page = Page(write_pages(runs, tmp_path / "page").read_text())
     assert page.num_pictures == 5, "costs, curves, widths of the first, channels of both"
     assert "Channels: which live, and when the others died (second)" in page.texts
     assert "second is not finished: `resrep train` ends with a report." in page.texts
 
 
+def test_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("a/run", "b/run", "b/other")]
+    assert [run.name for run in read_runs(folders[1:])] == ["run", "other"]
+    assert [run.name for run in read_runs(folders)] == ["a/run", "b/run", "b/other"]
+    assert [run.name for run in read_runs([folders[0], folders[0]])] == ["run", "run"]
+
+
 def test_curves_are_read_once_per_step_without_histograms(tmp_path):
-    run = read_run(write_run(tmp_path / "run"))
+    (run,) = read_runs([write_run(tmp_path / "run")])
     assert run.curves.keys() == {"train/loss", "validation/top1"}
     assert run.curves["validation/top1"] == [(step, 50.0 + step) for step in range(10, 60, 10)]
 
@@ -113,18 +120,18 @@ def test_the_measured_latencies_of_a_run_are_shown(tmp_path):
     workdir = write_run(tmp_path / "run")
     row = {"format": "tflite", "batch_size": 32, "base_ms": 3.0, "slim_ms": 2.0, "speedup": 1.5}
     (workdir / "benchmark.json").write_text(json.dumps({"latency": {"rows": [row]}}))
-    write_pages([read_run(workdir)], workdir)
+    write_pages(read_runs([workdir]), workdir)
     assert "| run: tflite | 32 | 3.00 | 2.00 | 1.50 |" in (workdir / "report.md").read_text()
 
 
 def test_a_folder_that_is_no_run_and_a_broken_report_are_refused(tmp_path):
     with pytest.raises(UserError, match="not a run"):
-        read_run(tmp_path)
+        read_runs([tmp_path])
     workdir = write_run(tmp_path / "run")
     (workdir / "slim" / "report.json").write_text("{")
     with pytest.raises(UserError, match=r"report\.json: cannot be read"):
-        read_run(workdir)
+        read_runs([workdir])
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="--output .*cannot be written"):
-        write_pages([read_run(write_run(tmp_path / "other"))], blocked)
+        write_pages(read_runs([write_run(tmp_path / "other")]), blocked)
