@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resrep_dist import __version__
 from resrep_dist.cli_benchmark import add_benchmark_commands
-from resrep_dist.cli_options import add_config, config_of, start_terminal
+from resrep_dist.cli_options import add_config, add_overrides, config_of, start_terminal
 from resrep_dist.errors import RankLostError, StoppedError, UserError
 from resrep_dist.launch_environment import is_launched, launched_rank, leave
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="top-1, top-5 and metrics of a model file on the validation set")
     evaluate.add_argument("model", type=Path, help="a folder with model.h5, a Keras file, or what `export` wrote")
     evaluate.add_argument("--config", required=True, help="configuration that names the data")
-    evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    add_overrides(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=("saved_model", "tflite", "tflite_float16", "onnx"),
     )  # fmt: skip
     export.add_argument("--config", type=Path, help="configuration that names the images (default: the run's)")
+    add_overrides(export)
+    export.add_argument("--output", type=Path, help="folder (default: that of the model)")
     export.set_defaults(command=_export)
 
     add_benchmark_commands(commands)
@@ -177,14 +179,14 @@ def _inspect(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     console = start_terminal()
     from resrep_dist.report import print_comparison, print_report
-    from resrep_dist.run_record import read_run
+    from resrep_dist.run_record import read_runs
 
-    runs = [read_run(workdir) for workdir in options.workdirs]
-    reports = {run.workdir: run.report for run in runs if run.report}
-    if len(reports) > 1:
-        print_comparison(console, reports)
-    for workdir, report in reports.items() if len(reports) == 1 else ():
-        print_report(console, report, workdir)
+    runs = read_runs(options.workdirs)
+    finished = [run for run in runs if run.report]
+    if len(finished) > 1:
+        print_comparison(console, {run.name: run.report for run in finished if run.report})
+    for run in finished if len(finished) == 1 else ():
+        print_report(console, run.report or {}, run.workdir)
     try:
         from resrep_dist.report_page import write_pages
     except ImportError as error:
@@ -205,15 +207,16 @@ def _export(options: argparse.Namespace) -> int:
         )
     from resrep_dist.config import load_config
 
-    config = load_config(config_path)
+    config = load_config(config_path, options.overrides)
     console = start_terminal()
     from resrep_dist.data import load_sources
     from resrep_dist.export import export_model, print_export
     from resrep_dist.models.files import load_model
 
-    model, images = load_model(path), load_sources(config)[1].first_images(config.merge.num_images)
+    model = load_model(path, open_size=config.model.image_size)
+    images = load_sources(config)[1].first_images(config.merge.num_images)
     for name in options.formats:
-        print_export(console, export_model(model, name, path.parent, images, config.merge.tolerance))
+        print_export(console, export_model(model, name, options.output or path.parent, images, config.merge.tolerance))
     return 0
 
 

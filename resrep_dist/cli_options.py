@@ -10,6 +10,11 @@ from resrep_dist.launch_environment import launched_rank
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Let the user name a configuration and change its settings."""
     parser.add_argument("config", help="a YAML file")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let the user change settings of a configuration."""
     parser.add_argument(
         "--set",
         action="append",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,22 +46,20 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: np.
         CertificateError: where the outputs differ; the file is deleted.
         UserError: where the converter is not installed.
     """
-    name, convert, lowest_tolerance = FORMATS[format_name]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
-        partial = Path(scratch) / name
-        try:
-            convert(model, partial)
-        except UserError:
-            raise
-        except Exception as error:  # converters raise whatever they like
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"format {format_name}: {model.name} cannot be converted ({reason})") from None
-        export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+    name, _, lowest_tolerance = FORMATS[format_name]
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+            partial = Path(scratch) / name
+            _convert(model, format_name, partial)
+            export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
+            if path.exists():
+                # A SavedModel is a folder, which a rename does not replace.
+                os.replace(path, Path(scratch) / "before")
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another --output") from None
     return dataclasses.replace(export, path=path)
 
 
@@ -74,6 +71,16 @@ def print_export(console: Console, export: Export) -> None:
         f"{export.max_relative_difference:.2g} of the largest output, on {export.num_images} images; "
         f"the same class for {100 * export.argmax_agreement:.1f} %"
     )
+
+
+def _convert(model: keras.Model, format_name: str, path: Path) -> None:
+    try:
+        FORMATS[format_name][1](model, path)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # converters raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"format {format_name}: {model.name} cannot be converted ({reason})") from None
 
 
 def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: float) -> Export:

@@ -119,6 +119,25 @@ def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
     elsewhere.write_bytes((run_folder / "slim" / "model.h5").read_bytes())
     assert main(["export", str(elsewhere), "--format", "tflite"]) == 2
     assert "--config: missing" in capsys.readouterr().err
+    sets = ["--config", config, "--set", "merge.num_images=300", "--output", str(tmp_path / "out")]
+    assert main(["export", str(elsewhere), "--format", "tflite", *sets]) == 0
+    assert "on 300 images" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "out" / "model.tflite").exists()
+
+
+def test_what_cannot_be_written_is_said_in_one_line_and_what_was_there_stays(run_folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    arguments = ["export", str(run_folder), "--format", "tflite", "--output", str(tmp_path / "file")]
+    assert main(arguments) == 2
+    assert f"error: {tmp_path}/file/model.tflite: cannot be written (File exists)" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_folder, capsys):
+    inputs = keras.Input([None, None, 3])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    save_model(keras.Model(inputs, keras.layers.Dense(10)(x)), run_folder / "open" / "model.h5")
+    assert main(["export", str(run_folder / "open"), "--format", "tflite"]) == 0
+    assert "largest difference" in capsys.readouterr().out
 
 
 def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tmp_path):
