@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from resrep_dist.models.files import load_model
 from tests.ranks.launcher import REPOSITORY
 
 import numpy as np
@@ -88,4 +89,7 @@ def assert_same_slim_model(first: Path, second: Path) -> float:
         np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
     for name in arrays[0]:
         np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
+    slim = [load_model(run / "slim" / "model.h5").get_weights() for run in (first, second)]
+    for weights in zip(*slim, strict=True):
+        np.testing.assert_allclose(*weights, rtol=1e-3, atol=1e-5)
     return max(float(np.abs(arrays[0][name] - arrays[1][name]).max()) for name in arrays[0])

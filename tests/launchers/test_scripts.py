@@ -38,7 +38,6 @@ def mpirun(tmp_path_factory) -> tuple[Path, str]:
 
 
 @needs_mpi
-@pytest.mark.slow
 def test_mpirun_trains_prunes_and_merges(mpirun):
     workdir, log = mpirun
     report = json.loads((workdir / "slim" / "report.json").read_text())
@@ -46,7 +45,6 @@ def test_mpirun_trains_prunes_and_merges(mpirun):
     assert "2 ranks on 1 host(s), started by mpirun." in log
 
 
-@pytest.mark.slow
 @needs_mpi
 def test_horovodrun_and_mpirun_end_with_the_same_model(tmp_path, mpirun):
     code, log = run_script("local.sh", tmp_path / "run", tmp_path / "log", *sets())
@@ -73,13 +71,17 @@ def test_a_signal_to_the_script_becomes_a_checkpoint(tmp_path, script, number):
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_a_killed_rank_ends_the_job(tmp_path, script):
     workdir, log = tmp_path / "run", tmp_path / "log"
-    process = start_script(script, workdir, log, *sets("train.num_epochs=200"), VARIABLE="nobody sees this")
+    more = {"VARIABLE": "nobody sees this", "CORES": "1"}
+    process = start_script(script, workdir, log, *sets("train.num_epochs=200"), **more)
     try:
         wait_for(workdir / "checkpoints" / "step-00000020", process, log)
         ranks = ranks_of(workdir)
         assert len(ranks) == 2
         for rank in ranks:
             assert "VARIABLE" not in rank.environ() and rank.environ()["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] == "0"
+        if script == "mpirun.sh":
+            cores = [rank.cpu_affinity() for rank in ranks]
+            assert len(cores[0]) == len(cores[1]) == 1 and cores[0] != cores[1], "bound, each to its own"
         start = time.monotonic()
         ranks[-1].kill()
         assert process.wait(60) not in (0, 143)

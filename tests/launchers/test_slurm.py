@@ -136,14 +136,14 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
 
 
 def test_where_jobs_are_not_requeued_the_job_is_submitted_anew_up_to_a_cap(slurm, tmp_path):
-    first = submit(slurm, tmp_path, LONG, options=["--no-requeue", "--time=30"], MAX_RESTARTS="1")
+    first = submit(slurm, tmp_path, LONG, options=["--no-requeue", "--time=30", "--cpus-per-task=2"], MAX_RESTARTS="1")
     log = tmp_path / "log"
     wait_for_text(slurm, log, r"prune step \d+/")
     slurm.call("scancel", "--batch", "--signal=USR1", first)
     second = wait_for_text(slurm, log, r"Submitted batch job (\d+)")[1]
     assert slurm.wait_for_end(first, 60) == "FAILED"
     wait_for_text(slurm, log, r"Resumed at step [1-9]")
-    assert slurm.state(second)["TimeLimit"] == "00:30:00"
+    assert [slurm.state(second)[name] for name in ("TimeLimit", "CPUs/Task")] == ["00:30:00", "2"]
     slurm.call("scancel", "--batch", "--signal=USR1", second)
     wait_for_text(slurm, log, r"1 restarts were allowed \(MAX_RESTARTS\)")
     slurm.wait_for_end(second, 60)
@@ -168,12 +168,16 @@ def test_an_array_of_three_targets_gives_three_models_and_one_table(slurm, tmp_p
         f"--output={tmp_path}/log-%a", "launch/slurm_array.sbatch", *sets(),
         WORKDIR=str(tmp_path / "sweep"), TARGETS=" ".join(targets),
     )  # fmt: skip
-    slurm.wait_for_end(job, 400)
+    assert slurm.wait_for_end(job, 400) == "COMPLETED"
     logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("log-*")))
+    macs = []
     for target in targets:
         path = tmp_path / "sweep" / f"target-{target}" / "slim" / "report.json"
         assert path.exists(), logs
         report = json.loads(path.read_text())
         assert report["target_macs_fraction"] == float(target) and not report["target_missed"]
+        macs.append(report["slim"]["macs"])
+    assert macs == sorted(set(macs), reverse=True)
     table = (tmp_path / "sweep" / "comparison.txt").read_text()
     assert all(f"target-{target}" in table for target in targets)
+    assert (tmp_path / "sweep" / "report.html").exists()
