@@ -1,5 +1,6 @@
 """A launch that cannot go well is refused before anything is trained, with the mend."""
 
+import hashlib
 import logging
 import platform
 import secrets
@@ -51,13 +52,24 @@ def check_launch(cluster: Cluster, workdir: Path) -> None:
 
 def installed_versions() -> dict[str, str]:
     """The version of everything that must be the same on all hosts, by name."""
-    versions = {"Python": ".".join(platform.python_version_tuple()[:2]), "resrep-dist": __version__}
+    versions = {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "resrep-dist": f"{__version__} ({_digest_of_source(Path(__file__).parent)})",
+    }
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "none"
     return versions
+
+
+def _digest_of_source(package: Path) -> str:
+    """Two checkouts of one version may still be two programs."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _check_size(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """What is known of a launch from the environment, and launches that are refused."""
 
 import os
+import re
 
 from resrep_dist import launch_checks, launch_environment
 from resrep_dist.cluster import Cluster, _own_gpu
@@ -118,11 +119,17 @@ def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_the
     launched({"HOROVOD_SIZE": "2"})
     monkeypatch.setattr(launch_checks, "_SHARED_WITHIN_SECONDS", 0.2)
     versions = launch_checks.installed_versions()
+    assert re.fullmatch(r"0\.1\.0 \([0-9a-f]{12}\)", versions["resrep-dist"])
     assert versions["tf-keras"] == "2.18.0" and versions["horovod"] == "0.28.1"
     (tmp_path / "launch-1").touch()
     launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-1"}), tmp_path)
     with pytest.raises(UserError, match=r"other versions .*\(numpy 2\S+ here, 1.26.0 there\)"):
         root = {"versions": versions | {"numpy": "1.26.0"}, "token": "launch-1"}
         launch_checks.check_launch(OtherHost(root), tmp_path)
+    for name, text in (("a.py", "1"), ("b.py", "2")):
+        (tmp_path / name).write_text(text)
+    one = launch_checks._digest_of_source(tmp_path)
+    (tmp_path / "b.py").write_text("3")
+    assert launch_checks._digest_of_source(tmp_path) != one
     with pytest.raises(UserError, match="is another folder there than on the host of rank 0"):
         launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-2"}), tmp_path)
