@@ -3,6 +3,7 @@
 #
 #   CONFIG   the experiment (default configs/digits_resnet20.yaml); paths count from the repository's root
 #   WORKDIR  the run's folder (default runs/ and the config's name); the same folder again means resume
+#   PASS     names of further variables that the ranks get, as in "XLA_FLAGS UCX_TLS"
 #
 # and gives `names`, the variables that the ranks get besides PATH, and `start_ranks`, which does not return. mpirun
 # and srun themselves also get OMPI_* and SLURM_*, so `OMPI_MCA_plm_rsh_args="-p 2222"` is an option of mpirun.
@@ -35,7 +36,7 @@ fi
 # machine can read it. So they are started with these variables and no others.
 names=()
 for name in HOME LANG TERM TMPDIR LD_LIBRARY_PATH PYTHONPATH CUDA_VISIBLE_DEVICES SSH_AUTH_SOCK TF_CPP_MIN_LOG_LEVEL \
-    "${!RESREP_@}" "${!HOROVOD_@}" "${!NCCL_@}"; do
+    ${PASS:-} "${!RESREP_@}" "${!HOROVOD_@}" "${!NCCL_@}"; do
     if [[ -v $name ]]; then names+=("$name"); fi
 done
 

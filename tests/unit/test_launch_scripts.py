@@ -79,9 +79,9 @@ def test_a_second_signal_ends_the_launcher(start):
 def test_a_launcher_gets_named_variables_and_its_own(start, launcher, gets_slurm):
     process = start(
         launcher, "exit 0", SLURM_JWT="secret", NCCL_IB_HCA="mlx5", PASSWORD="secret", HOROVOD_CYCLE_TIME="5",
-        RESREP_TERMINAL="/dev/null", OMPI_MCA_pml="ob1",
+        RESREP_TERMINAL="/dev/null", OMPI_MCA_pml="ob1", PASS="XLA_FLAGS OTHER", XLA_FLAGS="a b",
     )  # fmt: skip
     names = read_environment(process)
     stop(process)
-    assert {"NCCL_IB_HCA", "HOROVOD_CYCLE_TIME", "PATH"} <= names and "PASSWORD" not in names
+    assert {"XLA_FLAGS", "NCCL_IB_HCA", "HOROVOD_CYCLE_TIME", "PATH"} <= names and "PASSWORD" not in names
     assert ("SLURM_JWT" in names) == ("OMPI_MCA_pml" in names) == gets_slurm
