@@ -2,9 +2,10 @@
 
 import io
 import logging
+import os
 import re
 
-from resrep_dist.monitor import Monitor, configure_logging
+from resrep_dist.monitor import Monitor, configure_logging, make_console
 
 import pytest
 from rich.console import Console
@@ -44,3 +45,18 @@ def test_quiet_shows_warnings_only():
     assert shown(False, 80, is_quiet=True) == "" == shown(True, 80, is_quiet=True)
     logger = logging.getLogger("resrep_dist")
     assert not logger.isEnabledFor(logging.INFO) and logger.isEnabledFor(logging.WARNING)
+
+
+def test_a_launched_rank_draws_on_the_terminal_that_the_script_names(monkeypatch):
+    ours, terminal = os.openpty()
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    monkeypatch.setenv("RESREP_TERMINAL", os.ttyname(terminal))
+    console = make_console()
+    assert console.is_terminal
+    monitor = Monitor("prune", None, console, 100)
+    monitor.start(0)
+    monitor.progress(50, "", "loss 0.010")
+    monitor.close()
+    assert b"50/100" in os.read(ours, 100_000)
+    monkeypatch.setenv("RESREP_TERMINAL", "/nowhere")
+    assert not make_console().is_terminal
