@@ -58,5 +58,5 @@ def test_a_launched_rank_draws_on_the_terminal_that_the_script_names(monkeypatch
     monitor.progress(50, "", "loss 0.010")
     monitor.close()
     assert b"50/100" in os.read(ours, 100_000)
-    monkeypatch.setenv("RESREP_TERMINAL", "/nowhere")
+    monkeypatch.setenv("RESREP_TERMINAL", "/nowhere/tty")
     assert not make_console().is_terminal
