@@ -18,6 +18,7 @@ export HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=0
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
+export RESREP_SCRIPT=$script # the ranks then trust a file `stop` of any age
 unset RESREP_TERMINAL
 if [[ -t 1 ]]; then # rank 0 draws its progress bar there; inside $( ) descriptor 1 is a pipe, hence 3
     exec 3>&1

@@ -34,8 +34,10 @@ class StopRequest:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        if self._file and self._file.exists() and self._file.stat().st_mtime < _START_TIME - _STALE_SECONDS:
-            self._file.unlink()
+        # The scripts under launch/ have deleted an earlier run's, and ranks may start long after them.
+        if self._file and self._file.exists() and "RESREP_SCRIPT" not in os.environ:
+            if self._file.stat().st_mtime < _START_TIME - _STALE_SECONDS:
+                self._file.unlink()
         # Python allows handlers in the main thread only; a program that trains in another one has the file.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}

@@ -47,3 +47,11 @@ def test_a_file_asks_too_and_handlers_are_put_back(tmp_path):
         assert signal.getsignal(signal.SIGUSR1) != before
     assert signal.getsignal(signal.SIGUSR1) == before
     assert os.listdir(tmp_path) == []
+
+
+def test_under_a_script_that_has_deleted_an_earlier_runs_file_any_other_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESREP_SCRIPT", "slurm.sbatch")
+    (tmp_path / "stop").touch()
+    os.utime(tmp_path / "stop", (time.time() - 3600,) * 2)
+    with StopRequest(tmp_path) as stop:
+        assert stop.is_set(), "the ranks started late"
