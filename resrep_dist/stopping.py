@@ -35,9 +35,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         # The scripts under launch/ have deleted an earlier run's, and ranks may start long after them.
-        if self._file and self._file.exists() and "RESREP_SCRIPT" not in os.environ:
-            if self._file.stat().st_mtime < _START_TIME - _STALE_SECONDS:
-                self._file.unlink()
+        is_trusted = "RESREP_SCRIPT" in os.environ
+        if self._file and not is_trusted and self._file.exists():
+            self._delete_stale(self._file)
         # Python allows handlers in the main thread only; a program that trains in another one has the file.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
@@ -50,6 +50,11 @@ class StopRequest:
             signal.signal(number, handler)
         if self._file:
             self._file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _delete_stale(file: Path) -> None:
+        if file.stat().st_mtime < _START_TIME - _STALE_SECONDS:
+            file.unlink()
 
     def is_set(self) -> bool:
         """True once somebody has asked."""
