@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
 # Images with everything, for CPUs and for GPUs:
 #
-#   docker build --target cpu -t resrep:cpu .
-#   docker build --target gpu -t resrep:gpu .
+#   docker build --target cpu -t resrep:cpu --build-arg COMMIT="$(git rev-parse HEAD)" .
+#   docker build --target gpu -t resrep:gpu --build-arg COMMIT="$(git rev-parse HEAD)" .
 #   docker run --rm --gpus all --shm-size=1g -v /data:/data:ro -v "$PWD/runs:/runs" -e RANKS=8 -e WORKDIR=/runs/r50 \
 #       -e CONFIG=configs/resnet50_imagenet.yaml resrep:gpu bash launch/mpirun.sh --set data.path=/data/imagenet
 #
-# They run as user 1001, who must be able to write to the run's folder.
+# They run as user 1001, who must be able to write to the run's folder. COMMIT is what TensorBoard shows of a run.
 ARG SYSTEM=ubuntu:noble-20260217
 # For nvcc and NCCL's headers. The final image has nothing of it: Horovod takes NCCL and CUDA's runtime in, and
 # TensorFlow brings its own libraries.
@@ -36,8 +36,10 @@ RUN --mount=type=cache,target=/var/cache/uv \
 FROM ${SYSTEM} AS runtime
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends openmpi-bin openssh-client python3.12 \
-    && rm -rf /var/lib/apt/lists/* && useradd --uid 1001 --create-home resrep
-ENV PATH=/opt/resrep/.venv/bin:$PATH
+    && rm -rf /var/lib/apt/lists/* && useradd --uid 1001 --create-home resrep \
+    && install --directory --owner=resrep /runs
+ARG COMMIT=
+ENV PATH=/opt/resrep/.venv/bin:$PATH WORKDIR=/runs/resrep RESREP_COMMIT=${COMMIT}
 WORKDIR /opt/resrep
 USER 1001
 HEALTHCHECK --interval=30m --timeout=2m --start-period=1m CMD ["resrep", "doctor"]

@@ -1,5 +1,6 @@
 """What TensorBoard shows beside the curves: the page of custom scalars, the settings of a sweep, texts."""
 
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -102,7 +103,9 @@ def software(cluster: str) -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    return {**versions, "ranks": cluster, "git commit": git_commit() or "not a git checkout"}
+    # An image has no `.git`; its build says what it holds.
+    commit = git_commit() or os.environ.get("RESREP_COMMIT") or "not a git checkout"
+    return {**versions, "ranks": cluster, "git commit": commit}
 
 
 def git_commit(folder: Path = Path(__file__).parents[1]) -> str | None:
