@@ -7,6 +7,7 @@ import urllib.request
 
 import resrep_dist
 from resrep_dist.channel_history import ChannelHistory
+from resrep_dist.dashboard import write_hparams
 from resrep_dist.errors import ConfigError
 from resrep_dist.pictures import DIED_FIRST, DIED_LAST, LIVING, MASKED, channel_colours, channel_picture, heat_map
 from tests.networks import random_source, small_config, small_network
@@ -48,11 +49,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ask(run):
-    """Requests to TensorBoard's server on the run's folder; it ends with this process."""
+    return serve(run[0])
+
+
+def serve(folder):
+    """Requests to TensorBoard's server on a folder; it ends with this process."""
     from tensorboard.program import TensorBoard
 
     board = TensorBoard()
-    board.configure(logdir=str(run[0]), port=0, host="localhost", load_fast="false", reload_interval=0.0)
+    board.configure(logdir=str(folder), port=0, host="localhost", load_fast="false", reload_interval=0.0)
     address = board.launch()
 
     def request(path, **query):
@@ -132,6 +137,22 @@ def test_a_sweeps_table_and_the_texts_hold_the_settings(run, ask):
     assert (
         "lasso_strength: 0.05" in json.loads(ask("data/plugin/text/text", run="tensorboard", tag="config"))[0]["text"]
     )
+
+
+def test_a_sweep_has_a_row_for_each_run_also_for_two_of_one_name(tmp_path):
+    for name, rate, top1 in (("a", 0.1, 90.0), ("b", 0.2, 95.0)):
+        writer = tf.summary.create_file_writer(str(tmp_path / name / "run"))
+        with writer.as_default(step=0):
+            write_hparams(small_config(train={"learning_rate": rate}), str(tmp_path / name / "run"))
+            tf.summary.scalar("validation/top1", top1)
+        writer.close()
+    ask = serve(tmp_path)
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    columns = [{"hparam": "train.learning_rate"}, {"metric": {"group": "", "tag": "validation/top1"}}]
+    request = {"experimentName": "", "allowedStatuses": statuses, "colParams": columns, "sliceSize": 9}
+    groups = json.loads(ask("data/plugin/hparams/session_groups", request=json.dumps(request)))["sessionGroups"]
+    rows = [(row["hparams"]["train.learning_rate"], row["metricValues"][0]["value"]) for row in groups]
+    assert sorted(rows) == [(0.1, 90.0), (0.2, 95.0)]
 
 
 def test_the_profiler_ran_in_its_window_and_ends_with_the_run(run):
