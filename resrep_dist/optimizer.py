@@ -63,7 +63,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
     def row_norms(self) -> list[tf.Tensor]:
         """Row norms of the compactors as they stand on this rank, each [D_out]."""
-        return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
+        with tf.name_scope("resrep_norms"):
+            return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
 
     def apply_gradients(
         self,
@@ -101,7 +102,9 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
     def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
         gradients = {variable.ref(): gradient for gradient, variable in pairs}
         rate = self._rate()
-        self._update_compactors(gradients, norms, rate)
+        # What is ours in a step is found by these names in a profile.
+        with tf.name_scope("resrep_update"):
+            self._update_compactors(gradients, norms, rate)
         of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
         for gradient, variable in pairs:
             if variable.ref() not in of_compactors:

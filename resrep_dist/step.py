@@ -158,7 +158,8 @@ class TrainStep:
         before = [tf.identity(statistic) for statistic in self._statistics]
         gradients, statistics, metrics = self._split(self._accumulate(images, labels, before))
         norms = self._optimizer.row_norms()
-        marks, is_finite = self._look(before, [metrics, *gradients, *statistics])
+        with tf.name_scope("resrep_checks"):
+            marks, is_finite = self._look(before, [metrics, *gradients, *statistics])
         weighted = [metrics[2] * norm for norm in norms]
         is_bad = 1.0 - tf.cast(tf.reduce_all(is_finite), self._dtype)
         rest = [*weighted, *statistics, marks, tf.concat([metrics, [is_bad, self._stop_requested]], 0)]
