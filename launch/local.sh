@@ -6,7 +6,7 @@
 # RANKS            how many (default 2)
 # HOSTS            where, as in host1:8,host2:8 (default this machine); by ssh, the repository at the same path
 # INTERFACE        the network interface that the hosts share, as in eth0; otherwise horovodrun looks for one
-# CONFIG, WORKDIR  the experiment and the run's folder, see launch/ranks.sh
+# CONFIG, WORKDIR, PASS  the experiment, the run's folder and more, see launch/ranks.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh

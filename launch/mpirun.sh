@@ -7,7 +7,7 @@
 # HOSTS            where, as in host1:8,host2:8 (default this machine); by ssh, the repository at the same path
 # INTERFACE        the network that the hosts share, as in eth0 or 10.1.0.0/16; otherwise Open MPI tries all
 # CORES            bind each rank to so many cores (default: not bound, the ranks of a host share its cores)
-# CONFIG, WORKDIR  the experiment and the run's folder, see launch/ranks.sh
+# CONFIG, WORKDIR, PASS  the experiment, the run's folder and more, see launch/ranks.sh
 # OMPI_MCA_...     further settings of Open MPI, as in OMPI_MCA_plm_rsh_args="-p 2222"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -44,9 +44,9 @@ done
 # Launchers kill their ranks seconds after a signal, too soon for a checkpoint. So they get none: the first signal
 # to the script (Ctrl-C, SIGTERM, SIGUSR1) becomes a file that the ranks look for, the second one ends all.
 asked=
-ended=
+killed=
 stop() {
-    if [[ $asked ]]; then ended=1; kill -TERM -- "-$ranks"; return; fi
+    if [[ $asked ]]; then killed=1; kill -TERM -- "-$ranks"; return; fi
     asked=$1
     mkdir -p "$WORKDIR"
     touch "$WORKDIR/stop"
@@ -57,10 +57,10 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
     local name environment=("PATH=$PWD/.venv/bin:$PATH") own=("${!OMPI_@}" "${!SLURM_@}")
     if [[ $1 == horovodrun ]]; then own=(); fi
     for name in "${names[@]}" "${own[@]}"; do environment+=("$name=${!name}"); done
+    rm -f "$WORKDIR/stop" # meant for an earlier start
     trap 'stop INT' INT
     trap 'stop TERM' TERM
     trap 'stop USR1' USR1
-    rm -f "$WORKDIR/stop" # meant for an earlier start
     setsid env -i "${environment[@]}" "$@" &
     ranks=$!
     local left_seconds=0
@@ -76,9 +76,10 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
     wait "$ranks" && code=0 || code=$?
     if [[ -s ${RESREP_EXIT_CODES:-} ]]; then
         read -r code <"$RESREP_EXIT_CODES"
-    elif [[ $asked && $code == 1 ]]; then # what horovodrun and mpirun make of every code
+    elif [[ $asked && $code == 1 && ! ${RESREP_EXIT_CODES:-} && $1 != srun ]]; then
+        # On several hosts horovodrun and mpirun make this of every code.
         code=143
     fi
-    if [[ $ended && $code -ne 0 ]]; then code=143; fi
+    if [[ $killed && $code -ne 0 ]]; then code=143; fi
     exit "$code"
 }

@@ -39,4 +39,5 @@ if ((${#failed[@]})); then
     printf '\nFAILED:%s\n' "$(printf ' %s,' "${failed[@]}" | sed 's/,$//')"
     exit 1
 fi
-printf '\nAll passed: pytest, ruff check, ruff format, mypy. Left out: tests marked "not (%s)"\n' "$marked"
+printf '\nAll passed: pytest, ruff check, ruff format, mypy\n'
+if [[ " $* " != *" -m "* ]]; then echo "Tests that were chosen: $marked"; fi

@@ -36,11 +36,11 @@ class Checkpointing:
         self._folder = CheckpointFolder(folder, num_kept) if folder else None
         self._variables, self._cluster = variables, cluster
         self._executor = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[bool] | None = None
+        self._writing: Future[float | None] | None = None
         # The step that was handed over last, and how many in a row could not be written up to it.
         self._step, self._num_failed = 0, 0
         self.write_seconds: float | None = None
-        """What the last one took that was written, on rank 0; none before the first is."""
+        """What the last one took, on rank 0; none before the first, and where it could not be written."""
 
     def restore(self, prepare: Callable[[dict[str, Any]], None] = lambda position: None) -> dict[str, Any]:
         """Load the newest whole checkpoint on rank 0; all ranks get `step`, `num_chosen` and `layout`. A collective.
@@ -75,9 +75,9 @@ class Checkpointing:
     def wait(self) -> None:
         """Let the write that is under way end, on rank 0; no collective."""
         if self._writing is not None:
-            is_written = self._writing.result()
+            self.write_seconds = self._writing.result()
             self._writing = None
-            self._num_failed = 0 if is_written else self._num_failed + 1
+            self._num_failed = 0 if self.write_seconds is not None else self._num_failed + 1
 
     def _restore(self, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         position = None
@@ -108,13 +108,13 @@ class Checkpointing:
             time.monotonic() - start,
         )
 
-    def _write(self, step: int, arrays: Mapping[str, Any], position: Mapping[str, Any]) -> bool:
+    def _write(self, step: int, arrays: Mapping[str, Any], position: Mapping[str, Any]) -> float | None:
+        """The seconds that it took; none where it could not be written."""
         assert self._folder is not None
         start = time.monotonic()
         try:
             self._folder.save(step, arrays, position)
         except CheckpointWriteError as error:
             _log.error("%s; trying again at the next interval", error)
-            return False
-        self.write_seconds = time.monotonic() - start
-        return True
+            return None
+        return time.monotonic() - start

@@ -11,7 +11,13 @@ from importlib import metadata
 from typing import Any
 
 from resrep_dist.errors import DisagreementError, HostError, UserError
-from resrep_dist.launch_environment import available_cores, has_bound_gpus, launched_local_size, launched_size
+from resrep_dist.launch_environment import (
+    available_cores,
+    has_bound_gpus,
+    launched_local_rank,
+    launched_local_size,
+    launched_size,
+)
 from resrep_dist.presence import Presence
 from resrep_dist.watchdog import Watchdog
 
@@ -59,7 +65,8 @@ class Cluster:
         except ImportError as error:
             raise HostError(
                 f"a launcher started {launched_size()} processes, but Horovod cannot be imported ({error}); "
-                "`resrep doctor` gives the command that installs it"
+                "`resrep doctor` gives the command that installs it",
+                launched_local_rank(),
             ) from None
         horovod.init()
         self._horovod = horovod
@@ -176,13 +183,11 @@ def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
         return local_rank
     if has_bound_gpus():
         return 0
-    error = HostError(
+    raise HostError(
         f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
-        "(where each rank sees a GPU of its own only, start them with `srun --gpus-per-task=1`)"
+        "(where each rank sees a GPU of its own only, start them with `srun --gpus-per-task=1`)",
+        local_rank,
     )
-    # All ranks of the host find it.
-    error.is_of_one_rank = local_rank == 0
-    raise error
 
 
 def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:

@@ -26,9 +26,11 @@ class DataError(UserError):
 
 
 class HostError(UserError):
-    """A rank that cannot start as the others do. Raised while there is no word between the ranks yet."""
+    """Something that all ranks of one host find, before there is word between the ranks; one of them says it."""
 
-    is_of_one_rank = True
+    def __init__(self, message: str, local_rank: int) -> None:
+        super().__init__(message)
+        self.is_of_one_rank = local_rank == 0
 
 
 class SampleError(DataError):

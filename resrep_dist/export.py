@@ -1,12 +1,13 @@
 """Keras models into other formats; a file is kept only when it gives the model's outputs."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resrep_dist.errors import CertificateError, ModelError, UserError
+from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
 from resrep_dist.inference import from_keras, open_model_file
 
 import numpy as np
@@ -44,22 +45,22 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: np.
     Raises:
         ModelError: where the converter cannot do it.
         CertificateError: where the outputs differ; the file is deleted.
-        UserError: where the converter is not installed.
+        UserError: where the converter is not installed, or the file cannot be written.
     """
     name, _, lowest_tolerance = FORMATS[format_name]
     path = folder / name
-    try:
+    with _writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
-            partial = Path(scratch) / name
-            _convert(model, format_name, partial)
-            export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
-            if path.exists():
-                # A SavedModel is a folder, which a rename does not replace.
-                os.replace(path, Path(scratch) / "before")
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+    with scratch:
+        partial = Path(scratch.name) / name
+        _convert(model, format_name, partial)
+        export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
+        with _writing(path):
+            if path.is_dir():
+                # A rename does not replace a SavedModel's folder.
+                os.replace(path, Path(scratch.name) / "before")
             os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another --output") from None
     return dataclasses.replace(export, path=path)
 
 
@@ -73,10 +74,18 @@ def print_export(console: Console, export: Export) -> None:
     )
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({one_line(error.strerror)}); give another --output") from None
+
+
 def _convert(model: keras.Model, format_name: str, path: Path) -> None:
     try:
         FORMATS[format_name][1](model, path)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # converters raise whatever they like
         reason = " ".join(str(error).split())[:200]

@@ -68,7 +68,7 @@ def _digest_of_source(package: Path) -> str:
     """Two checkouts of one version may still be two programs."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        digest.update(path.read_bytes())
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+_LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _BOUND_BY_OPEN_MPI = "OMPI_MCA_orte_bound_at_launch"
 _before_leaving: list[Callable[[], None]] = []
 _leaving = threading.Lock()
@@ -24,6 +25,11 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """How many processes the launcher started, 1 without one."""
     return _first(_SIZE + (("SLURM_STEP_NUM_TASKS",) if _is_srun_step() else ()), 1)
+
+
+def launched_local_rank() -> int:
+    """This process' rank among those of its host, 0 for a single process."""
+    return _first(_LOCAL_RANK + (("SLURM_LOCALID",) if _is_srun_step() else ()), 0)
 
 
 def launched_local_size() -> int:
@@ -43,8 +49,11 @@ def available_cores() -> int:
 
 def has_bound_gpus() -> bool:
     """True where Slurm lets each rank see GPUs of its own only."""
-    names = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK")
-    return _is_srun_step() and any(name in os.environ for name in names)
+    binding = os.environ.get("SLURM_GPU_BIND", "").removeprefix("verbose,")
+    if not _is_srun_step() or binding == "none":
+        return False
+    is_for_each = "SLURM_GPUS_PER_TASK" in os.environ or "gpu" in os.environ.get("SLURM_TRES_PER_TASK", "")
+    return is_for_each or binding.startswith(("single:", "per_task:", "map_gpu:", "mask_gpu:"))
 
 
 def launcher_name() -> str:

@@ -58,7 +58,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
 def _read_run(workdir: Path, name: str) -> RunRecord:
     if not (workdir / "config.yaml").exists():
         raise UserError(f"{workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
-    is_finished = any((workdir / name / "report.json").exists() for name in ("final", "slim"))
+    is_finished = any((workdir / part / "report.json").exists() for part in ("final", "slim"))
     benchmark = workdir / "benchmark.json"
     return RunRecord(
         workdir=workdir,

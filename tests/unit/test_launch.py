@@ -102,6 +102,10 @@ def test_each_rank_has_a_gpu_of_its_own(launched):
     # Slurm shows each rank its own only.
     launched(SRUN | {"SLURM_GPUS_PER_TASK": "1"})
     assert [_own_gpu(1, rank, 8) for rank in range(8)] == [0] * 8
+    # Set without any GPU asked for.
+    launched(SRUN | {"SLURM_TRES_PER_TASK": "cpu=8", "SLURM_GPU_BIND": "closest"})
+    with pytest.raises(HostError):
+        _own_gpu(1, 1, 2)
 
 
 class OtherHost:

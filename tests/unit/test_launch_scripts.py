@@ -1,5 +1,6 @@
 """launch/ranks.sh around stand-ins for the launchers: which variables they get, which code the script leaves with."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -40,7 +41,7 @@ def start(tmp_path):
 
 def read_environment(process):
     """The names of the launcher's variables; it runs from then on."""
-    return {line.partition("=")[0] for line in iter(process.stdout.readline, "END\n")}
+    return {line.partition("=")[0] for line in itertools.takewhile("END\n".__ne__, process.stdout)}
 
 
 def stop(process):
@@ -53,7 +54,9 @@ def stop(process):
     [
         # What the launchers make of a rank's code, and the code itself.
         ("mpirun", 'echo 143 >"$RESREP_EXIT_CODES"; exit 1', 143),
-        ("mpirun", "exit 1", 143),
+        # A rank that leaves as asked writes its code down; one that dies does not.
+        ("mpirun", "exit 1", 1),
+        ("srun", "exit 1", 1),
         ("mpirun", "exit 0", 0),
         # A failure on the way to the checkpoint is no clean stop.
         ("horovodrun", 'echo 6 >"$RESREP_EXIT_CODES"; exit 1', 6),
@@ -68,7 +71,7 @@ def test_after_a_wish_to_stop_the_ranks_code_counts(start, launcher, end, code):
 
 
 def test_a_second_signal_ends_the_launcher(start):
-    process = start("mpirun", "sleep 60")
+    process = start("mpirun", 'echo 8 >"$RESREP_EXIT_CODES"; sleep 60')
     read_environment(process)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.5)
@@ -85,3 +88,9 @@ def test_a_launcher_gets_named_variables_and_its_own(start, launcher, gets_slurm
     stop(process)
     assert {"XLA_FLAGS", "NCCL_IB_HCA", "HOROVOD_CYCLE_TIME", "PATH"} <= names and "PASSWORD" not in names
     assert ("SLURM_JWT" in names) == ("OMPI_MCA_pml" in names) == gets_slurm
+
+
+def test_on_several_hosts_the_launchers_own_code_says_nothing_against_a_clean_stop(start):
+    process = start("mpirun", "exit 1", HOSTS="here:1,there:1")
+    read_environment(process)
+    assert stop(process) == 143
