@@ -48,12 +48,16 @@ class Digest:
         return self._compute().numpy()
 
 
+def as_bits(values: tf.Tensor) -> tf.Tensor:
+    """The bits of any numbers as int64 [N]."""
+    if values.dtype.is_floating:
+        values = tf.bitcast(values, {2: tf.int16, 4: tf.int32, 8: tf.int64}[values.dtype.size])
+    return tf.reshape(tf.cast(values, tf.int64), [-1])
+
+
 def digest(values: tf.Tensor) -> tf.Tensor:
     """One int64 that any single flipped bit of the values changes."""
-    bits = values
-    if bits.dtype.is_floating:
-        bits = tf.bitcast(bits, {2: tf.int16, 4: tf.int32, 8: tf.int64}[bits.dtype.size])
-    bits = tf.reshape(tf.cast(bits, tf.int64), [-1])
+    bits = as_bits(values)
     # Odd factors: the difference that one bit makes, 2^b times an odd number, is never 0 modulo 2^64.
     return tf.reduce_sum(bits * (2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1))
 
