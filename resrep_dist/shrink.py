@@ -163,6 +163,27 @@ def refolded_layers(graph: Graph) -> set[str]:
     return {name for name in names if name is not None}
 
 
+def norm_velocities(
+    model: keras.Model, narrow: keras.Model, graph: Graph, velocities: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The compactors' velocities of a `refolded` model: row norms go on as fast as they did in the model before.
+
+    Without, each refolding would stop rows that are dying, and at a momentum of 0.99 they take 100 steps to be as fast
+    again. The velocity across a row has no like in the new compactor.
+
+    Args:
+        velocities: by the names of their weights, of the model before.
+    """
+    result = {}
+    for layer in graph.layers:
+        name = f"{layer.compactor}/kernel"
+        kernel = model.get_layer(layer.compactor).kernel.numpy().astype(np.float64)
+        squares = np.sum(np.square(kernel), axis=-2)
+        rates = np.sum(kernel * velocities[name], axis=-2) / np.where(squares > 0, squares, 1.0)
+        result[name] = narrow.get_layer(layer.compactor).kernel.numpy() * rates
+    return result
+
+
 def calibrate(model: keras.Model, graph: Graph, batches: Iterable[tf.Tensor], cluster: Cluster) -> None:
     """Give the batch norms of a refolded model the statistics of these images, without a change of the function.
 

@@ -16,6 +16,7 @@ from resrep_dist.shrink import (
     at_layout,
     calibrate,
     narrow_velocities,
+    norm_velocities,
     refolded,
     refolded_layers,
     removable,
@@ -37,21 +38,20 @@ class Shrinker:
 
     def is_due(self, step: int) -> bool:
         """True where it is looked at after `step` steps whether to shrink: as often as masks are chosen."""
-        is_on = self._config.shrink.mode != "off" and not self.layout.is_refolded
-        return is_on and step % pruning_of(self._config).mask_interval_steps == 0
+        return self._config.shrink.mode != "off" and step % pruning_of(self._config).mask_interval_steps == 0
 
     def next_layout(self, live: LiveModel) -> dict[str, Any] | None:
         """The layout that the model should have now, as JSON; none where it stays as it is."""
         assert live.pruner is not None
         dead = live.pruner.dead()
-        is_refolded = self._config.shrink.mode == "refold" and live.pruner.is_at_target()
+        # A run may go on in another mode than it began in; what was folded stays folded.
+        is_refolded = self.layout.is_refolded or self._config.shrink.mode == "refold"
         layout = dataclasses.replace(self.layout.without(dead), is_refolded=is_refolded)
         # Constants cost a look at every layer; where too few channels are dead there is no need.
         if not self._is_worth(live, layout):
             return None
         going = removable(live.model, self._graph, dead)
-        is_all = all(np.array_equal(g, d) for g, d in zip(going, dead, strict=True))
-        layout = dataclasses.replace(self.layout.without(going), is_refolded=is_refolded and is_all)
+        layout = dataclasses.replace(self.layout.without(going), is_refolded=is_refolded)
         return dataclasses.asdict(layout) if self._is_worth(live, layout) else None
 
     def saved_layout(self) -> dict[str, Any] | None:
@@ -73,11 +73,12 @@ class Shrinker:
         velocities = narrow_velocities(live.model, self._graph, dead, of_weights)
         model = without_channels(live.model, self._graph, dead)
         if layout.is_refolded:
-            model = refolded(model, self._graph)
+            before, model = model, refolded(model, self._graph)
             calibrate(model, self._graph, batches, self._cluster)
-            # What was folded begins at rest.
+            # What was folded begins at rest, but for the row norms.
             anew = refolded_layers(self._graph)
-            velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in anew}
+            of_norms = norm_velocities(before, model, self._graph, velocities)
+            velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in anew} | of_norms
         smaller = self.live_at(model, layout, live.pruner)
         smaller.take_over(live, velocities)
         return smaller

@@ -25,7 +25,6 @@ from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
-from resrep_dist.phase import pruning_of
 from resrep_dist.shrink import Layout
 
 import numpy as np
@@ -88,20 +87,19 @@ def stages(
 ) -> list[Stage]:
     """The stages of a run with these living channels by a `shrink.mode`, by the rules of the shrinker.
 
-    It shrinks where `shrink.min_saved_macs_fraction` is saved, and refolds once the living channels meet the target.
+    It shrinks, and refolds, where `shrink.min_saved_macs_fraction` is saved.
 
     Args:
         model: the one with compactors at full width.
     """
     base_macs = graph.macs.total(graph.widths)
-    target, share = pruning_of(config).target_macs_fraction, config.shrink.min_saved_macs_fraction
+    share = config.shrink.min_saved_macs_fraction
     layout = Layout.of(graph)
     macs = training_macs(model, graph, layout.widths)
-    result, since = [], 0
+    if mode == "off":
+        return [Stage(log[-1][0], layout, macs)]
+    result, since, is_refolded = [], 0, mode == "refold"
     for step, widths in log[:-1]:
-        if mode == "off" or layout.is_refolded:
-            break
-        is_refolded = mode == "refold" and graph.macs.total(widths) <= target * base_macs
         next_macs = training_macs(model, graph, widths, is_refolded)
         if macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, layout, macs))

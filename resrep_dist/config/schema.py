@@ -187,8 +187,8 @@ class ShrinkConfig:
 
     mode: Literal["off", "exact", "refold"] = "off"
     """`exact`: dead channels leave the compactors and the layers behind them; what is trained stays the same.
-    `refold`: the same, and once the target is met and every masked channel is dead the convolutions before the
-    compactors lose them too: convolution, batch norm and compactor begin anew at the surviving width."""
+    `refold`: the convolutions before the compactors lose them too: convolution, batch norm and compactor begin anew
+    at the surviving width, each time."""
     min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05
     """The model shrinks only when that saves at least this part of the base model's multiply-adds; every time
     costs the tracing of a new graph."""

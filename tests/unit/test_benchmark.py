@@ -108,8 +108,8 @@ def write_log(path, rows):
     return path
 
 
-def test_a_replay_shrinks_where_it_pays_and_refolds_at_the_target(tmp_path):
-    config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.1})
+def test_a_replay_shrinks_where_it_pays(tmp_path):
+    config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.15})
     model = build_model(config.model)
     graph = trace(model)
     full, half, narrow = (list(even_layout(graph, fraction).widths) for fraction in (1.0, 0.7, 0.4))
@@ -128,8 +128,11 @@ def test_a_replay_shrinks_where_it_pays_and_refolds_at_the_target(tmp_path):
         (40, full, macs[0]), (30, half, macs[1]), (30, narrow, macs[2])
     ]  # fmt: skip
     refold = stages(log, with_compactors, graph, config, "refold")
-    assert refold[:2] == exact[:2] and refold[2].layout.is_refolded
-    assert refold[2].macs == training_macs(with_compactors, graph, narrow, is_refolded=True) < exact[2].macs
+    macs[1:] = [training_macs(with_compactors, graph, widths, is_refolded=True) for widths in (half, narrow)]
+    assert [(s.num_steps, s.layout.is_refolded, s.macs) for s in refold] == [
+        (40, False, macs[0]), (30, True, macs[1]), (30, True, macs[2])
+    ]  # fmt: skip
+    assert all(after.macs < before.macs for after, before in zip(refold[1:], exact[1:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,13 @@ def test_a_refolded_model_is_the_same_function_and_has_the_batches_statistics(fl
         np.testing.assert_allclose(batch_norm.moving_variance, outputs.var((0, 1, 2)), atol=1e-9)
 
 
-def test_what_was_folded_begins_at_rest_and_the_rest_keeps_its_speed():
+def norm_speeds(live, name):
+    """How fast the row norms of a compactor change."""
+    kernel, velocity = (live.state[f"{kind}{name}"].numpy()[0, 0] for kind in ("", "velocity/"))
+    return np.sum(kernel * velocity, axis=0) / np.linalg.norm(kernel, axis=0)
+
+
+def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_speed():
     model = small_network()
     graph = trace(model)
     live, shrinker = make_live(model, graph)
@@ -251,6 +257,10 @@ def test_what_was_folded_begins_at_rest_and_the_rest_keeps_its_speed():
     for name, variable in small.state.items():
         if name.startswith("velocity/logits"):
             assert variable.numpy().any() and np.array_equal(variable, live.state[name])
+        elif name.startswith("velocity/") and "compactor" in name:
+            weight = name.removeprefix("velocity/")
+            np.testing.assert_allclose(norm_speeds(small, weight), norm_speeds(live, weight), rtol=1e-5)
+            assert np.count_nonzero(variable) == len(norm_speeds(small, weight)), "a diagonal"
         elif name.startswith("velocity/"):
             assert not variable.numpy().any(), name
 
