@@ -1,5 +1,7 @@
 """A live model at smaller widths: the same function, the same training."""
 
+import dataclasses
+
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import live_graph, training_macs
 from resrep_dist.graph import trace
@@ -243,26 +245,38 @@ def test_a_refolded_model_is_the_same_function_and_has_the_batches_statistics(fl
 def norm_speeds(live, name):
     """How fast the row norms of a compactor change."""
     kernel, velocity = (live.state[f"{kind}{name}"].numpy()[0, 0] for kind in ("", "velocity/"))
-    return np.sum(kernel * velocity, axis=0) / np.linalg.norm(kernel, axis=0)
+    with np.errstate(invalid="ignore"):  # rows that are dead
+        return np.sum(kernel * velocity, axis=0) / np.linalg.norm(kernel, axis=0)
 
 
 def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_speed():
     model = small_network()
     graph = trace(model)
     live, shrinker = make_live(model, graph)
-    train(live, 0, 30)
-    layout = Layout(Layout.of(graph).kept, is_refolded=True)
+    train(live, 0, 150)
+    layout = dataclasses.replace(Layout.of(graph, shrinker.next_layout(live)), is_refolded=True)
+    assert sum(layout.widths) < sum(graph.widths)
+    kept = {layer.compactor: list(k) for g, k in zip(graph.groups, layout.kept, strict=True) for layer in g.layers}
     small = shrinker.shrink(live, layout, [SOURCE.images[:64]])
-    assert int(small.optimizer.iterations) == 30
+    assert int(small.optimizer.iterations) == 150
     for name, variable in small.state.items():
-        if name.startswith("velocity/logits"):
-            assert variable.numpy().any() and np.array_equal(variable, live.state[name])
-        elif name.startswith("velocity/") and "compactor" in name:
-            weight = name.removeprefix("velocity/")
-            np.testing.assert_allclose(norm_speeds(small, weight), norm_speeds(live, weight), rtol=1e-5)
-            assert np.count_nonzero(variable) == len(norm_speeds(small, weight)), "a diagonal"
-        elif name.startswith("velocity/"):
+        weight = name.removeprefix("velocity/")
+        if weight == name:
+            continue
+        layer = weight.partition("/")[0]
+        if layer == "logits":
+            before = live.state[name].numpy()
+            assert variable.numpy().any()
+            np.testing.assert_array_equal(variable, before[list(layout.kept[-1])] if before.ndim == 2 else before)
+        elif layer in kept:
+            speeds = norm_speeds(small, weight)
+            np.testing.assert_allclose(speeds, norm_speeds(live, weight)[kept[layer]], rtol=1e-4)
+            assert np.count_nonzero(variable) == np.count_nonzero(speeds) > 0, "a diagonal"
+        else:
             assert not variable.numpy().any(), name
+    # The shrinker's own mode is `exact`: a run may go on in another mode than the one that has folded it.
+    train(small, 150, 300)
+    assert shrinker.next_layout(small)["is_refolded"]
 
 
 @pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])
