@@ -127,11 +127,6 @@ class Pruner:
             for compactors, group in zip(self._compactors, self.graph.groups, strict=True)
         ]
 
-    def is_at_target(self) -> bool:
-        """True once every masked channel is dead and the rest meets the target."""
-        is_met = self.macs_fraction(self.unmasked_widths()) <= self._config.target_macs_fraction
-        return is_met and self.num_masked_alive() == 0
-
     def num_masked_alive(self) -> int:
         """Masked channels that are not dead yet."""
         return sum(self.living_widths()) - sum(self.unmasked_widths())

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import live_graph, training_macs
-from resrep_dist.config import ShrinkConfig, load_config
+from resrep_dist.config import Config, ShrinkConfig, load_config
 from resrep_dist.data import load_sources
 from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import trace
 from resrep_dist.merging import merge
 from resrep_dist.models import build_model
+from resrep_dist.pruner import Pruner
 from resrep_dist.trainer import Trainer
 
 import tensorflow as tf
@@ -44,7 +45,7 @@ def prune(base: keras.Model, mode: str, overrides: list[str], cluster: Cluster) 
         first_step, start = trainer.step, time.perf_counter()
         trainer.train_until(min(trainer.step + INTERVAL_STEPS, trainer.num_steps))
         cost += of_step * (trainer.step - first_step)
-        if mode == "plain" and slim_macs is None and trainer.pruner.num_chosen and trainer.pruner.is_at_target():
+        if mode == "plain" and slim_macs is None and trainer.pruner.num_chosen and is_at_target(trainer.pruner, config):
             slim_macs = graph.macs.total(trainer.pruner.living_widths())
             trainer = plain_trainer(trainer, data, cluster)
         seconds += time.perf_counter() - start
@@ -58,6 +59,12 @@ def prune(base: keras.Model, mode: str, overrides: list[str], cluster: Cluster) 
         "last_shrink_step": max(shrink_steps, default=0),
         "num_shrinks": len(shrink_steps),
     }
+
+
+def is_at_target(pruner: Pruner, config: Config) -> bool:
+    """True once every masked channel is dead and the rest meets the target."""
+    is_met = pruner.macs_fraction(pruner.unmasked_widths()) <= config.prune.target_macs_fraction
+    return is_met and pruner.num_masked_alive() == 0
 
 
 def plain_trainer(trainer: Trainer, data: tuple, cluster: Cluster) -> Trainer:
