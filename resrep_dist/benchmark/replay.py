@@ -34,6 +34,7 @@ from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 MODES = ("off", "exact", "refold")
+_RATIOS = ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +113,10 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     """Every stage of every mode timed in turn with plain training; a collective.
 
     Returns:
-        `macs_vs_plain`, `time_vs_plain`, `num_shrinks` and `shrinks_vs_plain` by mode: whole runs relative to plain
-        training for as many steps; the last one is building and tracing of the smaller models, which is not in
-        `time_vs_plain`. `points` has every measured layout, `stages` of every mode how many steps it stays at what.
+        `macs_vs_plain`, `time_vs_plain`, `reduced_bytes_vs_plain` (given to the collectives), `num_shrinks` and
+        `shrinks_vs_plain` by mode: whole runs relative to plain training for as many steps; the last one is building
+        and tracing of the smaller models, which is not in `time_vs_plain`. `points` has every measured layout,
+        `stages` of every mode how many steps it stays at what.
     """
     model, graph = prepare(config)
     log = read_log(path, graph)
@@ -136,6 +138,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
             "is_refolded": layout.is_refolded,
             "macs_vs_plain": arm.macs / base_macs,
             "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),
+            "reduced_bytes_vs_plain": arm.figures["reduced_bytes"] / plain.figures["reduced_bytes"],
             "step_ms_median": float(np.median(rounds["arm"])),
             "plain_step_ms_median": float(np.median(rounds["plain"])),
             "build_and_tracing_seconds": build_seconds + arm.figures["tracing_seconds"],
@@ -150,7 +153,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
         **setting(config, graph, cluster, num_steps, num_rounds),
         "min_saved_macs_fraction": config.shrink.min_saved_macs_fraction,
         "num_replayed_steps": log[-1][0],
-        **_totals(by_mode, points, base_macs),
+        **_totals(by_mode, points),
         "stages": {mode: [_measured(stage, points) for stage in of_mode] for mode, of_mode in by_mode.items()},
         "points": list(points.values()),
     }
@@ -158,23 +161,17 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
 
 def _measured(stage: Stage, points: dict[Layout, dict[str, Any]]) -> dict[str, Any]:
     point = points[stage.layout]
-    return {"num_steps": stage.num_steps, **{key: point[key] for key in ("macs_vs_plain", "time_vs_plain")}}
+    return {"num_steps": stage.num_steps, **{key: point[key] for key in _RATIOS}}
 
 
-def _totals(
-    by_mode: dict[str, list[Stage]], points: dict[Layout, dict[str, Any]], base_macs: int
-) -> dict[str, dict[str, float]]:
-    totals: dict[str, dict[str, float]] = {
-        key: {} for key in ("macs_vs_plain", "time_vs_plain", "num_shrinks", "shrinks_vs_plain")
-    }
+def _totals(by_mode: dict[str, list[Stage]], points: dict[Layout, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    totals: dict[str, dict[str, float]] = {key: {} for key in (*_RATIOS, "num_shrinks", "shrinks_vs_plain")}
     plain_seconds = float(np.median([point["plain_step_ms_median"] for point in points.values()])) / 1000.0
     for mode, of_mode in by_mode.items():
         num_steps = sum(stage.num_steps for stage in of_mode)
         smaller = [points[after.layout]["build_and_tracing_seconds"] for _, after in itertools.pairwise(of_mode)]
-        totals["macs_vs_plain"][mode] = sum(s.num_steps * s.macs for s in of_mode) / (num_steps * base_macs)
-        totals["time_vs_plain"][mode] = (
-            sum(s.num_steps * points[s.layout]["time_vs_plain"] for s in of_mode) / num_steps
-        )
+        for key in _RATIOS:
+            totals[key][mode] = sum(s.num_steps * points[s.layout][key] for s in of_mode) / num_steps
         totals["num_shrinks"][mode] = len(smaller)
         totals["shrinks_vs_plain"][mode] = sum(smaller) / (num_steps * plain_seconds)
     return totals
@@ -186,13 +183,14 @@ def print_replay_benchmark(console: Console, result: dict[str, Any]) -> None:
         title=f"{result['model']}, {result['image_size_pixels']} px, batch {result['global_batch_size_images']}, "
         f"{result['num_ranks']} rank(s), {result['num_replayed_steps']:,} steps replayed, relative to plain training"
     )
-    for heading in ("shrink.mode", "multiply-adds", "time", "shrinks", "their time"):
+    for heading in ("shrink.mode", "multiply-adds", "time", "reduced", "shrinks", "their time"):
         table.add_column(heading, justify="left" if heading == "shrink.mode" else "right")
     for mode in result["macs_vs_plain"]:
         table.add_row(
             mode,
             f"{result['macs_vs_plain'][mode]:.3f}",
             f"{result['time_vs_plain'][mode]:.3f}",
+            f"{result['reduced_bytes_vs_plain'][mode]:.3f}",
             str(result["num_shrinks"][mode]),
             f"{result['shrinks_vs_plain'][mode]:.5f}",
         )
