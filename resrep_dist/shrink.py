@@ -11,8 +11,8 @@ from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, re
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
 from resrep_dist.merging.folding import dead_constants, fold, width_behind_compactor
-from resrep_dist.merging.surgery import keep_channels
-from resrep_dist.state import model_variables
+from resrep_dist.merging.surgery import keep_channels, kept_weights
+from resrep_dist.state import model_variables, plain_name
 from resrep_dist.sync_batch_norm import SyncBatchNormalization
 
 import numpy as np
@@ -118,12 +118,19 @@ def narrow_velocities(
     model: keras.Model, graph: Graph, dead: Sequence[np.ndarray], velocities: Mapping[str, tf.Variable]
 ) -> dict[str, np.ndarray]:
     """The velocities, by the names of their weights, of the model without these channels."""
-    # They go the way of the weights: as the weights of a copy.
-    copy = rebuild(model)
-    for name, variable in model_variables(copy).items():
-        variable.assign(velocities[name] if name in velocities else tf.zeros_like(variable))
-    narrow = keep_channels(copy, live_graph(model, graph), [~channels for channels in dead])
-    return {name: v.numpy() for name, v in model_variables(narrow).items() if name in velocities}
+    variables = model_variables(model)
+    weights = {name: variable.numpy() for name, variable in variables.items()}
+    try:
+        # They go the way of the weights, whose places they take meanwhile.
+        for name, variable in variables.items():
+            variable.assign(velocities[name] if name in velocities else tf.zeros_like(variable))
+        narrow = kept_weights(model, live_graph(model, graph), [~channels for channels in dead])
+    finally:
+        for name, variable in variables.items():
+            variable.assign(weights[name])
+    layers = [(model.get_layer(name), arrays) for name, arrays in narrow.items()]
+    named = [pair for layer, arrays in layers for pair in zip(layer.weights, arrays, strict=True)]
+    return {plain_name(variable): array for variable, array in named if plain_name(variable) in velocities}
 
 
 def refolded(model: keras.Model, graph: Graph) -> keras.Model:

@@ -68,6 +68,12 @@ def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) 
     return slim
 
 
+def kept_weights(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """The weights that `keep_channels` gives to each layer, by the layer's name, without a model of them."""
+    slim_layer = _slimmer(model, graph, kept)
+    return {layer.name: slim_layer(layer)[1] or layer.get_weights() for layer in model.layers if layer.weights}
+
+
 def _slimmer(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> Callable[[keras.layers.Layer], Slim]:
     """What a layer of the model changes in its configuration, and its weights, at the kept channels."""
     groups = zip(graph.groups, kept, strict=True)

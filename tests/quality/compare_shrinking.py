@@ -1,4 +1,4 @@
-"""Modes of shrinking on the digits, over seeds: `python -m tests.quality.compare_shrinking --seeds 3`.
+"""Modes of shrinking over seeds: `python -m tests.quality.compare_shrinking --seeds 3 [--config FILE]`.
 
 For each seed one base model is trained, and pruned in each mode for the same number of steps; `plain` is the mode
 `exact` up to the step at which the target is met and every masked row is dead, and from there plain training of the
@@ -26,14 +26,16 @@ from resrep_dist.trainer import Trainer
 import tensorflow as tf
 from tensorflow import keras
 
-CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
+DIGITS = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
+EVALUATION_BATCH_SIZE = 500
 INTERVAL_STEPS = 10
 
 
-def prune(base: keras.Model, mode: str, overrides: list[str], cluster: Cluster) -> dict[str, float]:
-    shrink_mode = "exact" if mode == "plain" else mode
-    config = load_config(CONFIG, [*overrides, f"shrink.mode={shrink_mode}", "prune.max_extension_epochs=0"])
-    data = load_sources(config)
+def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cluster) -> dict[str, float]:
+    shrink = dataclasses.replace(config.shrink, mode="exact" if mode == "plain" else mode)
+    config = dataclasses.replace(
+        config, shrink=shrink, prune=dataclasses.replace(config.prune, max_extension_epochs=0.0)
+    )
     graph = trace(base)
     base_macs = graph.macs.total(graph.widths)
     trainer = Trainer(base, graph, config, *data, cluster=cluster)
@@ -53,11 +55,12 @@ def prune(base: keras.Model, mode: str, overrides: list[str], cluster: Cluster) 
             model = trainer.model
             shrink_steps.append(trainer.step)
     return {
-        "top1": Evaluator(trainer.model).top1(data[1], 360),
+        "top1": Evaluator(trainer.model).top1(data[1], EVALUATION_BATCH_SIZE),
         "macs_vs_plain": cost / (base_macs * trainer.num_steps),
         "seconds": seconds,
         "last_shrink_step": max(shrink_steps, default=0),
         "num_shrinks": len(shrink_steps),
+        "num_masked_alive": trainer.pruner.num_masked_alive() if trainer.pruner else 0,
     }
 
 
@@ -81,6 +84,7 @@ def plain_trainer(trainer: Trainer, data: tuple, cluster: Cluster) -> Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=DIGITS, help="default: the demo's")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "plain"])
@@ -91,15 +95,14 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {mode: [] for mode in options.modes}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         keras.utils.set_random_seed(seed)
-        overrides = [*options.overrides, f"seed={seed}"]
-        config = load_config(CONFIG, overrides)
+        config = load_config(options.config, [*options.overrides, f"seed={seed}"])
         data = load_sources(config)
         base = Trainer(build_model(config.model), None, config, *data, cluster=cluster)
         base.start()
         base.train_until(base.num_steps)
-        print(f"seed {seed} base top-1 {Evaluator(base.model).top1(data[1], 360):.2f}", flush=True)
+        print(f"seed {seed} base top-1 {Evaluator(base.model).top1(data[1], EVALUATION_BATCH_SIZE):.2f}", flush=True)
         for mode, rows in results.items():
-            rows.append(prune(base.model, mode, overrides, cluster))
+            rows.append(prune(base.model, mode, config, data, cluster))
             figures = ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items())
             print(f"seed {seed} {mode}: {figures}", flush=True)
     for mode, rows in results.items():
