@@ -3,8 +3,8 @@
 Compactor kernels have shape [..., D_in, D_out]: the paper's row j of Q is the slice [..., :, j].
 """
 
+import bisect
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from resrep_dist.macs import MultiplyAdds
@@ -141,26 +141,22 @@ def select_masks(
         target_macs: multiply-adds to reach, of one image.
         max_chosen: how many channels may be chosen at most.
     """
-    full = [len(group) for group in norms]
-    order = _ascending(norms)
-    chosen, total = [0] * len(full), macs.total(full)
-    slopes, squares, neighbours = macs.slopes(full), macs.squares(), macs.neighbours()
-    effective, num_chosen = list(full), 0
-    for group in np.repeat(np.arange(len(full)), full)[order].tolist():
-        if total <= target_macs or num_chosen >= max_chosen:
-            break
-        width = full[group] - chosen[group] - 1
-        if width < min_channels:
-            continue
-        chosen[group] += 1
-        num_chosen += 1
-        removed = effective[group] - min(full[group], math.ceil(width / round_to) * round_to)
-        if removed:
-            effective[group] -= removed
-            total -= removed * (slopes[group] - removed * squares[group])
-            for other, pair_cost in neighbours[group]:
-                slopes[other] -= removed * pair_cost
-    masks = [_mask(n, f - e) for n, f, e in zip(norms, full, effective, strict=True)]
+    full = np.array([len(group) for group in norms])
+    groups = np.repeat(np.arange(len(full)), full)[_ascending(norms)]
+
+    def choose(num_lowest: int) -> tuple[int, list[int]]:
+        """How many of the lowest channels are chosen, the others being the least of their groups, and the widths."""
+        chosen = np.bincount(groups[:num_lowest], minlength=len(full)).clip(max=np.maximum(full - min_channels, 0))
+        rounded = np.minimum(full, -(-(full - chosen) // round_to) * round_to)
+        return int(chosen.sum()), rounded.tolist()
+
+    def is_enough(num_lowest: int) -> bool:
+        num_chosen, widths = choose(num_lowest)
+        return num_chosen >= max_chosen or macs.total(widths) <= target_macs
+
+    # More of the lowest channels never leave more multiply-adds, so the fewest that are enough can be bisected.
+    num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
+    masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))
 
 
