@@ -25,7 +25,10 @@ def add_benchmark_commands(commands: Any) -> None:
     steps.add_argument("--num-steps", type=positive, default=10, help="of every arm in each round (default: 10)")
     steps.add_argument("--num-rounds", type=positive, default=5, help="all arms in turn (default: 5)")
     steps.add_argument(
-        "--run", type=Path, help="a finished run, for its widths; default: the same share of every layer"
+        "--run",
+        type=Path,
+        metavar="DIR|FILE",
+        help="a finished run, or a log as for `replay`, for its widths; default: the same share of every layer",
     )
     steps.set_defaults(command=_benchmark_steps)
     replay = kinds.add_parser(
@@ -122,14 +125,9 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     console = start_terminal()
     from resrep_dist import benchmark
     from resrep_dist.cluster import Cluster
-    from resrep_dist.report import read_report
 
-    kept = None
-    if options.run:
-        channels = read_report(options.run).get("certificate", {}).get("channels", {})
-        kept = {name: counts["kept"] for name, counts in channels.items()}
     cluster = Cluster()
-    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, kept)
+    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import itertools
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from resrep_dist.benchmark.arms import (
     time_ratio,
     trace_and_warm,
 )
+from resrep_dist.benchmark.layouts import read_log
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config
-from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
 from resrep_dist.shrink import Layout
 
@@ -45,42 +44,6 @@ class Stage:
     layout: Layout
     macs: int
     """Multiply-adds of a forward pass of one image, compactors among them."""
-
-
-def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
-    """The living channels of each group from a step on, [(step, widths), ...], and at last the step of the end.
-
-    A channel that comes to life again does not count: a model that shrinks would have lost it.
-
-    Args:
-        path: JSON, `living_channels` of `{"iteration": ..., "living_widths": [...]}`; the last one is the end.
-
-    Raises:
-        UserError: for a file of another form, or of another model.
-    """
-    try:
-        records = [
-            (int(record["iteration"]), [int(width) for width in record["living_widths"]])
-            for record in json.loads(path.read_text(encoding="utf-8"))["living_channels"]
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: no log of widths ({type(error).__name__}: {error}); expected JSON with `living_channels`, a list "
-            "of `iteration` and `living_widths`"
-        ) from None
-    steps = [step for step, _ in records]
-    if len(records) < 2 or steps != sorted(set(steps)) or steps[0] < 0:
-        raise UserError(f"{path}: expected at least 2 records in the order of their iterations, received {len(steps)}")
-    for step, widths in records:
-        if len(widths) != len(graph.widths) or not all(
-            0 < width <= full for width, full in zip(widths, graph.widths, strict=True)
-        ):
-            raise UserError(
-                f"{path}: at iteration {step} {len(widths)} widths that are not those of this model's "
-                f"{len(graph.widths)} groups; give the model's own config, with the same layers under `prune.exclude`"
-            )
-    lowest = np.minimum.accumulate([widths for _, widths in records]).tolist()
-    return list(zip(steps, lowest, strict=True))
 
 
 def stages(

@@ -25,19 +25,19 @@ from resrep_dist.benchmark.arms import (
     trace_and_warm,
     unchecked_arm,
 )
+from resrep_dist.benchmark.layouts import choose_layout
 from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config
 from resrep_dist.curves import Curves
-from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
 from resrep_dist.live_model import LiveModel
 from resrep_dist.merging import merge
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.monitor import Monitor
-from resrep_dist.phase import plan_phase, pruning_of
+from resrep_dist.phase import plan_phase
 from resrep_dist.report import count_parameters
 from resrep_dist.shrink import Layout
 from resrep_dist.shrinker import Shrinker
@@ -51,25 +51,21 @@ _NUM_REPEATED = 5
 
 
 def benchmark_steps(
-    config: Config, cluster: Cluster, num_steps: int, num_rounds: int, kept: Mapping[str, int] | None = None
+    config: Config, cluster: Cluster, num_steps: int, num_rounds: int, run: Path | None = None
 ) -> dict[str, Any]:
     """Times of the arms' steps on one batch of noise, interleaved: each round runs `num_steps` of every arm.
 
     A collective.
 
     Args:
-        kept: channels that each group keeps, by its name; by default every group keeps the same share, the largest
-            that meets `prune.target_macs_fraction`.
+        run: whose widths the smaller models have, see `choose_layout`.
 
     Returns:
         `arms` by name, `ratios` to `plain` by name, `other` for what a run does beside its steps. The time of a
         step is that of the slowest rank, so the rate is that of all ranks together.
     """
     model, graph = prepare(config)
-    prune = pruning_of(config)
-    layout = (
-        layout_of(graph, kept) if kept is not None else even_layout(graph, prune.target_macs_fraction, prune.round_to)
-    )
+    layout = choose_layout(graph, config, run)
     arms = _make_arms(model, graph, layout, config, cluster)
     batch = noise_batch(model, config, cluster)
     for arm in arms.values():
@@ -83,38 +79,6 @@ def benchmark_steps(
         "ratios": {name: _ratios(name, figures, rounds) for name in arms},
         "other": _measure_the_rest(arms["resrep"], graph, layout, config, batch),
     }
-
-
-def layout_of(graph: Graph, kept: Mapping[str, int]) -> Layout:
-    """So many channels of each group, as the report of a run has them.
-
-    Raises:
-        UserError: for other groups than the graph's, or numbers that they cannot have.
-    """
-    names = {group.name for group in graph.groups}
-    if other := sorted(names ^ kept.keys()):
-        raise UserError(
-            f"--run: it is of another model, `{other[0]}` is a group of one of them only; give its own config"
-        )
-    for group in graph.groups:
-        if not 0 < kept[group.name] <= group.num_channels or kept[group.name] % group.num_parts:
-            raise UserError(
-                f"--run: {group.name} keeps {kept[group.name]}, expected 1 to {group.num_channels} channels"
-            )
-    return Layout(tuple(tuple(range(kept[group.name] // group.num_parts)) for group in graph.groups))
-
-
-def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout:
-    """Of every group the same share of the channels, as many as the multiply-adds allow; at least one."""
-
-    def widths(share: float) -> list[int]:
-        rounded = [round_to * max(1, round(share * width / round_to)) for width in graph.widths]
-        return [min(pair) for pair in zip(rounded, graph.widths, strict=True)]
-
-    shares = [number / 1000 for number in range(1001)]
-    total = graph.macs.total(graph.widths)
-    fitting = [share for share in shares if graph.macs.total(widths(share)) <= macs_fraction * total] or [0.0]
-    return Layout(tuple(tuple(range(width)) for width in widths(fitting[-1])))
 
 
 def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 
-from resrep_dist.benchmark.replay import MODES, read_log, stages
+from resrep_dist.benchmark.layouts import read_log
+from resrep_dist.benchmark.replay import MODES, stages
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import ModelConfig
 from resrep_dist.graph import Graph, trace

@@ -2,9 +2,9 @@ import json
 import math
 
 from resrep_dist.benchmark import benchmark_data, write_benchmark
+from resrep_dist.benchmark.layouts import choose_layout, even_layout, layout_of, read_log
 from resrep_dist.benchmark.plan import plan, plan_step_seconds, ring_allreduce_seconds
-from resrep_dist.benchmark.replay import read_log, stages
-from resrep_dist.benchmark.steps import even_layout, layout_of
+from resrep_dist.benchmark.replay import stages
 from resrep_dist.cli import main
 from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.errors import UserError
@@ -106,6 +106,15 @@ def test_the_widths_of_a_run_are_those_of_its_report():
 def write_log(path, rows):
     path.write_text(json.dumps({"living_channels": [{"iteration": i, "living_widths": w} for i, w in rows]}))
     return path
+
+
+def test_the_widths_of_a_recorded_run_are_its_last(tmp_path):
+    config = small_config(model=SMALL)
+    graph = trace(build_model(config.model))
+    half, narrow = (list(even_layout(graph, fraction).widths) for fraction in (0.7, 0.4))
+    log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, half)])
+    assert choose_layout(graph, config, log).widths == narrow
+    assert choose_layout(graph, config) == even_layout(graph, config.prune.target_macs_fraction)
 
 
 def test_a_replay_shrinks_where_it_pays(tmp_path):
