@@ -24,8 +24,9 @@ ORDER = [
     "checkpointing", "pruner", "health", "monitor", "channel_history", "pictures", "dashboard", "step_timer",
     "curves", "keras_callbacks", "phase", "shrink", "live_model", "shrinker", "trainer", "report", "run_record",
     "report_pictures", "report_page", "run", "inference", "export", "inspection", "benchmark.files", "benchmark.data",
-    "benchmark.latency", "benchmark.peak_memory", "benchmark.arms", "benchmark.steps", "benchmark.replay",
-    "benchmark.pictures", "benchmark.plan", "benchmark", "doctor", "cli_options", "cli_benchmark", "cli",
+    "benchmark.latency", "benchmark.peak_memory", "benchmark.arms", "benchmark.layouts", "benchmark.steps",
+    "benchmark.replay", "benchmark.pictures", "benchmark.plan", "benchmark", "doctor", "cli_options",
+    "cli_benchmark", "cli",
 ]  # fmt: skip
 
 
