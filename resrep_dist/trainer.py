@@ -150,7 +150,7 @@ class Trainer:
                     self._shrink(self._shrinker, images, labels)
             if self.step % self.config.logging.interval_steps == 0:
                 self._report()
-            if self._is_evaluation_due():
+            if self._is_evaluation_due() or self.is_done():
                 self._evaluate()
             if self.step % self.config.checkpoint.interval_steps == 0:
                 with self._curves.pause("checkpoint", self.step):

@@ -227,7 +227,7 @@ class LoggingConfig:
     interval_steps: Positive = 100
     """Steps from one line in the log and one point in TensorBoard to the next."""
     evaluation_epochs: PositiveFloat = 1.0
-    """Epochs from one evaluation to the next."""
+    """Epochs from one evaluation to the next; the end of a phase is evaluated too."""
     record_samples: bool = False
     """Every rank writes which samples it sees, by step, into `samples/` of the run's folder, which it must reach."""
     compactor_heat_maps: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ import resource
 
 import resrep_dist
 from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError
+from resrep_dist.evaluation import Evaluator
 from resrep_dist.graph import Graph
 from resrep_dist.monitor import Monitor, drop_events_after
 from tests.networks import random_source, small_config, small_network
@@ -47,6 +48,13 @@ def test_the_extension_is_bounded_and_what_is_alive_stays():
     assert trainer.pruner.num_masked_alive() > 0
     _, certificate = resrep_dist.merge(trainer.model, trainer.graph, random_source(64, seed=1).images)
     assert all(entry["kept"] == entry["original"] for entry in certificate.channels.values())
+
+
+def test_the_end_is_evaluated_too_however_rare_evaluations_are():
+    trainer = make_trainer(logging={"evaluation_epochs": 100}, prune={"lasso_strength": 1e-6})
+    trainer.run()
+    assert trainer.step > trainer.num_steps
+    assert trainer.validation_top1 == Evaluator(trainer.model).top1(random_source(64, seed=1), 64)
 
 
 def test_masks_change_only_in_their_time_and_by_at_most_k():
