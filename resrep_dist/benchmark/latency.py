@@ -36,7 +36,7 @@ def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
     Args:
         path: a finished run, or a configuration; of that the slim model is one of random weights, pruned at
             random to the target, so that the question can be asked before any training.
-        num_rounds: in each every model and format has its turn; the medians count.
+        num_rounds: of each format, base and slim in turn; the medians count.
     """
     models = _models_of_run(path) if path.is_dir() else _random_models(load_config(path))
     rows = []
@@ -134,10 +134,13 @@ def _measure(
     times: dict[tuple[str, str], list[float]] = {key: [] for key in functions}
     images = np.random.default_rng(0).normal(size=(batch_size, *next(iter(functions.values())).input_shape))
     images = images.astype(np.float32)
-    for number in range(num_rounds + _NUM_WARM_ROUNDS):
-        for key, inference in functions.items():
-            start = time.perf_counter()
-            inference.run(images)
-            if number >= _NUM_WARM_ROUNDS:
-                times[key].append(1000.0 * (time.perf_counter() - start))
+    # One format after another: a library's idle threads spin for a while, and would slow the next one down.
+    for format_name in dict.fromkeys(name for name, _ in functions):
+        in_turn = {key: inference for key, inference in functions.items() if key[0] == format_name}
+        for number in range(num_rounds + _NUM_WARM_ROUNDS):
+            for key, inference in in_turn.items():
+                start = time.perf_counter()
+                inference.run(images)
+                if number >= _NUM_WARM_ROUNDS:
+                    times[key].append(1000.0 * (time.perf_counter() - start))
     return times
