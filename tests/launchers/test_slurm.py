@@ -120,6 +120,8 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
     assert text.index("SLURM_RESTART_COUNT=0") < text.index("stopped at step") < text.index("SLURM_RESTART_COUNT=1")
     assert slurm.state(job)["Restarts"] == "1"
 
+    # Slurm waits half a minute before it kills, in which a busy machine may not get through the first step's tracing.
+    wait_for_text(slurm, log, r"Resumed at step[\s\S]*prune step \d+/")
     slurm.call("scancel", job)
     assert slurm.wait_for_end(job, 60) == "CANCELLED"
     slurm.wait_until(lambda: not ranks_of(tmp_path / "run"), 40)
