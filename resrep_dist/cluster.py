@@ -17,6 +17,7 @@ from resrep_dist.launch_environment import (
     launched_local_rank,
     launched_local_size,
     launched_size,
+    require_one_cluster,
 )
 from resrep_dist.presence import Presence
 from resrep_dist.watchdog import Watchdog
@@ -37,7 +38,7 @@ class Cluster:
         presence = None
         if launched_size() > 1:
             self._start_horovod()
-            presence = Presence(self.rank, self.size, self._from_root) if self.size > 1 else None
+            presence = Presence(self.rank, self.size, self._from_root)
         self.watchdog = Watchdog(self.is_root, presence)
         _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
 
@@ -71,6 +72,7 @@ class Cluster:
         horovod.init()
         self._horovod = horovod
         self.rank, self.size, self.local_rank = horovod.rank(), horovod.size(), horovod.local_rank()
+        require_one_cluster(self.size)
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`.

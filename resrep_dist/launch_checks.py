@@ -12,7 +12,7 @@ from pathlib import Path
 from resrep_dist import __version__
 from resrep_dist.cluster import Cluster
 from resrep_dist.errors import UserError
-from resrep_dist.launch_environment import launched_size, launcher_name
+from resrep_dist.launch_environment import launcher_name
 
 import tensorflow as tf
 
@@ -23,13 +23,11 @@ _SHARED_WITHIN_SECONDS = 5.0
 
 
 def check_launch(cluster: Cluster, workdir: Path) -> None:
-    """Compare what the launcher started with what Horovod sees, and the hosts with that of rank 0; a collective.
+    """Compare the hosts with that of rank 0; a collective.
 
     Raises:
-        UserError: when the processes are not one cluster, when a host has other versions than rank 0's, or when it
-            does not see the same `workdir`.
+        UserError: when a host has other versions than rank 0's, or does not see the same `workdir`.
     """
-    _check_size(cluster)
     if cluster.size == 1:
         return
     start = cluster.from_root(lambda: {"versions": installed_versions(), "token": _write_token(workdir)})
@@ -70,21 +68,6 @@ def _digest_of_source(package: Path) -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _check_size(cluster: Cluster) -> None:
-    if cluster.size == launched_size():
-        return
-    launcher = launcher_name()
-    mend = {
-        "srun": "start them with `srun --mpi=pmix`, and a Horovod built with MPI",
-        "mpirun": "Horovod must be built with MPI, that of this mpirun",
-    }.get(launcher, "start them with `horovodrun --gloo`")
-    raise UserError(
-        f"{launcher} started {launched_size()} processes, but Horovod sees {cluster.size}, so each would train alone; "
-        f"{mend} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
-        "`bash launch/setup.sh` builds it with MPI)"
-    )
 
 
 def _write_token(workdir: Path) -> str:

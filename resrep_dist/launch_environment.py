@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from resrep_dist.errors import UserError
+
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
@@ -61,6 +63,29 @@ def launcher_name() -> str:
     if "HOROVOD_SIZE" in os.environ:
         return "horovodrun"
     return "srun" if _is_srun_step() else "mpirun"
+
+
+def require_one_cluster(num_ranks: int) -> None:
+    """Refuse processes that would each train alone, and all write the same files.
+
+    Args:
+        num_ranks: as Horovod sees them.
+
+    Raises:
+        UserError: where the launcher started another number.
+    """
+    if num_ranks == launched_size():
+        return
+    launcher = launcher_name()
+    mend = {
+        "srun": "start them with `srun --mpi=pmix`, and a Horovod built with MPI",
+        "mpirun": "Horovod must be built with MPI, that of this mpirun",
+    }.get(launcher, "start them with `horovodrun --gloo`")
+    raise UserError(
+        f"{launcher} started {launched_size()} processes, but Horovod sees {num_ranks}, so each would train alone; "
+        f"{mend} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
+        "`bash launch/setup.sh` builds it with MPI)"
+    )
 
 
 def is_launched() -> bool:

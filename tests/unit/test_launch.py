@@ -4,7 +4,7 @@ import os
 import re
 
 from resrep_dist import launch_checks, launch_environment
-from resrep_dist.cluster import Cluster, _own_gpu
+from resrep_dist.cluster import _own_gpu
 from resrep_dist.errors import HostError, UserError
 
 import pytest
@@ -83,13 +83,11 @@ def test_cores_are_divided_among_the_ranks_of_a_host_once(launched, monkeypatch,
         (SRUN | {"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
     ],
 )
-def test_processes_that_are_no_cluster_are_refused(launched, tmp_path, variables, mend):
-    launched({})
-    cluster = Cluster()
+def test_processes_that_are_no_cluster_are_refused(launched, variables, mend):
     launched(variables)
     with pytest.raises(UserError, match=mend):
-        launch_checks.check_launch(cluster, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        launch_environment.require_one_cluster(1)
+    launch_environment.require_one_cluster(launch_environment.launched_size())
 
 
 def test_each_rank_has_a_gpu_of_its_own(launched):
