@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.cli_options import add_config, config_of, positive, start_terminal
+from resrep_dist.errors import UserError
 
 
 def add_benchmark_commands(commands: Any) -> None:
@@ -99,10 +100,16 @@ def _plan(options: argparse.Namespace) -> int:
     if options.benchmark:
         steps = benchmark.read_steps(options.benchmark, config)
     else:
-        steps = benchmark.benchmark_steps(config, Cluster(), num_steps=5, num_rounds=3)
-        benchmark.write_benchmark(options.output, "steps", steps)
+        cluster = Cluster()
+        if cluster.size > 1:
+            raise UserError(
+                f"resrep plan: started on {cluster.size} ranks, expected 1: their steps hold a collective; start it "
+                "without a launcher"
+            )
+        steps = benchmark.benchmark_steps(config, cluster, num_steps=5, num_rounds=3)
+        benchmark.write_benchmark(options.output, benchmark.steps_sections(steps))
     result = benchmark.plan(steps, options.ranks, options.bandwidth, options.latency, options.overlap)
-    path = benchmark.write_benchmark(options.output, "plan", result)
+    path = benchmark.write_benchmark(options.output, {"plan": result})
     benchmark.print_plan(console, result)
     console.print(f"File: {path}")
     return 0
@@ -114,7 +121,7 @@ def _benchmark_data(options: argparse.Namespace) -> int:
     from resrep_dist import benchmark
 
     result = benchmark.benchmark_data(config, options.num_images, options.num_rounds)
-    path = benchmark.write_benchmark(options.output, "data", result)
+    path = benchmark.write_benchmark(options.output, {"data": result})
     benchmark.print_data_benchmark(console, result)
     console.print(f"File: {path}")
     return 0
@@ -128,7 +135,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
 
     cluster = Cluster()
     result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run)
-    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "steps", result)))
+    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)
         console.print(f"File: {path}")
@@ -145,7 +152,7 @@ def _benchmark_replay(options: argparse.Namespace) -> int:
 
     cluster = Cluster()
     result = benchmark.benchmark_replay(config, options.log, cluster, options.num_steps, options.num_rounds)
-    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, "replay", result)))
+    path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, {"replay": result})))
     if cluster.is_root:
         benchmark.print_replay_benchmark(console, result)
         console.print(f"File: {path}")
@@ -171,7 +178,7 @@ def _benchmark_latency(options: argparse.Namespace) -> int:
 
     result = benchmark.benchmark_latency(options.path, options.num_rounds)
     output = options.output or (options.path if options.path.is_dir() else Path("benchmark"))
-    path = benchmark.write_benchmark(output, "latency", result)
+    path = benchmark.write_benchmark(output, {"latency": result})
     benchmark.print_latency_benchmark(console, result)
     console.print(f"File: {path}")
     return 0

@@ -57,6 +57,7 @@ class Curves:
         }
         line = short_line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
         if pruner:
+            self.add_masks(step, pruner)
             curves, norms = pruner.curves()
             scalars |= curves
             self._monitor.histograms(step, norms)
@@ -68,7 +69,7 @@ class Curves:
         self._monitor.progress(step, f"{line}  {speed}", f"{short_line}  {speed}")
 
     def add_masks(self, step: int, pruner: Pruner) -> None:
-        """Note which channels are masked and which are dead; called where masks change."""
+        """Note which channels are masked and which are dead; called where masks change and where figures are logged."""
         if self._monitor.folder is not None:
             self._history.update(step, pruner.channel_states())
             self._monitor.text_file(HISTORY_FILE, self._history.to_json())

@@ -18,7 +18,7 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
     "Is it pruning well?": {
         "top-1 and top-5, percent": ["train/top1", "validation/top1", "validation/top5"],
         "multiply-adds left, by mask and by living channels": [
-            "prune/macs_fraction_by_mask", "prune/macs_fraction_living",
+            "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "shrink/training_macs_fraction",
         ],
         "loss and lasso term": ["train/loss", "train/lasso_term"],
         "width of every group of layers": ["width/.*"],

@@ -114,7 +114,7 @@ def costs_picture(runs: Sequence[RunRecord]) -> str:
             axes.set_xlim(left=0)
         low, high = axes_pair[0].get_ylim()
         # Differences of a few images are not to look large.
-        axes_pair[0].set_ylim(min(low, (low + high) / 2 - 1), max(high, (low + high) / 2 + 1))
+        axes_pair[0].set_ylim(min(low, (low + high) / 2 - 1), min(max(high, (low + high) / 2 + 1), 100.5))
         axes_pair[0].set_ylabel("top-1, percent")
         axes_pair[1].legend(fontsize=8, frameon=True, loc="best")
         return to_svg(figure)

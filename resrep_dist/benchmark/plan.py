@@ -42,7 +42,8 @@ def read_steps(path: Path, config: Config) -> dict[str, Any]:
         UserError: where there is none, it is of another model, or several ranks have written it.
     """
     try:
-        steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        steps = {**document["steps"], "arms": document["arms"]}
         num_ranks, measured = steps["num_ranks"], (steps["model"], steps["image_size_pixels"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

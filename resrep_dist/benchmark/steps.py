@@ -81,6 +81,12 @@ def benchmark_steps(
     }
 
 
+def steps_sections(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of `benchmark.json`: `arms`, `ratios`, and in `steps` what was measured and all else."""
+    rest = {key: value for key, value in result.items() if key not in ("arms", "ratios")}
+    return {"steps": rest, "arms": result["arms"], "ratios": result["ratios"]}
+
+
 def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
     """One line for each arm, and what else takes time."""
     table = Table(

@@ -38,7 +38,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 def read(folder: Path) -> dict:
     """The steps that were measured into this folder."""
-    return json.loads((folder / "benchmark.json").read_text())["steps"]
+    document = json.loads((folder / "benchmark.json").read_text())
+    return {**document["steps"], "arms": document["arms"]}
 
 
 def measure_alone(folder: Path, num_ranks: int, sets: Sequence[str]) -> dict:

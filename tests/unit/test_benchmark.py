@@ -33,7 +33,7 @@ def test_the_pipeline_is_measured_next_to_a_bare_loop(tmp_path, source):
 
 
 def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
-    write_benchmark(tmp_path, "other", {"seconds": 1})
+    write_benchmark(tmp_path, {"other": {"seconds": 1}})
     config = tmp_path / "config.yaml"
     config.write_text(small_config(data={"source": "synthetic"}).to_yaml())
     arguments = ["--output", str(tmp_path), "--num-images", "64", "--num-rounds", "2"]
@@ -43,7 +43,7 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
     assert "of the bare loop per core" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "benchmark.json").write_text("broken")
     with pytest.raises(UserError, match="benchmark.json: cannot be read"):
-        write_benchmark(tmp_path, "data", {})
+        write_benchmark(tmp_path, {"data": {}})
 
 
 def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkeypatch):
@@ -54,8 +54,8 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     assert (
         main(["benchmark", "steps", str(path), "--output", str(tmp_path), "--num-steps", "2", "--num-rounds", "2"]) == 0
     )
-    result = json.loads((tmp_path / "benchmark.json").read_text())["steps"]
-    arms, ratios = result["arms"], result["ratios"]
+    document = json.loads((tmp_path / "benchmark.json").read_text())
+    result, arms, ratios = document["steps"], document["arms"], document["ratios"]
     assert list(arms) == [
         "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
     ]  # fmt: skip
@@ -224,7 +224,7 @@ def test_float16_halves_the_bytes_of_the_gradients_only():
 def test_the_command_plans_from_measured_steps(tmp_path, capsys, steps, more, code, words):
     (tmp_path / "config.yaml").write_text(small_config().to_yaml())
     benchmark = tmp_path / "benchmark.json"
-    benchmark.write_text(json.dumps({"steps": {**STEPS, "arms": {"plain": ARM, "slim": ARM}, **steps}}))
+    benchmark.write_text(json.dumps({"steps": {**STEPS, **steps}, "arms": {"plain": ARM, "slim": ARM}}))
     options = ["--ranks", "1,4", "--bandwidth", "1", "--benchmark", str(benchmark), "--output", str(tmp_path), *more]
     try:
         received = main(["plan", str(tmp_path / "config.yaml"), *options])

@@ -148,7 +148,7 @@ def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tm
     for row in result["rows"]:
         assert row["base_ms"] > 0 and row["slim_ms"] > 0
         assert row["speedup"] == pytest.approx(row["base_ms"] / row["slim_ms"])
-    assert result["is_trained"] and write_benchmark(tmp_path, "latency", result).exists()
+    assert result["is_trained"] and write_benchmark(tmp_path, {"latency": result}).exists()
 
 
 @pytest.mark.slow
