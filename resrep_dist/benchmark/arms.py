@@ -72,7 +72,7 @@ def prepare(config: Config) -> tuple[keras.Model, Graph]:
 
 
 def plain_arm(model: keras.Model, macs: int, config: Config, cluster: Cluster) -> Arm:
-    """Training without pruning."""
+    """Training without pruning, by the same step; that all is finite is looked at here too."""
     # The phase `train`, so that all arms have the same optimizer settings.
     config = dataclasses.replace(config, prune=None, base=None, shrink=ShrinkConfig())
     counting = CountingCluster(cluster)
@@ -104,7 +104,10 @@ class _UncheckedStep(TrainStep):
 
 
 def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
-    """ResRep at full width without the checks of a step: what these cost. No run trains like this."""
+    """ResRep at full width without the checks of a step: what these cost. No run trains like this.
+
+    On one rank TensorFlow finds then that every step is good, and leaves out the branch for others too.
+    """
     arm = pruned_arm(model, graph, Layout.of(graph), config, cluster)
     arm.live.step = _UncheckedStep(
         arm.live.model, arm.live.optimizer, arm.cluster, config.training, config.data.global_batch_size
