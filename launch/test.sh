@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The tests and the linters. Further arguments go to pytest.
 #
-#   bash launch/test.sh                 everything that is not marked slow, slurm, faults or gpu
-#   bash launch/test.sh --all           the slow tests too, not those of --slurm and --faults
-#   bash launch/test.sh --slurm         the launchers under a Slurm of their own: as root, 15 minutes
+#   bash launch/test.sh                 everything that is not marked slow, faults or gpu
+#   bash launch/test.sh --all           the slow tests too, not those of Slurm and --faults
+#   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 15 minutes
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some
@@ -15,10 +15,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash launch/setup.sh || exit 1
 export PATH=$PWD/.venv/bin:$PATH
 
-marked='not slow and not slurm and not faults and not gpu'
+marked='not slow and not faults and not gpu'
 at_once=(-n 2 --dist loadfile)
 case ${1:-} in
-    --all) marked='not slurm and not faults and not gpu' at_once=(); shift ;;
+    --all) marked='not (slurm and slow) and not faults and not gpu' at_once=(); shift ;;
     --slurm) marked=slurm at_once=(); shift ;;
     --faults) marked=faults at_once=(); shift ;;
 esac

@@ -1,6 +1,7 @@
 """What more ranks would bring: the measured step of one rank and the time of a ring all-reduce."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ def plan(
                 reduce = ring_allreduce_seconds(
                     num_bytes, num_ranks, bandwidth_gbit * 1e9 / 8, latency_microseconds * 1e-6
                 )
+                if compression == "fp16":
+                    # The rest goes in a collective of its own: a group has one type.
+                    reduce += ring_allreduce_seconds(0, num_ranks, math.inf, latency_microseconds * 1e-6)
                 step = plan_step_seconds(compute, reduce, overlap)
                 rows.append(
                     {

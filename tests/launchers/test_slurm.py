@@ -1,4 +1,4 @@
-"""Jobs of a real Slurm: two nodes on this machine. `bash launch/test.sh --slurm` runs these."""
+"""Jobs of a real Slurm: two nodes on this machine. `bash launch/test.sh --slurm` runs all of these."""
 
 import json
 import os
@@ -18,7 +18,6 @@ import pytest
 
 _missing = [daemon for daemon in DAEMONS if not shutil.which(daemon)]
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.slurm,
     pytest.mark.ranks,
     needs_mpi,
@@ -102,6 +101,7 @@ def test_rank_size_and_local_rank_are_slurms(slurm, tmp_path):
     assert found == ["0 3 0 2 0 3 0", "1 3 1 2 1 3 1", "2 3 0 1 2 3 0"]
 
 
+@pytest.mark.slow
 def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_a_checkpoint(slurm, tmp_path):
     # Slurm counts time limits in minutes, and may send the signal a minute early.
     job = submit(slurm, tmp_path, LONG, options=[*TWO_NODES, "--time=2", "--signal=B:USR1@60"])
@@ -137,6 +137,7 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
             alone.kill()
 
 
+@pytest.mark.slow
 def test_where_jobs_are_not_requeued_the_job_is_submitted_anew_up_to_a_cap(slurm, tmp_path):
     first = submit(slurm, tmp_path, LONG, options=["--no-requeue", "--time=30", "--cpus-per-task=2"], MAX_RESTARTS="1")
     log = tmp_path / "log"
@@ -152,6 +153,7 @@ def test_where_jobs_are_not_requeued_the_job_is_submitted_anew_up_to_a_cap(slurm
     assert slurm.call("squeue", "--noheader") == ""
 
 
+@pytest.mark.slow
 def test_a_killed_task_ends_the_job(slurm, tmp_path):
     job = submit(slurm, tmp_path, LONG, options=TWO_NODES)
     wait_for_text(slurm, tmp_path / "log", r"prune step \d+/")
@@ -164,6 +166,7 @@ def test_a_killed_task_ends_the_job(slurm, tmp_path):
     slurm.wait_until(lambda: not ranks_of(tmp_path / "run"), 20)
 
 
+@pytest.mark.slow
 def test_an_array_of_three_targets_gives_three_models_and_one_table(slurm, tmp_path):
     targets = ["0.98", "0.95", "0.92"]
     job = slurm.sbatch(

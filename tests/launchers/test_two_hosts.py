@@ -12,7 +12,6 @@ import pytest
 
 _missing = [tool for tool in TOOLS if not shutil.which(tool)]
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.ranks,
     needs_mpi,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -38,6 +37,7 @@ def test_both_launchers_train_over_both_hosts_and_end_with_the_same_model(tmp_pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", INTERFACES)
 def test_a_workdir_that_the_hosts_do_not_share_is_refused(tmp_path, script):
     with TwoHosts(f"mount -t tmpfs own {tmp_path}") as hosts:
@@ -46,6 +46,7 @@ def test_a_workdir_that_the_hosts_do_not_share_is_refused(tmp_path, script):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", INTERFACES)
 def test_hosts_with_different_versions_are_refused(tmp_path, script):
     (metadata,) = Path(np.__file__).parents[1].glob("numpy-*.dist-info/METADATA")

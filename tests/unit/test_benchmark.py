@@ -203,6 +203,9 @@ def test_float16_halves_the_bytes_of_the_gradients_only():
     assert math.isclose(full["allreduce_ms"], 1000.0) and math.isclose(half["allreduce_ms"], 600.0)
     assert math.isclose(full["step_ms"], 1100.0) and math.isclose(full["images_per_second"], 32 / 1.1)
     assert math.isclose(full["efficiency"], 1 / 11)
+    # Two messages of 1 ms, and two more for what is not a gradient.
+    full, half = plan(steps, [2], bandwidth_gbit=0.008, latency_microseconds=1000.0)["rows"]
+    assert math.isclose(full["allreduce_ms"], 1002.0) and math.isclose(half["allreduce_ms"], 604.0)
 
 
 @pytest.mark.parametrize(
