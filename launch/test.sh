@@ -2,8 +2,8 @@
 # The tests and the linters. Further arguments go to pytest.
 #
 #   bash launch/test.sh                 everything that is not marked slow, faults or gpu
-#   bash launch/test.sh --all           the slow tests too, not those of Slurm and --faults
-#   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 15 minutes
+#   bash launch/test.sh --all           the slow tests too, but for those of Slurm and --faults
+#   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 10 minutes
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh tests/unit -x   some

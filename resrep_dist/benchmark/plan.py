@@ -37,7 +37,7 @@ def plan_step_seconds(compute_seconds: float, reduce_seconds: float, overlap: fl
 
 
 def read_steps(path: Path, config: Config) -> dict[str, Any]:
-    """The section `steps` of a `benchmark.json` that one rank has written of this configuration's model.
+    """The steps in a `benchmark.json` that one rank has written of this configuration's model.
 
     Raises:
         UserError: where there is none, it is of another model, or several ranks have written it.

@@ -82,7 +82,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
         `stages` of every mode how many steps it stays at what.
     """
     model, graph = prepare(config)
-    log = read_log(path, graph)
+    log = cluster.everywhere(lambda: read_log(path, graph))
     with_compactors = insert_compactors(model, graph)
     by_mode = {mode: stages(log, with_compactors, graph, config, mode) for mode in MODES}
     layouts = dict.fromkeys(stage.layout for mode in MODES for stage in by_mode[mode])

@@ -65,7 +65,7 @@ def benchmark_steps(
         step is that of the slowest rank, so the rate is that of all ranks together.
     """
     model, graph = prepare(config)
-    layout = choose_layout(graph, config, run)
+    layout = cluster.everywhere(lambda: choose_layout(graph, config, run))
     arms = _make_arms(model, graph, layout, config, cluster)
     batch = noise_batch(model, config, cluster)
     for arm in arms.values():

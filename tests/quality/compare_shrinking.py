@@ -3,7 +3,7 @@
 For each seed one base model is trained, and pruned in each mode for the same number of steps; `plain` is the mode
 `exact` up to the step at which the target is met and every masked row is dead, and from there plain training of the
 merged slim model. Prints top-1 at the end; the multiply-adds of all steps, compactors counted, relative to plain
-training of the base model; the seconds of all steps (tracing included) and those that shrinking took; where it shrank.
+training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
 """
 
 import argparse

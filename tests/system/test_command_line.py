@@ -105,6 +105,16 @@ def test_a_missing_configuration_and_a_folder_that_is_no_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_process_that_horovod_leaves_alone_is_refused(tmp_path):
+    """As under a launcher that this Horovod was not built for."""
+    command = [RESREP, "benchmark", "steps", str(DIGITS_CONFIG), "--output", str(tmp_path)]
+    alone = {**ENVIRONMENT, "PMI_SIZE": "2", "PMI_RANK": "0"}
+    result = subprocess.run(command, capture_output=True, text=True, env=alone)
+    assert result.returncode == 2, result.stderr
+    assert "mpirun started 2 processes, but Horovod sees 1, so each would train alone" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_is_said_once_not_once_per_rank(tmp_path):
     code, log = run_ranks(2, train_command(tmp_path / "run", "seed=x"), tmp_path / "log")
     assert code != 0

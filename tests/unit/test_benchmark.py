@@ -175,7 +175,7 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     points = {(p["is_refolded"], tuple(p["widths_channels"])): p for p in result["points"]}
     assert len(points) == len(result["points"]) == 3
     halves = [points[False, tuple(graph.widths)], points[True, tuple(narrow)]]
-    for key in ("macs_vs_plain", "time_vs_plain"):
+    for key in ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain"):
         assert math.isclose(result[key]["refold"], sum(point[key] for point in halves) / 2)
     assert "refold" in capsys.readouterr().out
     picture = (tmp_path / "replay.svg").read_text()

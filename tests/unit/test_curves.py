@@ -170,6 +170,13 @@ def test_the_history_of_the_channels_survives_the_resume_and_ends_as_the_model_i
     assert masked_at[masked_at >= 0].min() == 10, "what happened before the resume is known"
 
 
+def test_channels_died_when_the_curves_say_so(run, ask):
+    history = ChannelHistory.load(run[0] / "tensorboard")
+    for name, died_at in history.died_at.items():
+        for step, width in values(ask, f"width/{name}"):
+            assert width == ((died_at < 0) | (died_at > step)).sum(), (name, step)
+
+
 def test_a_history_forgets_what_a_resume_makes_undone(tmp_path, caplog):
     no, yes = False, True
     history = ChannelHistory()
