@@ -249,10 +249,10 @@ def test_a_malicious_checkpoint_is_refused_in_one_line_and_nothing_in_it_runs(ch
     if "_as_" not in harm:
         sign(checkpoint)
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=expected):
         raise CheckpointError(try_to_restore(checkpoint, variables) or "it was loaded")
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
     assert not (checkpoint.parent / "ran").exists()

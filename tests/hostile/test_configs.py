@@ -96,9 +96,9 @@ def test_a_malicious_file_is_refused_in_one_line_and_nothing_in_it_runs(tmp_path
     for whole in (text, f"{good}\n{text}" if text.startswith(("seed", '"', "?", "2001")) else text):
         path.write_text(whole)
         tracemalloc.start()
-        start = time.monotonic()
+        start = time.process_time()
         message = refused(path)
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10
         assert tracemalloc.get_traced_memory()[1] < 200e6
         tracemalloc.stop()
         assert not (tmp_path / "ran").exists()
@@ -222,7 +222,7 @@ def test_2000_mutated_configurations_are_read_or_refused_in_one_line(tmp_path):
     num_read, messages = 0, set()
     for number in range(2000):
         choices = random.Random(number)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             if number % 2:
                 config = build_config(mutated_document(choices), str(path))
@@ -237,7 +237,7 @@ def test_2000_mutated_configurations_are_read_or_refused_in_one_line(tmp_path):
             num_read += 1
             assert isinstance(config, Config), number
             assert build_config(dataclasses.asdict(config)) == config, number
-        assert time.monotonic() - start < 5, number
+        assert time.process_time() - start < 5, number
     # It would prove little if all were alike.
     assert 300 < num_read < 1500 and len(messages) > 200, (num_read, len(messages))
     assert not (tmp_path / "ran").exists()

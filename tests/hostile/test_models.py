@@ -71,11 +71,11 @@ def folder(tmp_path_factory):
 def unharmed(folder, monkeypatch):
     """Nothing ran, and memory and time stay small."""
     monkeypatch.chdir(folder)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
     assert not (folder / "ran").exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000, "KiB"
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
 
 
 def refused(load, path):
