@@ -111,7 +111,8 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
     # administrator need not wait longer than for that.
     slurm.wait_until(lambda: slurm.state(job)["JobState"] == "PENDING", 30)
     slurm.wait_until(lambda: not step_daemons(job), 30)
-    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    # With more time, so that the resumed job is not stopped again before a busy machine makes its first steps.
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=30")
     resumed = wait_for_text(slurm, log, r"Resumed at step (\d+)")
     assert int(resumed[1]) == step
     text = log.read_text()
