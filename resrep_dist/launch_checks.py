@@ -26,17 +26,21 @@ def check_launch(cluster: Cluster, workdir: Path) -> None:
     """Compare the hosts with that of rank 0; a collective.
 
     Raises:
-        UserError: when a host has other versions than rank 0's, or does not see the same `workdir`.
+        UserError: when a host has other versions than rank 0's, no GPUs where that one has some or the other way
+            round, or does not see the same `workdir`.
     """
     if cluster.size == 1:
         return
-    start = cluster.from_root(lambda: {"versions": installed_versions(), "token": _write_token(workdir)})
+    start = cluster.from_root(
+        lambda: {"versions": installed_versions(), "sees_gpus": _sees_gpus(), "token": _write_token(workdir)}
+    )
     token = workdir / start["token"]
 
     def check_host() -> None:
         # One rank of a host speaks for all of it.
         if cluster.local_rank == 0:
             _compare_versions(start["versions"])
+            _compare_devices(start["sees_gpus"])
             _look_for(token)
 
     try:
@@ -87,6 +91,20 @@ def _compare_versions(expected: Mapping[str, str]) -> None:
         raise UserError(
             f"host {platform.node()}: other versions than on the host of rank 0 ({'; '.join(differences)}); "
             "give all hosts the same environment"
+        )
+
+
+def _sees_gpus() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _compare_devices(expected: bool) -> None:
+    # A host whose driver fails would train on its CPU, and all others would wait for it.
+    if _sees_gpus() != expected:
+        here, there = ("no GPU", "has some") if expected else ("GPUs", "has none")
+        raise UserError(
+            f"host {platform.node()}: TensorFlow sees {here} here, the host of rank 0 {there}; look at `nvidia-smi` "
+            "on both, or train on CPUs everywhere with CUDA_VISIBLE_DEVICES=-1"
         )
 
 

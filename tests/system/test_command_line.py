@@ -121,6 +121,13 @@ def test_an_error_is_said_once_not_once_per_rank(tmp_path):
     assert log.count("seed: received 'x'") == 1
 
 
+def test_a_plan_is_measured_on_one_rank_only(tmp_path):
+    arguments = ["--ranks", "8", "--bandwidth", "10", "--output", str(tmp_path / "plan")]
+    code, log = run_ranks(2, [RESREP, "plan", str(DIGITS_CONFIG), *arguments], tmp_path / "log")
+    assert code != 0 and log.count("resrep plan: started on 2 ranks, expected 1") == 1, log
+    assert not (tmp_path / "plan").exists()
+
+
 def test_a_run_prunes_merges_and_reports(finished_run):
     workdir, log = finished_run
     report = json.loads((workdir / "slim" / "report.json").read_text())

@@ -8,6 +8,7 @@ from resrep_dist.cluster import _own_gpu
 from resrep_dist.errors import HostError, UserError
 
 import pytest
+import tensorflow as tf
 
 SRUN = {
     "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "28", "SLURM_PROCID": "17", "SLURM_NODEID": "2",
@@ -124,14 +125,23 @@ def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_the
     assert re.fullmatch(r"0\.1\.0 \([0-9a-f]{12}\)", versions["resrep-dist"])
     assert versions["tf-keras"] == "2.18.0" and versions["horovod"] == "0.28.1"
     (tmp_path / "launch-1").touch()
-    launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-1"}), tmp_path)
+    good = {"versions": versions, "sees_gpus": launch_checks._sees_gpus(), "token": "launch-1"}
+    launch_checks.check_launch(OtherHost(good), tmp_path)
     with pytest.raises(UserError, match=r"other versions .*\(numpy 2\S+ here, 1.26.0 there\)"):
-        root = {"versions": versions | {"numpy": "1.26.0"}, "token": "launch-1"}
-        launch_checks.check_launch(OtherHost(root), tmp_path)
+        launch_checks.check_launch(OtherHost(good | {"versions": versions | {"numpy": "1.26.0"}}), tmp_path)
     for name, text in (("a.py", "1"), ("b.py", "2")):
         (tmp_path / name).write_text(text)
     one = launch_checks._digest_of_source(tmp_path)
     (tmp_path / "b.py").write_text("3")
     assert launch_checks._digest_of_source(tmp_path) != one
     with pytest.raises(UserError, match="is another folder there than on the host of rank 0"):
-        launch_checks.check_launch(OtherHost({"versions": versions, "token": "launch-2"}), tmp_path)
+        launch_checks.check_launch(OtherHost(good | {"token": "launch-2"}), tmp_path)
+
+
+@pytest.mark.parametrize("here, words", [(False, "no GPU here, .* has some"), (True, "GPUs here, .* has none")])
+def test_a_host_on_its_cpu_among_hosts_on_gpus_is_refused(launched, tmp_path, monkeypatch, here, words):
+    launched({"HOROVOD_SIZE": "2"})
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"] if here else [])
+    root = {"versions": launch_checks.installed_versions(), "sees_gpus": not here, "token": "launch-1"}
+    with pytest.raises(UserError, match=words):
+        launch_checks.check_launch(OtherHost(root), tmp_path)
