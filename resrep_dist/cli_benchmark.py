@@ -9,6 +9,8 @@ from typing import Any
 from resrep_dist.cli_options import add_config, config_of, positive, start_terminal
 from resrep_dist.errors import UserError
 
+RELEASED_RUN = Path(__file__).parent / "benchmark" / "released_run.yaml"
+
 
 def add_benchmark_commands(commands: Any) -> None:
     """Give the command line its `benchmark`, with one sub-command for each kind."""
@@ -36,7 +38,7 @@ def add_benchmark_commands(commands: Any) -> None:
         "replay", help="a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too"
     )
     replay.add_argument("log", type=Path, metavar="FILE", help="JSON with `living_channels`, see README")
-    add_config(replay)
+    add_config(replay, default=RELEASED_RUN, default_name="the ResNet-50 of the released run, at 112 px")
     replay.add_argument("--num-steps", type=positive, default=2, help="at each point in each round (default: 2)")
     replay.add_argument("--num-rounds", type=positive, default=3, help="in turn with plain steps (default: 3)")
     replay.set_defaults(command=_benchmark_replay)

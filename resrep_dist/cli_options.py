@@ -2,14 +2,18 @@
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from resrep_dist.launch_environment import launched_rank
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Let the user name a configuration and change its settings."""
-    parser.add_argument("config", help="a YAML file")
+def add_config(parser: argparse.ArgumentParser, default: Path | None = None, default_name: str = "") -> None:
+    """Let the user name a configuration, or leave it at the default, and change its settings."""
+    if default is None:
+        parser.add_argument("config", help="a YAML file")
+    else:
+        parser.add_argument("config", nargs="?", default=default, help=f"a YAML file (default: {default_name})")
     add_overrides(parser)
 
 

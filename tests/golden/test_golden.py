@@ -5,13 +5,13 @@ import json
 
 from resrep_dist.benchmark.layouts import read_log
 from resrep_dist.benchmark.replay import MODES, stages
+from resrep_dist.cli_benchmark import RELEASED_RUN
 from resrep_dist.compactor import insert_compactors
-from resrep_dist.config import ModelConfig
+from resrep_dist.config import ModelConfig, load_config
 from resrep_dist.graph import Graph, trace
 from resrep_dist.merging import fold_arrays
 from resrep_dist.models import build_model
 from resrep_dist.resrep import row_norms, select_masks, update_compactor
-from tests.networks import small_config
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_resnet50_at_the_widths_of_the_released_run(golden, name, full, fraction
 def test_the_released_run_would_have_cost_less_if_dead_channels_had_left(golden):
     model, graph = paper_model("resnet50")
     log = read_log(golden / "resnet50_imagenet_log.json", graph)
-    config = small_config(prune={"target_macs_fraction": 0.455}, shrink={"min_saved_macs_fraction": 0.02})
+    config = load_config(RELEASED_RUN)
     with_compactors = insert_compactors(model, graph)
     costs = {}
     for mode in MODES:

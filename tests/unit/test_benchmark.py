@@ -183,6 +183,12 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     assert [stage["num_steps"] for stage in result["stages"]["exact"]] == [50, 50]
 
 
+def test_without_a_configuration_a_replay_is_of_a_resnet50(tmp_path, capsys):
+    log = write_log(tmp_path / "log", [(0, [16, 16]), (100, [8, 8])])
+    assert main(["benchmark", "replay", str(log)]) == 2
+    assert "not those of this model's 32 groups; give the model's own config" in capsys.readouterr().err
+
+
 def test_a_ring_sends_almost_twice_the_bytes_whatever_the_number_of_ranks():
     # 1 GB at 1 GB/s: 2 (N - 1) / N seconds.
     assert ring_allreduce_seconds(1e9, 1, 1e9, 1.0) == 0.0
