@@ -3,7 +3,8 @@
 #
 #   bash launch/setup.sh
 #
-# Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing.
+# Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing, and takes nothing
+# away that .venv has: a shell may see less of the machine than the one before. For another MPI remove .venv first.
 # Variables, all optional:
 #   PYTHON          the Python to use; otherwise python3.12, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
@@ -41,17 +42,27 @@ if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/
         if [[ -f $folder/nccl.h ]]; then nccl=1; fi
     done
 fi
-features="$device nccl=$nccl mpi=$mpi"
-if [[ $mpi == 1 ]]; then
-    has mpicxx || stop 'mpicxx is missing, and RESREP_MPI=1 asks for it.' 'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
-    features+=" $(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
+built=$(cat "$venv/setup.features" 2>/dev/null || true)
+if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
+    stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh makes it anew; no job may be at work in it.' \
+        'RESREP_DEVICE=cpu, set for every launch, keeps it.'
 fi
-stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features ${PYTHON:-} $PWD" | cksum)
+if [[ ! ${RESREP_DEVICE:-} && $built == gpu* ]]; then device=gpu; fi
+if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* ]]; then nccl=1; fi
+if [[ ! ${RESREP_MPI:-} && $built == *mpi=1* ]]; then mpi=1; fi
+features="$device nccl=$nccl mpi=$mpi"
+stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features $PWD" | cksum)
 finished() { [[ -x $venv/bin/resrep && $(cat "$venv/setup.stamp" 2>/dev/null) == "$stamp" ]]; }
-if finished; then exit 0; fi
+if [[ ! ${PYTHON:-} || $("$PYTHON" -V 2>/dev/null) == $("$venv/bin/python" -V 2>/dev/null) ]] && finished; then exit 0; fi
+compiler=
+if [[ $mpi == 1 ]]; then
+    has mpicxx || stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
+        'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
+    compiler="$(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
+fi
 
-# One set-up at a time. The lock is on this file, and goes when the process goes.
-exec 9<launch/setup.sh
+# One set-up at a time. The lock is on this file, and goes when the process goes. (Over NFS it needs leave to write.)
+exec 9<>launch/setup.sh
 if has flock && ! flock -n 9; then
     echo 'set-up: another one is at work here; waiting for it'
     flock 9 || true
@@ -149,7 +160,7 @@ build_horovod() {
     # uv keeps the wheels that it builds, and this key tells one build from another. What is installed already
     # it does not look at, so a Horovod of another build goes first.
     key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
-    key=$(cksum <<<"$key $horovod_version $features" | tr ' ' -)
+    key=$(cksum <<<"$key $horovod_version $features $compiler" | tr ' ' -)
     [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$key" ]] && return
     rm -f "$venv/horovod-build"
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod
@@ -187,6 +198,7 @@ stage 1 "Python $version and uv" make_venv
 stage 2 "TensorFlow ($device) and the other packages" install_packages
 stage 3 'Horovod, compiled here: 3 to 4 minutes the first time' build_horovod
 stage 4 'Does it start?' verify
+echo "$features" >"$venv/setup.features"
 echo "$stamp" >"$venv/setup.stamp"
 echo "set-up: ready in $SECONDS s (Horovod with Gloo$([[ $mpi == 1 ]] && echo ', MPI')$([[ $nccl == 1 ]] && echo ', NCCL'))"
 if [[ ${RESREP_SEAL:-0} == 1 ]]; then seal >>"$log" 2>&1; fi
