@@ -12,6 +12,9 @@ source launch/ranks.sh
 restarts=$((${RESREP_RESTARTS:-0} + ${SLURM_RESTART_COUNT:-0}))
 echo "${script:?}: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS tasks, SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}," \
     "restart $restarts of at most ${MAX_RESTARTS:=50}, $(date '+%F %T')"
+if ((SLURM_NTASKS < SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-0})); then
+    echo "$script: $SLURM_NTASKS tasks, fewer than --ntasks-per-node allows: the file's own --ntasks counts; give --ntasks as well" >&2
+fi
 if [[ ! -x .venv/bin/resrep ]]; then
     echo "$script: no .venv in $PWD; run \`bash launch/setup.sh\` there, on a machine with mpicxx, then submit again" >&2
     exit 2
@@ -37,6 +40,9 @@ come_back() {
         if [[ $value == SLURM_* ]]; then value=${!value:-}; else value=$(field "$value" || true); fi
         if [[ $value && $value != "(null)" && $value != N/A ]]; then options+=("--${option%%:*}=$value"); fi
     done
+    # GPUs that --gres asked for are in no variable.
+    value=$(field TresPerNode || true)
+    if [[ $value && ! ${SLURM_GPUS_PER_NODE:-} ]]; then options+=(--gres="${value//gres[:\/]/}"); fi
     if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then options+=(--array="$SLURM_ARRAY_TASK_ID"); fi
     WORKDIR=$submitted_workdir RESREP_RESTARTS=$((restarts + 1)) env -u SLURM_RESTART_COUNT \
         sbatch "${options[@]}" "launch/$script" "${arguments[@]}"

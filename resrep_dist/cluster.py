@@ -14,6 +14,7 @@ from resrep_dist.errors import DisagreementError, HostError, UserError
 from resrep_dist.launch_environment import (
     available_cores,
     has_bound_gpus,
+    has_slurm_gpus,
     launched_local_rank,
     launched_local_size,
     launched_size,
@@ -194,6 +195,12 @@ def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
 
 def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
     gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and has_slurm_gpus():
+        raise HostError(
+            f"host {platform.node()}: Slurm gave this job GPUs, but TensorFlow sees none; make an environment for "
+            "them (`RESREP_DEVICE=gpu bash launch/setup.sh`, `resrep doctor` shows it), or leave them out of the job",
+            local_rank,
+        )
     if gpus:
         gpu = gpus[_own_gpu(len(gpus), local_rank, local_size)]
         try:

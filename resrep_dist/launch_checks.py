@@ -85,8 +85,10 @@ def _write_token(workdir: Path) -> str:
 
 
 def _compare_versions(expected: Mapping[str, str]) -> None:
+    # A host with other source may have told of other packages.
     own = installed_versions()
-    differences = [f"{name} {own[name]} here, {expected[name]} there" for name in own if own[name] != expected[name]]
+    there = dict.fromkeys(own, "none") | dict(expected)
+    differences = [f"{name} {own[name]} here, {there[name]} there" for name in own if own[name] != there[name]]
     if differences:
         raise UserError(
             f"host {platform.node()}: other versions than on the host of rank 0 ({'; '.join(differences)}); "

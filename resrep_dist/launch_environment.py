@@ -49,6 +49,12 @@ def available_cores() -> int:
     return max(1, cores // launched_local_size())
 
 
+def has_slurm_gpus() -> bool:
+    """True where Slurm gave this process GPUs, and nobody hides them."""
+    is_given = any(os.environ.get(name) for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"))
+    return is_given and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
 def has_bound_gpus() -> bool:
     """True where Slurm lets each rank see GPUs of its own only."""
     binding = os.environ.get("SLURM_GPU_BIND", "").removeprefix("verbose,")

@@ -3,7 +3,7 @@
 import os
 import re
 
-from resrep_dist import launch_checks, launch_environment
+from resrep_dist import cluster, launch_checks, launch_environment
 from resrep_dist.cluster import _own_gpu
 from resrep_dist.errors import HostError, UserError
 
@@ -107,6 +107,19 @@ def test_each_rank_has_a_gpu_of_its_own(launched):
         _own_gpu(1, 1, 2)
 
 
+def test_gpus_that_slurm_gave_and_tensorflow_does_not_see_are_asked_for(launched, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    launched(SRUN)
+    assert not launch_environment.has_slurm_gpus()
+    launched(SRUN | {"SLURM_STEP_GPUS": "0,1"})
+    with pytest.raises(HostError, match="Slurm gave this job GPUs, but TensorFlow sees none") as caught:
+        cluster._limit_threads_and_pin_gpu(1, 2)
+    assert not caught.value.is_of_one_rank
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    cluster._limit_threads_and_pin_gpu(1, 2)
+
+
 class OtherHost:
     """A rank on another host than rank 0, which starts with what `root` returns."""
 
@@ -129,6 +142,9 @@ def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_the
     launch_checks.check_launch(OtherHost(good), tmp_path)
     with pytest.raises(UserError, match=r"other versions .*\(numpy 2\S+ here, 1.26.0 there\)"):
         launch_checks.check_launch(OtherHost(good | {"versions": versions | {"numpy": "1.26.0"}}), tmp_path)
+    with pytest.raises(UserError, match=r"other versions .*\(keras \S+ here, none there\)"):
+        fewer = {name: version for name, version in versions.items() if name != "keras"}
+        launch_checks.check_launch(OtherHost(good | {"versions": fewer}), tmp_path)
     for name, text in (("a.py", "1"), ("b.py", "2")):
         (tmp_path / name).write_text(text)
     one = launch_checks._digest_of_source(tmp_path)

@@ -70,6 +70,13 @@ def test_after_a_wish_to_stop_the_ranks_code_counts(start, launcher, end, code):
     assert stop(process) == code
 
 
+def test_in_an_allocation_of_one_node_the_ranks_code_counts_too(start):
+    # As after `salloc`: supervise.sh and FEWER_RANKS go by it.
+    process = start("mpirun", 'echo 2 >"$RESREP_EXIT_CODES"; exit 1', SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1")
+    read_environment(process)
+    assert stop(process) == 2
+
+
 def test_a_second_signal_ends_the_launcher(start):
     process = start("mpirun", 'echo 8 >"$RESREP_EXIT_CODES"; sleep 60')
     read_environment(process)
