@@ -148,6 +148,15 @@ def training_macs(model: keras.Model, graph: Graph, widths: Sequence[int], is_re
     return total
 
 
+def kill_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> None:
+    """Mask these channels of every group, bool [width], and make their rows zero, as the end of a run does."""
+    for group, channels in zip(graph.groups, dead, strict=True):
+        for layer in group.layers:
+            compactor = model.get_layer(layer.compactor)
+            compactor.mask.assign(tf.cast(np.tile(~channels, group.num_parts), compactor.mask.dtype))
+            compactor.kernel.assign(compactor.kernel * compactor.mask)
+
+
 def is_dead(norms: Sequence[np.ndarray], mask: np.ndarray, num_parts: int, dead_row_norm: float) -> np.ndarray:
     """Bool [width]: the masked channels of a group whose rows all have at most this norm.
 

@@ -39,7 +39,7 @@ class Layout:
             CheckpointError: where that is no layout of this graph.
         """
         if saved is None:
-            return cls(tuple(tuple(range(width)) for width in graph.widths))
+            return cls.of_widths(graph.widths)
         try:
             layout = cls(tuple(map(tuple, saved["kept"])), saved["is_refolded"])
             is_good = isinstance(layout.is_refolded, bool) and all(
@@ -55,10 +55,19 @@ class Layout:
             )
         return layout
 
+    @classmethod
+    def of_widths(cls, widths: Iterable[int], is_refolded: bool = False) -> "Layout":
+        """The first channels of each group."""
+        return cls(tuple(tuple(range(width)) for width in widths), is_refolded)
+
     @property
     def widths(self) -> list[int]:
         """Channels of each group."""
         return [len(channels) for channels in self.kept]
+
+    def dead(self, graph: Graph) -> list[np.ndarray]:
+        """For each group bool [width], the original channels that are gone."""
+        return [~np.isin(np.arange(width), kept) for width, kept in zip(graph.widths, self.kept, strict=True)]
 
     def without(self, dead: Sequence[np.ndarray]) -> "Layout":
         """Without these of its channels, for each group bool [D]."""
@@ -70,8 +79,7 @@ def at_layout(model: keras.Model, graph: Graph, layout: Layout) -> keras.Model:
     """A model with full compactors at the widths of a layout, for weights to be loaded into."""
     if layout == Layout.of(graph):
         return model
-    dead = [~np.isin(np.arange(width), kept) for width, kept in zip(graph.widths, layout.kept, strict=True)]
-    narrow = without_channels(model, graph, dead)
+    narrow = without_channels(model, graph, layout.dead(graph))
     return refolded(narrow, graph) if layout.is_refolded else narrow
 
 

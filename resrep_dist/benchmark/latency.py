@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.compactor import insert_compactors
+from resrep_dist.compactor import insert_compactors, kill_channels
 from resrep_dist.config import Config, load_config
-from resrep_dist.errors import ConfigError, UserError
+from resrep_dist.errors import UserError
 from resrep_dist.export import FORMATS, export_model
 from resrep_dist.graph import trace
 from resrep_dist.inference import Inference, from_keras, num_cores, open_model_file
 from resrep_dist.merging import merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model
+from resrep_dist.phase import pruning_of
+from resrep_dist.pruner import require_prunable
 from resrep_dist.resrep import select_masks
 
 import numpy as np
@@ -85,25 +87,21 @@ def _models_of_run(workdir: Path) -> dict[str, keras.Model]:
 
 
 def _random_models(config: Config) -> dict[str, keras.Model]:
-    if config.prune is None:
-        raise ConfigError("prune: missing; expected a configuration that says what to prune")
+    prune = pruning_of(config)
     base = build_model(config.model)
-    graph = trace(base, config.prune.exclude, config.prune.residual_groups)
+    graph = trace(base, prune.exclude, prune.residual_groups)
+    require_prunable(base, graph)
     random = np.random.default_rng(config.seed)
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths],
         graph.macs,
-        target_macs=config.prune.target_macs_fraction * graph.macs.total(graph.widths),
+        target_macs=prune.target_macs_fraction * graph.macs.total(graph.widths),
         max_chosen=sum(graph.widths),
-        min_channels=config.prune.min_channels,
-        round_to=config.prune.round_to,
+        min_channels=prune.min_channels,
+        round_to=prune.round_to,
     )
     pruned = insert_compactors(base, graph)
-    for group, mask in zip(graph.groups, selection.masks, strict=True):
-        for layer in group.layers:
-            compactor = pruned.get_layer(layer.compactor)
-            compactor.mask.assign(np.tile(mask, group.num_parts).astype(np.float32))
-            compactor.kernel.assign(compactor.kernel * compactor.mask)
+    kill_channels(pruned, graph, [mask == 0 for mask in selection.masks])
     slim, _ = merge(pruned, graph, _images(base, config.merge.num_images), tolerance=config.merge.tolerance)
     return {"base": base, "slim": slim}
 
@@ -114,7 +112,7 @@ def _images(model: keras.Model, num_images: int) -> np.ndarray:
 
 def _in_every_format(models: dict[str, keras.Model], folder: Path) -> dict[tuple[str, str], Inference]:
     """By format and model; formats that cannot be made here are named and left out."""
-    functions = {("keras", name): from_keras(model, folder) for name, model in models.items()}
+    functions = {("keras", name): from_keras(model) for name, model in models.items()}
     for format_name in FORMATS:
         try:
             made = {

@@ -29,7 +29,7 @@ def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> Layo
         return even_layout(graph, prune.target_macs_fraction, prune.round_to)
     if run.is_file():
         _, widths = read_log(run, graph)[-1]
-        return Layout(tuple(tuple(range(width)) for width in widths))
+        return Layout.of_widths(widths)
     channels = read_report(run).get("certificate", {}).get("channels", {})
     return layout_of(graph, {name: counts["kept"] for name, counts in channels.items()})
 
@@ -86,7 +86,7 @@ def layout_of(graph: Graph, kept: Mapping[str, int]) -> Layout:
             raise UserError(
                 f"--run: {group.name} keeps {kept[group.name]}, expected 1 to {group.num_channels} channels"
             )
-    return Layout(tuple(tuple(range(kept[group.name] // group.num_parts)) for group in graph.groups))
+    return Layout.of_widths(kept[group.name] // group.num_parts for group in graph.groups)
 
 
 def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout:
@@ -99,4 +99,4 @@ def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout
     shares = [number / 1000 for number in range(1001)]
     total = graph.macs.total(graph.widths)
     fitting = [share for share in shares if graph.macs.total(widths(share)) <= macs_fraction * total] or [0.0]
-    return Layout(tuple(tuple(range(width)) for width in widths(fitting[-1])))
+    return Layout.of_widths(widths(fitting[-1]))

@@ -68,7 +68,7 @@ def stages(
         if macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, layout, macs))
             since, macs = step, next_macs
-            layout = Layout(tuple(tuple(range(width)) for width in widths), is_refolded)
+            layout = Layout.of_widths(widths, is_refolded)
     return [*result, Stage(log[-1][0] - since, layout, macs)]
 
 

@@ -28,7 +28,7 @@ from resrep_dist.benchmark.arms import (
 from resrep_dist.benchmark.layouts import choose_layout
 from resrep_dist.checkpoint import CheckpointFolder, snapshot
 from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import insert_compactors
+from resrep_dist.compactor import insert_compactors, kill_channels
 from resrep_dist.config import Config
 from resrep_dist.curves import Curves
 from resrep_dist.graph import Graph
@@ -121,7 +121,7 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
 def _make_arms(model: keras.Model, graph: Graph, layout: Layout, config: Config, cluster: Cluster) -> dict[str, Arm]:
     full, refold = Layout.of(graph), dataclasses.replace(layout, is_refolded=True)
     layouts = {"resrep": full, "resrep_exact": layout, "resrep_refold": refold}
-    dead = [~np.isin(np.arange(width), kept) for width, kept in zip(graph.widths, layout.kept, strict=True)]
+    dead = layout.dead(graph)
     slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
     return {
         "plain": plain_arm(model, graph.macs.total(graph.widths), config, cluster),
@@ -173,19 +173,23 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: Layout, config: Config, ba
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointFolder(Path(folder))
         checkpoint = cluster.from_root(lambda: _seconds(lambda: checkpoints.save(0, snapshot(live.state), {})))
+    logging_ms = cluster.from_root(lambda: _logging_ms(live, graph, config))
+    kill_channels(live.model, graph, layout.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.model, graph, batch[0].numpy())))
+    # The mode that takes longer: it folds, and calibrates.
     shrinker = Shrinker(graph, config, plan_phase(config, graph, NUM_SAMPLES), cluster)
+    refold, batches = dataclasses.replace(layout, is_refolded=True), [batch[0]] * config.shrink.num_calibration_batches
     smaller: list[LiveModel] = []
-    shrink = _seconds(lambda: smaller.append(shrinker.shrink(live, layout, ())))
+    shrink = _seconds(lambda: smaller.append(shrinker.shrink(live, refold, batches)))
     return {
         "mask_update_ms": 1000.0 * statistics.median(updates),
         "agreement_ms": 1000.0 * statistics.median(agreements),
         "watchdog_ms": _seconds(beat_often),
-        "logging_ms": cluster.from_root(lambda: _logging_ms(live, graph, config)),
+        "logging_ms": logging_ms,
         "checkpoint_seconds": checkpoint,
         "merge_seconds": merging,
         "shrink_seconds": shrink,
-        "tracing_after_shrink_seconds": _seconds(lambda: smaller[0].step.trace(*batch)),
+        "first_step_after_shrink_seconds": _seconds(lambda: smaller[0].step.run(*batch)),
     }
 
 
