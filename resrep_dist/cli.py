@@ -10,8 +10,10 @@ from pathlib import Path
 from resrep_dist import __version__
 from resrep_dist.cli_benchmark import add_benchmark_commands
 from resrep_dist.cli_options import add_config, add_overrides, config_of, start_terminal
-from resrep_dist.errors import RankLostError, StoppedError, UserError
+from resrep_dist.errors import RankLostError, StoppedError, UserError, one_line
 from resrep_dist.launch_environment import is_launched, launched_rank, leave
+
+_MAX_MESSAGE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,8 @@ def _explain(error: Exception) -> int:
     if code is not None:
         if launched_rank() == 0 or getattr(error, "is_of_one_rank", False):
             kind = "" if isinstance(error, StoppedError) else "error: "
-            print(f"resrep: {kind}{error}", file=sys.stderr, flush=True)
+            # Names out of the user's files are in it.
+            print(f"resrep: {kind}{one_line(error, _MAX_MESSAGE)}", file=sys.stderr, flush=True)
         else:
             # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.
             time.sleep(2)
@@ -144,7 +147,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from resrep_dist.inference import load_any_model
 
     _, validation_data = load_sources(config)
-    evaluator = Evaluator(load_any_model(path, config.model.image_size), config.training.metrics)
+    evaluator = Evaluator(
+        load_any_model(path, config.model.image_size, config.model.num_classes), config.training.metrics
+    )
     values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
     figures = [f"top-1 {values.pop('top1'):.2f} %"]
     figures += [f"top-5 {values.pop('top5'):.2f} %"] if "top5" in values else []

@@ -22,7 +22,7 @@ class Evaluator:
         self._model, self._names = model, list(metrics)
         self._metrics = make_metrics(metrics, model)
         # Of fewer than six classes the best five are all or all but none: no top-5 then.
-        self._ranks = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
+        self._num_best = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
         self._count_correct = tf.function(self._count, reduce_retracing=True)
 
     def evaluate(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
@@ -33,7 +33,7 @@ class Evaluator:
         for metric in self._metrics:
             metric.reset_state()
         rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
-        correct = tf.zeros([len(self._ranks)], tf.int64)
+        correct = tf.zeros([len(self._num_best)], tf.int64)
         for images, labels in evaluation_batches(source, batch_size, rank, size):
             correct += self._count_correct(images, labels)
             if cluster:
@@ -41,7 +41,7 @@ class Evaluator:
         if cluster:
             (correct,) = cluster.sum([correct], "evaluation")
             self._sum_metrics(cluster)
-        counts = dict(zip(self._ranks, correct.numpy(), strict=True))
+        counts = dict(zip(self._num_best, correct.numpy(), strict=True))
         values = {name: 100.0 * int(count) / len(source) for name, count in counts.items()}
         return values | {name: float(m.result()) for name, m in zip(self._names, self._metrics, strict=True)}
 
@@ -56,9 +56,9 @@ class Evaluator:
             for name, metric in zip(self._names, self._metrics, strict=True):
                 update_metric(metric, name, labels, probabilities)
         # Of equal outputs the class that comes first is the better one, as for argmax.
-        best = tf.cast(tf.math.top_k(outputs, max(self._ranks.values())).indices, labels.dtype)
+        best = tf.cast(tf.math.top_k(outputs, max(self._num_best.values())).indices, labels.dtype)
         is_hit = tf.cast(best == labels[:, tf.newaxis], tf.int64)
-        return tf.stack([tf.reduce_sum(is_hit[:, :rank]) for rank in self._ranks.values()])
+        return tf.stack([tf.reduce_sum(is_hit[:, :num_best]) for num_best in self._num_best.values()])
 
     def _sum_metrics(self, cluster: Cluster) -> None:
         variables = [variable for metric in self._metrics for variable in metric.variables]

@@ -88,15 +88,14 @@ def _convert(model: keras.Model, format_name: str, path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # converters raise whatever they like
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"format {format_name}: {model.name} cannot be converted ({reason})") from None
+        raise ModelError(f"format {format_name}: {model.name} cannot be converted ({one_line(error)})") from None
 
 
 def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: float) -> Export:
     starts = range(0, len(images), _BATCH_SIZE)
     expected, received = (
         np.concatenate([inference.run(images[start : start + _BATCH_SIZE]) for start in starts])
-        for inference in (from_keras(model, path), open_model_file(path))
+        for inference in (from_keras(model), open_model_file(path))
     )
     difference = float(np.max(np.abs(expected - received)))
     relative = difference / max(float(np.max(np.abs(expected))), 1e-30)

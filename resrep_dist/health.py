@@ -27,7 +27,6 @@ class Health:
         self._guessing = math.log(config.model.num_classes) if is_plain else None
         self._lowest_loss = math.inf
         self._num_bad = {"above guessing": 0, "rising": 0}
-        self._num_channels: dict[str, int] = {}
         self._said: set[str] = set()
 
     def see(self, step: int, loss: float, pruner: Pruner | None) -> None:
@@ -65,9 +64,7 @@ class Health:
             pruner.graph.groups, pruner.unmasked_widths(), pruner.living_widths(), pruner.norms(), strict=True
         )
         for group, unmasked, living, norms in figures:
-            # A model that shrinks while it trains has narrower groups later.
-            num_channels = self._num_channels.setdefault(group.name, group.width * group.num_parts)
-            layer = f"Step {step}: layer {group.name}"
+            num_channels, layer = group.num_channels, f"Step {step}: layer {group.name}"
             if max(norms) <= _MIN_ROW_NORM:
                 self._warn(
                     f"{group.name} is empty",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.errors import ModelError, UserError
+from resrep_dist.errors import ModelError, UserError, one_line
 from resrep_dist.models.files import load_model
 
 import numpy as np
@@ -23,7 +23,6 @@ _MAX_TFLITE_IMAGES = 32
 class Inference:
     """An open model file."""
 
-    path: Path
     input_shape: tuple[int, ...]
     """Height, width and channels of an image."""
     num_classes: int
@@ -47,36 +46,37 @@ def open_model_file(path: Path) -> Inference:
     elif path.suffix == ".onnx":
         opened = _opened(_open_onnx, path)
     else:
-        return from_keras(load_model(path), path)
+        return from_keras(load_model(path))
     run, input_shape, output_shape = opened
-    return Inference(path, tuple(map(int, input_shape)), int(output_shape[-1]), run)
+    return Inference(tuple(map(int, input_shape)), int(output_shape[-1]), run)
 
 
-def from_keras(model: keras.Model, path: Path) -> Inference:
+def from_keras(model: keras.Model) -> Inference:
     """A Keras model that is open already."""
     function = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
     def run(images: np.ndarray) -> np.ndarray:
         return function(tf.constant(images)).numpy()
 
-    return Inference(path, tuple(model.input_shape[1:]), int(model.output_shape[-1]), run)
+    return Inference(tuple(model.input_shape[1:]), int(model.output_shape[-1]), run)
 
 
-def load_any_model(path: Path, image_size: int) -> keras.Model:
+def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model:
     """A model file of any format as a Keras model whose outputs are logits or, in a Keras file, what they are.
 
     Raises:
-        ModelError: as `open_model_file`, and for a file that takes images of another size than `image_size` pixels.
+        ModelError: as `open_model_file`, and for a file of other images than `image_size` pixels, or other classes.
     """
-    if path.is_dir() or path.suffix in (".tflite", ".onnx"):
-        inference = open_model_file(path)
-        if inference.input_shape != (image_size, image_size, 3):
-            raise ModelError(
-                f"model {path}: it takes images of {inference.input_shape}, expected ({image_size}, {image_size}, 3), "
-                "from model.image_size; give the configuration that it was trained with"
-            )
-        return as_keras_model(inference)
-    return load_model(path)
+    is_exported = path.is_dir() or path.suffix in (".tflite", ".onnx")
+    model = as_keras_model(open_model_file(path)) if is_exported else load_model(path, open_size=image_size)
+    received, expected = (*model.input_shape[1:], model.output_shape[-1]), (image_size, image_size, 3, num_classes)
+    if received != expected:
+        raise ModelError(
+            f"model {path}: it takes images of {received[:-1]} and has {received[-1]} classes, expected "
+            f"{expected[:-1]} and {num_classes}, from model.image_size and model.num_classes; give the configuration "
+            "that it was trained with"
+        )
+    return model
 
 
 def as_keras_model(inference: Inference) -> keras.Model:
@@ -110,8 +110,9 @@ def _opened(opener: Callable[[Path], tuple[Run, Any, Any]], path: Path) -> tuple
     except UserError:
         raise
     except Exception as error:  # each library has its own kinds
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"model {path}: cannot be opened ({reason}); export it anew with `resrep export`") from None
+        raise ModelError(
+            f"model {path}: cannot be opened ({one_line(error, 160)}); export it anew with `resrep export`"
+        ) from None
 
 
 def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:

@@ -4,11 +4,11 @@ import math
 
 from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config
-from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.layer_replacement import with_precision
 from resrep_dist.memory import estimate_memory
 from resrep_dist.models import build_model
+from resrep_dist.pruner import narrowest_widths, require_prunable
 
 from rich.console import Console
 from rich.table import Table
@@ -30,11 +30,10 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
         _print_memory(console, model, config, num_ranks)
         return
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
-    if not graph.groups:
-        raise ModelError(f"model {model.name}: no convolution can be pruned")
+    require_prunable(model, graph)
     _print_layers(console, model.name, graph)
     total = graph.macs.total(graph.widths)
-    floor = graph.macs.total([min(config.prune.min_channels, width) for width in graph.widths])
+    floor = graph.macs.total(narrowest_widths(graph, config.prune))
     console.print(
         f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
         f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "

@@ -58,6 +58,7 @@ class ChannelMasks(keras.callbacks.Callback):
         num_chosen = self.pruner.num_chosen if self.pruner else 0
         times = {"first_step": self._first_step, "last_step": self._last_step}
         self.pruner = Pruner(self.model, self._graph, self._config, self.cluster, **times)
+        self.pruner.warn_of_slow_pace()
         self.pruner.num_chosen = num_chosen
         self.share()
 

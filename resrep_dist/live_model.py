@@ -75,6 +75,4 @@ def _make_optimizer(model: keras.Model, graph: Graph | None, config: Config, pla
             "compactor_momentum": prune.compactor_momentum,
             "rule": prune.rule,
         }
-    optimizer = ResRepOptimizer(plan.schedule, momentum=phase.momentum, decay=phase.weight_decay, **options)
-    optimizer.build(model.trainable_variables)
-    return optimizer
+    return ResRepOptimizer(plan.schedule, momentum=phase.momentum, decay=phase.weight_decay, **options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from resrep_dist.config import TrainingConfig
-from resrep_dist.errors import ConfigError
+from resrep_dist.errors import ConfigError, one_line
 
 import tensorflow as tf
 from tensorflow import keras
@@ -71,8 +71,9 @@ def make_metrics(names: Sequence[str], model: keras.Model) -> list[keras.metrics
             update_metric(metric, name, tf.zeros([2], tf.int64), tf.fill([2, num_classes], 1.0 / num_classes))
             float(metric.result())
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ConfigError(f"training.metrics: '{name}' cannot be used on labels and outputs ({reason})") from None
+            raise ConfigError(
+                f"training.metrics: '{name}' cannot be used on labels and outputs ({one_line(error, 160)})"
+            ) from None
         if any(variable.aggregation != tf.VariableAggregation.SUM for variable in metric.variables):
             raise ConfigError(f"training.metrics: the state of '{name}' cannot be summed over ranks; leave it out")
         metrics.append(metric)
@@ -119,7 +120,7 @@ def _with_labels(loss: SampleLoss, name: str, class_weights: Sequence[float], nu
     try:
         shape = of_samples(tf.zeros([2], tf.int64), tf.zeros([2, num_classes], keras.backend.floatx())).shape
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"training.loss: '{name}' cannot be used ({' '.join(str(error).split())[:160]})") from None
+        raise ConfigError(f"training.loss: '{name}' cannot be used ({one_line(error, 160)})") from None
     if shape != [2]:
         raise ConfigError(f"training.loss: '{name}' gave shape {shape} for 2 samples, expected one number for each")
     return of_samples

@@ -50,7 +50,7 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     phase, batch_size = phase_of(config, graph), config.data.global_batch_size
     steps_per_epoch = num_samples / batch_size
     num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
-    extension_steps = _to_steps(pruning_of(config).max_extension_epochs, steps_per_epoch) if graph else 0
+    extension_steps = round(pruning_of(config).max_extension_epochs * steps_per_epoch) if graph else 0
     schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
     return PhasePlan(steps_per_epoch, num_steps, num_steps + extension_steps, schedule)
 
@@ -67,6 +67,16 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
         raise ConfigError(
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
+        )
+
+
+def check_images(model: keras.Model, source: ImageSource) -> None:
+    """Refuse images of another shape than the model takes."""
+    expected, received = model.input_shape[1:], source.first_images(1).shape[1:]
+    if any(wanted not in (None, found) for wanted, found in zip(expected, received, strict=True)):
+        raise ConfigError(
+            f"model.name: {model.name} takes images of height, width and channels {expected}, but those of data.source "
+            f"are {received}; give another model or other data"
         )
 
 

@@ -47,7 +47,6 @@ class Pruner:
         self._total_macs = graph.macs.total(graph.widths)
         self.num_chosen = 0
         require_reachable_target(graph, config)
-        self._warn_of_slow_pace()
 
     def follow(self, model: keras.Model, kept: Sequence[Sequence[int]]) -> None:
         """Go on with this model; for each group the original channels that it has, ascending."""
@@ -161,7 +160,8 @@ class Pruner:
         full[self._kept[index]] = norms
         return full
 
-    def _warn_of_slow_pace(self) -> None:
+    def warn_of_slow_pace(self) -> None:
+        """Say in the log where so many updates of the masks cannot reach the target."""
         config = self._config
         num_updates = (
             self._last_step // config.mask_interval_steps - (self._first_step - 1) // config.mask_interval_steps
@@ -178,7 +178,7 @@ class Pruner:
 
     def _fewest_channels(self) -> int:
         """A lower bound of the channels to be masked for the target: a channel never saves more than it does first."""
-        widths, lowest = self.graph.widths, _narrowest_widths(self.graph, self._config)
+        widths, lowest = self.graph.widths, narrowest_widths(self.graph, self._config)
         missing = (1.0 - self._config.target_macs_fraction) * self._total_macs
         num_channels = 0
         for saving, width, least in sorted(
@@ -206,7 +206,7 @@ def require_prunable(model: keras.Model, graph: Graph) -> None:
 
 def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
     """Raise a ConfigError where the narrowest widths that the settings allow still miss the target."""
-    fraction = graph.macs.total(_narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
+    fraction = graph.macs.total(narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
     if fraction > config.target_macs_fraction:
         raise ConfigError(
             f"prune.target_macs_fraction: received {config.target_macs_fraction:g}, expected more than {fraction:.4g}: "
@@ -215,7 +215,8 @@ def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
         )
 
 
-def _narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
+def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
+    """The fewest channels of each group that the settings allow."""
     least = math.ceil(config.min_channels / config.round_to) * config.round_to
     return [min(least, width) for width in graph.widths]
 

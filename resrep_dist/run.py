@@ -25,6 +25,7 @@ from resrep_dist.lease import hold_lease
 from resrep_dist.merging import certify, check_certificate, dead_channels, merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.phase import check_images
 from resrep_dist.pruner import require_prunable, require_reachable_target
 from resrep_dist.report import count_parameters, measure_latencies
 from resrep_dist.shrink import Layout, at_layout
@@ -59,6 +60,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
             check_heat_maps(config, graph)
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
+        cluster.everywhere(lambda: check_images(model, train_data))
         cluster.from_root(lambda: _check_file(model, workdir))
         setting = {
             "train_data": train_data,
@@ -177,7 +179,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
 
 def _check_file(model: keras.Model, workdir: Path) -> None:
     """Refuse a model now that could be trained, but whose file could not be read at the end."""
-    path = workdir / "untrained.h5"
+    path = workdir / ".untrained.h5"
     try:
         save_model(model, path)
         load_model(path)

@@ -1,5 +1,6 @@
 """The story of one training phase: resume, step, masks, curves, checkpoints, end."""
 
+import gc
 import itertools
 import logging
 import time
@@ -71,6 +72,8 @@ class Trainer:
         self.state: dict[str, tf.Variable] = {}
         model = model_for_training(model, graph, config, self.cluster)
         self._take(LiveModel(model, graph, config, self._plan, self.cluster))
+        if self.pruner:
+            self.pruner.warn_of_slow_pace()
         self._workdir = workdir
         self.step = 0
         self.validation_top1: float | None = None
@@ -198,6 +201,8 @@ class Trainer:
         before, start = shrinker.macs_fraction(self._live), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
         self._take(shrinker.shrink(self._live, Layout.of(self.graph, layout), (images for images, _ in batches)))
+        # Models and graphs refer to themselves, and Python would keep the larger ones for a while.
+        gc.collect()
         built = time.perf_counter()
         # Now, where its time can be told, not in the middle of the next step.
         self._step.trace(images, labels)
@@ -245,7 +250,6 @@ class Trainer:
         position = {
             "num_chosen": self.pruner.num_chosen if self.pruner else 0,
             "layout": self._shrinker.saved_layout() if self._shrinker else None,
-            "next_sample": self.step * self.config.data.global_batch_size,
             "config": self.config.to_dict(),
         }
         self.checkpointing.save(self.step, position, is_last=is_last)

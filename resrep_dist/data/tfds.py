@@ -6,7 +6,7 @@ from typing import Any
 
 from resrep_dist.data.record_index import index_records
 from resrep_dist.data.tfrecord import Parse, RecordSource
-from resrep_dist.errors import DataError
+from resrep_dist.errors import DataError, one_line
 
 import tensorflow as tf
 
@@ -57,8 +57,7 @@ def _builder(name: str, data_dir: Path) -> Any:
     try:
         builder = tfds.builder(name, data_dir=str(data_dir))
     except (tfds.core.DatasetNotFoundError, ValueError, OSError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"data.name {name}: not found in data.path {data_dir} ({reason})") from None
+        raise DataError(f"data.name {name}: not found in data.path {data_dir} ({one_line(error)})") from None
     if not builder.info.splits:
         raise DataError(
             f"data.path {data_dir}: {name} is not prepared there; `tfds build {name} --data_dir {data_dir}` does that"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.operators import is_symbolic, operator_as_layer
 
 import tensorflow as tf
@@ -161,10 +161,9 @@ def _clone(layer: keras.layers.Layer, name: str) -> tuple[keras.layers.Layer, ke
             return layer.__class__.from_config(config), None
         clone = layer.__class__.from_config({**config, "activation": "linear"})
     except (NotImplementedError, TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise ModelError(
-            f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration ({reason}); "
-            "give its class get_config and from_config"
+            f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration "
+            f"({one_line(error, 120)}); give its class get_config and from_config"
         ) from None
     return clone, _layers.Activation(layer.activation, name=f"{name}_activation")
 

@@ -43,7 +43,6 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
         excluded: names of layers whose output channels stay.
     """
     layer = node.layer
-    is_convolution = type(layer) in (_layers.Conv2D, _layers.SeparableConv2D, _layers.Conv2DTranspose)
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         reason = "it is channels_first; build the model with channels_last"
         if type(layer) is _layers.Conv2D:
@@ -57,7 +56,7 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
     if len(node.flat_output_ids) > 1:
         return _opaque(layer, f"a {type(layer).__name__}")
     kind = _weighted(node, tuple(excluded)) or _passing(node)
-    if kind is None and isinstance(layer, _OTHER_CONVOLUTIONS) and not is_convolution:
+    if kind is None and isinstance(layer, _OTHER_CONVOLUTIONS):
         return weighted.Fixed(f"a {type(layer).__name__}", f"it is a {type(layer).__name__}")
     return kind or _opaque(layer, f"a {type(layer).__name__}")
 

@@ -43,7 +43,7 @@ def certify(
     return Certificate(
         num_images=len(images),
         max_abs_difference=difference,
-        max_relative_difference=difference / float(np.max(np.abs(expected))),
+        max_relative_difference=difference / max(float(np.max(np.abs(expected))), 1e-30),
         argmax_agreement=float(np.mean(expected.argmax(-1) == received.argmax(-1))),
         channels=channels,
     )

@@ -82,6 +82,7 @@ def test_help_and_a_refused_configuration_are_fast(tmp_path):
         (["model.num_classes=0"], "received 0, expected greater than or equal to 2"),
         (["model.num_classes=7"], "model.num_classes: received 7, expected 10"),
         (["model.name=resnet_20"], "did you mean `resnet20`"),
+        (['model.name="\\e]0;title\\a\\e[2J"'], r"\x1b]0;title\x07\x1b[2J"),
         (["prune.exclude=[" + ",".join(f"stage{s}_block{b}_conv1" for s in (1, 2, 3) for b in (1, 2, 3)) + "]"],
          "no convolution can be pruned"),
         (["base=null", "model.weights=/nowhere/weights.h5"], "weights /nowhere/weights.h5: cannot be loaded"),

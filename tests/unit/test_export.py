@@ -41,7 +41,7 @@ def test_a_file_gives_the_models_outputs_for_any_batch_and_evaluates_to_the_same
         tolerance = 0.02 * np.abs(expected).max() if is_float16 else 1e-4
         np.testing.assert_allclose(inference.run(IMAGES[:size]), expected, atol=tolerance)
     metrics = ["SparseCategoricalCrossentropy"]
-    values = Evaluator(load_any_model(result.path, 16), metrics).evaluate(source, 16)
+    values = Evaluator(load_any_model(result.path, 16, 10), metrics).evaluate(source, 16)
     expected = Evaluator(model, metrics).evaluate(source, 16)
     assert values == pytest.approx(expected, rel=1e-2 if is_float16 else 1e-4)
 
@@ -65,7 +65,7 @@ def test_probabilities_evaluate_like_the_model(tmp_path):
     model = keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
     path = export_model(model, "tflite", tmp_path, IMAGES, 1e-4).path
     source, metrics = random_source(50, seed=3), ["SparseCategoricalCrossentropy"]
-    values = Evaluator(load_any_model(path, 16), metrics).evaluate(source, 16)
+    values = Evaluator(load_any_model(path, 16, 10), metrics).evaluate(source, 16)
     assert values == pytest.approx(Evaluator(model, metrics).evaluate(source, 16), rel=1e-4)
 
 
@@ -86,8 +86,12 @@ def test_what_cannot_be_opened_or_converted_is_refused_in_one_line(tmp_path, mon
     with pytest.raises(UserError, match=r"pip install 'resrep-dist\[onnx\]'"):
         export_model(network(), "onnx", tmp_path, IMAGES, 1e-4)
     path = export_model(network(), "saved_model", tmp_path, IMAGES, 1e-4).path
-    with pytest.raises(ModelError, match=r"takes images of \(16, 16, 3\), expected \(32, 32, 3\)"):
-        load_any_model(path, 32)
+    save_model(network(), tmp_path / "model.h5")
+    for file in (path, tmp_path / "model.h5"):
+        with pytest.raises(
+            ModelError, match=r"images of \(16, 16, 3\) and has 10 classes, expected \(32, 32, 3\) and 9"
+        ):
+            load_any_model(file, 32, 9)
 
 
 def test_the_command_line_knows_every_format():

@@ -121,9 +121,9 @@ def test_a_target_out_of_reach_is_refused_and_one_out_of_time_is_said_at_the_sta
         make_pruner(target_macs_fraction=0.05)
     with pytest.raises(ConfigError, match=r"more than 0.7323: .* prune.min_channels 3 and prune.round_to 8"):
         make_pruner(target_macs_fraction=0.3, min_channels=3, round_to=8)
-    make_pruner(channels_per_update=4)
+    make_pruner(channels_per_update=4)[0].warn_of_slow_pace()
     assert not warnings()
-    make_pruner(last_step=30, channels_per_update=2)
+    make_pruner(last_step=30, channels_per_update=2)[0].warn_of_slow_pace()
     (warning,) = warnings()
     assert "it takes at least 8 channels, and 3 updates of the masks choose at most 2 each" in warning
 
