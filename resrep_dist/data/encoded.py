@@ -62,14 +62,16 @@ class EncodedSource(ImageSource):
                 image = tf.cond(coin, lambda: tf.reverse(crop, [1]), lambda: crop)
             else:
                 image = centre_crop(encoded, self._image_size, self._crop_fraction)
-            return normalise(image, IMAGENET_MEAN, IMAGENET_STD), label, position
+            return image, label, position
 
         def finish(images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return augment(images, augmentation, positions, seed), labels
+            # Crops pad with 0, which is black only before the mean is taken off.
+            augmented = augment(images, augmentation, positions, seed)
+            return normalise(augmented, IMAGENET_MEAN, IMAGENET_STD), labels
 
         parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
         samples = places.map(fetch, **parallel).unbatch().map(sample, **parallel)
-        return samples.batch(batch_size, **parallel).map(finish)
+        return samples.batch(batch_size, **parallel).map(finish, **parallel)
 
 
 def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor, seed: int) -> tf.Tensor:

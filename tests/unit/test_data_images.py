@@ -3,9 +3,17 @@
 import itertools
 
 from resrep_dist.data.augmentation import augment, is_mirrored, normalise
-from resrep_dist.data.encoded import _random_window, centre_crop, decode, random_resized_crop
+from resrep_dist.data.encoded import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    _random_window,
+    centre_crop,
+    decode,
+    random_resized_crop,
+)
 from resrep_dist.data.imagefolder import image_folders
 from resrep_dist.data.order import evaluation_batches, training_batches
+from resrep_dist.data.source import Source
 from resrep_dist.data.tfrecord import imagenet_records
 from resrep_dist.errors import DataError, SampleError
 from tests.images import (
@@ -161,3 +169,14 @@ def test_a_sample_that_can_be_read_the_second_time_is_an_error_all_the_same(tmp_
     check, train.check = train.check, lambda index: (path.write_bytes(good), check(index))
     with pytest.raises(DataError, match=r"one could not be read .*, but all can be read now"):
         run_through(train)
+
+
+def test_files_and_arrays_are_padded_with_the_same_black(tmp_path):
+    files, _ = image_folders(write_image_folders(tmp_path), 16, 0.875)
+    pixels = files.first_images(10) * IMAGENET_STD + IMAGENET_MEAN
+    arrays = Source(pixels.astype(np.float32), np.zeros(10, np.int64), 1, IMAGENET_MEAN, IMAGENET_STD)
+    places = tf.data.Dataset.from_tensors((tf.range(10, dtype=tf.int64), tf.range(10, dtype=tf.int64)))
+    (from_files, _), (from_arrays, _) = (next(iter(source.load(places, 10, "shift", 5))) for source in (files, arrays))
+    np.testing.assert_allclose(from_files, from_arrays, atol=1e-3)
+    black = -np.divide(IMAGENET_MEAN, IMAGENET_STD)
+    assert np.isclose(from_files, black, atol=1e-4).all(-1).any(), "no crop reaches over the border"
