@@ -39,7 +39,8 @@ SelectTypeParameters=CR_CPU
 SwitchType=switch/none
 MailProg=/bin/true
 SchedulerParameters=sched_interval=1,sched_min_interval=1
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 RealMemory=2000
+GresTypes=tape
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 RealMemory=2000 Gres=tape:1
 PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -122,6 +123,8 @@ class SlurmCluster:
         host = socket.gethostname().split(".")[0]
         text = CONFIGURATION.format(host=host, folder=self.folder, ports=_free_ports(3))
         (self.folder / "slurm.conf").write_text(text)
+        # Something to ask for by --gres that this machine need not have.
+        (self.folder / "gres.conf").write_text("Name=tape Count=1\n")
         munge = [f"--{name}-file={self.folder}/munge/{name}" for name in ("key", "pid", "log", "seed")]
         self._daemon("munged", "--foreground", f"--socket={self.folder}/munge/socket", *munge)
         self.wait_until((self.folder / "munge" / "socket").exists, 20)

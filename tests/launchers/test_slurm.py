@@ -140,14 +140,16 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
 
 @pytest.mark.slow
 def test_where_jobs_are_not_requeued_the_job_is_submitted_anew_up_to_a_cap(slurm, tmp_path):
-    first = submit(slurm, tmp_path, LONG, options=["--no-requeue", "--time=30", "--cpus-per-task=2"], MAX_RESTARTS="1")
+    options = ["--no-requeue", "--time=30", "--cpus-per-task=2", "--gres=tape:1"]
+    first = submit(slurm, tmp_path, LONG, options=options, MAX_RESTARTS="1")
     log = tmp_path / "log"
     wait_for_text(slurm, log, r"prune step \d+/")
     slurm.call("scancel", "--batch", "--signal=USR1", first)
     second = wait_for_text(slurm, log, r"Submitted batch job (\d+)")[1]
     assert slurm.wait_for_end(first, 60) == "FAILED"
     wait_for_text(slurm, log, r"Resumed at step [1-9]")
-    assert [slurm.state(second)[name] for name in ("TimeLimit", "CPUs/Task")] == ["00:30:00", "2"]
+    state = slurm.state(second)
+    assert [state[name] for name in ("TimeLimit", "CPUs/Task", "TresPerNode")] == ["00:30:00", "2", "gres:tape:1"]
     slurm.call("scancel", "--batch", "--signal=USR1", second)
     wait_for_text(slurm, log, r"1 restarts were allowed \(MAX_RESTARTS\)")
     slurm.wait_for_end(second, 60)
