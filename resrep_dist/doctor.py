@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from resrep_dist.launch_environment import visible_cores
+
 from rich.console import Console
 from rich.table import Table
 
@@ -164,8 +166,7 @@ def _launchers() -> Iterator[Finding]:
 
 
 def _cores() -> Iterator[Finding]:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor cores", str(count))
+    yield Finding("processor cores", str(visible_cores()))
 
 
 def _horovod() -> Iterator[Finding]:

@@ -1,13 +1,13 @@
 """A model file of any format that we write, as a function from images to outputs."""
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.errors import ModelError, UserError, one_line
+from resrep_dist.launch_environment import visible_cores
 from resrep_dist.models.files import load_model
 
 import numpy as np
@@ -97,11 +97,6 @@ def as_keras_model(inference: Inference) -> keras.Model:
     return keras.Model(inputs, keras.layers.Lambda(call)(inputs), name="file")
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _opened(opener: Callable[[Path], tuple[Run, Any, Any]], path: Path) -> tuple[Run, Any, Any]:
     if not path.exists():
         raise ModelError(f"model {path}: there is no such file")
@@ -132,7 +127,7 @@ def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
     def interpreter_of(num_images: int | None = None) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LiteRT interpreter")
-            interpreter = tf.lite.Interpreter(str(path), num_threads=num_cores())
+            interpreter = tf.lite.Interpreter(str(path), num_threads=visible_cores())
         if num_images is not None:
             (details,) = interpreter.get_input_details()
             interpreter.resize_tensor_input(details["index"], [num_images, *details["shape"][1:]])
@@ -164,7 +159,7 @@ def _open_onnx(path: Path) -> tuple[Run, Any, Any]:
     except ImportError as error:
         raise UserError(f"onnx: {error}; `pip install 'resrep-dist[onnx]'` brings it") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_cores()
+    options.intra_op_num_threads = visible_cores()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
     return lambda images: session.run(None, {inputs.name: images})[0], inputs.shape[1:], outputs.shape

@@ -39,9 +39,14 @@ def launched_local_size() -> int:
     return _first(_LOCAL_SIZE, _srun_tasks_on_this_node() if _is_srun_step() else 1)
 
 
+def visible_cores() -> int:
+    """How many processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_cores() -> int:
-    """How many processor cores this rank has for itself; ranks that are not bound to cores share those of the host."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many of them this rank has for itself; ranks that are not bound to cores share those of the host."""
+    cores = visible_cores()
     if os.environ.get(_BOUND_BY_OPEN_MPI) == "1":
         return cores
     if _is_srun_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():

@@ -1,7 +1,6 @@
 """Models whose training steps are timed against each other: how they are made, warmed and timed in turn."""
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,9 @@ from resrep_dist.benchmark.peak_memory import peak_memory_growth
 from resrep_dist.cluster import Cluster
 from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config, ShrinkConfig
+from resrep_dist.data.order import rank_part
 from resrep_dist.graph import Graph, trace
+from resrep_dist.launch_environment import visible_cores
 from resrep_dist.live_model import LiveModel
 from resrep_dist.models import build_model
 from resrep_dist.phase import model_for_training, plan_phase, pruning_of
@@ -119,8 +120,8 @@ def noise_batch(model: keras.Model, config: Config, cluster: Cluster) -> Batch:
     """This rank's part of a batch of noise."""
     random = np.random.default_rng(config.seed)
     size = config.data.global_batch_size
-    part = slice(size * cluster.rank // cluster.size, size * (cluster.rank + 1) // cluster.size)
-    images = random.normal(size=[part.stop - part.start, *model.input_shape[1:]]).astype(np.float32)
+    start, end = rank_part(size, cluster.rank, cluster.size)
+    images = random.normal(size=[end - start, *model.input_shape[1:]]).astype(np.float32)
     return tf.constant(images), tf.constant(random.integers(0, config.model.num_classes, len(images)))
 
 
@@ -162,7 +163,7 @@ def setting(config: Config, graph: Graph, cluster: Cluster, num_steps: int, num_
         "image_size_pixels": config.model.image_size,
         "global_batch_size_images": config.data.global_batch_size,
         "num_ranks": cluster.size,
-        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_cores": visible_cores(),
         "num_steps": num_steps,
         "num_rounds": num_rounds,
         "original_widths_channels": graph.widths,
@@ -188,7 +189,4 @@ def _times(live: LiveModel, batch: Batch, num_steps: int) -> list[float]:
 
 def _slowest_rank(times: list[float], cluster: Cluster) -> list[float]:
     """Of each step the longest time of all ranks, on all of them."""
-    table = np.zeros([cluster.size, len(times)])
-    table[cluster.rank] = times
-    (summed,) = cluster.sum([tf.constant(table)], "times")
-    return summed.numpy().max(axis=0).tolist()
+    return cluster.gather(np.array(times)).max(axis=0).tolist()

@@ -1,7 +1,6 @@
 """The input pipeline next to a bare decode loop, in one process."""
 
 import logging
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,7 @@ from resrep_dist.data import load_sources
 from resrep_dist.data.encoded import EncodedSource, centre_crop, random_resized_crop
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource
+from resrep_dist.launch_environment import visible_cores
 
 import tensorflow as tf
 from rich.console import Console
@@ -54,7 +54,7 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
             name: {key: statistics.median(figure[key] for figure in figures[1:]) for key in figures[0]}
             for name, figures in rounds.items()
         },
-        "num_cores": len(os.sched_getaffinity(0)),
+        "num_cores": visible_cores(),
         "machine": platform.processor() or platform.machine(),
         "tensorflow": tf.__version__,
     }

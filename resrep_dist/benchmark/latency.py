@@ -13,7 +13,8 @@ from resrep_dist.config import Config, load_config
 from resrep_dist.errors import UserError
 from resrep_dist.export import FORMATS, export_model
 from resrep_dist.graph import trace
-from resrep_dist.inference import Inference, from_keras, num_cores, open_model_file
+from resrep_dist.inference import Inference, from_keras, open_model_file
+from resrep_dist.launch_environment import visible_cores
 from resrep_dist.merging import merge
 from resrep_dist.models import build_model
 from resrep_dist.models.files import load_model
@@ -58,7 +59,7 @@ def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
         "is_trained": path.is_dir(),
         "rows": rows,
         "num_rounds": num_rounds,
-        "num_cores": num_cores(),
+        "num_cores": visible_cores(),
         "machine": platform.machine(),
         "tensorflow": tf.__version__,
     }

@@ -5,11 +5,9 @@ batch may end one epoch and begin the next: every sample comes exactly once per 
 equal in size, and a run resumes at any step at once.
 """
 
-import os
-
 from resrep_dist.data.hashing import mix, right_shift
 from resrep_dist.data.source import ImageSource, NamedErrors
-from resrep_dist.launch_environment import launched_local_size
+from resrep_dist.launch_environment import available_cores
 
 import numpy as np
 import tensorflow as tf
@@ -83,9 +81,5 @@ def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_rank
 
 def _prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
-    # Ranks that no launcher has bound to cores of their own share those of the host.
-    num_cores = os.cpu_count() or 1
-    is_bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < num_cores
-    if not is_bound:
-        options.autotune.cpu_budget = max(1, num_cores // launched_local_size())
+    options.autotune.cpu_budget = available_cores()
     return batches.prefetch(_NUM_PREFETCHED).with_options(options)
