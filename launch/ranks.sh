@@ -21,16 +21,18 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 export RESREP_SCRIPT=$script # the ranks then trust a file `stop` of any age
 unset RESREP_TERMINAL
 first_host=${HOSTS:-localhost}
-first_host=${first_host%%[:,]*}
+own_names=" localhost 127.0.0.1 $(uname -n) $(hostname -s 2>/dev/null || true) $(hostname -I 2>/dev/null || true) "
+is_elsewhere= # after `salloc` this shell is beside the job, and the ranks run on its nodes
+if [[ ${SLURM_JOB_ID:-} && ! ${SLURMD_NODENAME:-} ]]; then is_elsewhere=1; fi
 # Rank 0 draws its progress bar there, if it is on this machine. Inside $( ) descriptor 1 is a pipe, hence 3.
-if [[ -t 1 && ($first_host == localhost || $first_host == "$(uname -n)") ]]; then
+if [[ -t 1 && ! $is_elsewhere && $own_names == *" ${first_host%%[:,]*} "* ]]; then
     exec 3>&1
     if terminal=$(tty <&3); then export RESREP_TERMINAL=$terminal; fi
     exec 3>&-
 fi
 
 # horovodrun and mpirun return 1 whatever the ranks returned. On one machine these write their codes into this file.
-if [[ ! ${HOSTS:-} && ${SLURM_JOB_NUM_NODES:-1} == 1 && $script != slurm* ]]; then
+if [[ ! ${HOSTS:-} && ${SLURM_JOB_NUM_NODES:-1} == 1 && ! $is_elsewhere && $script != slurm* ]]; then
     RESREP_EXIT_CODES=$(mktemp)
     export RESREP_EXIT_CODES
     trap 'rm -f "$RESREP_EXIT_CODES"' EXIT

@@ -27,7 +27,7 @@ stop() { # what is wrong, then lines that say how to mend it
     printf '\nset-up: %s\n' "$1" >&2
     shift
     if (($#)); then printf '  %s\n' "$@" >&2; fi
-    exit 1
+    exit 2 # as `resrep` leaves where starting again would change nothing
 }
 
 # --- What this machine has, and whether all is done -----------------------------------------------------
@@ -42,13 +42,14 @@ if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/
         if [[ -f $folder/nccl.h ]]; then nccl=1; fi
     done
 fi
-built=$(cat "$venv/setup.features" 2>/dev/null || true)
+# A .venv of an older set-up has only the file that says which device it is for.
+built=$(cat "$venv/setup.features" 2>/dev/null || sed -nE 's/.* (cpu|gpu) uv .*/\1/p' "$venv/made-for" 2>/dev/null || true)
 if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
     stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh makes it anew; no job may be at work in it.' \
         'RESREP_DEVICE=cpu, set for every launch, keeps it.'
 fi
 if [[ ! ${RESREP_DEVICE:-} && $built == gpu* ]]; then device=gpu; fi
-if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* ]]; then nccl=1; fi
+if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* && $device == gpu ]]; then nccl=1; fi
 if [[ ! ${RESREP_MPI:-} && $built == *mpi=1* ]]; then mpi=1; fi
 features="$device nccl=$nccl mpi=$mpi"
 stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features $PWD" | cksum)
@@ -160,7 +161,7 @@ build_horovod() {
     # uv keeps the wheels that it builds, and this key tells one build from another. What is installed already
     # it does not look at, so a Horovod of another build goes first.
     key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
-    key=$(cksum <<<"$key $horovod_version $features $compiler" | tr ' ' -)
+    key=$(cksum <<<"$key $horovod_version $features${compiler:+ $compiler}" | tr ' ' -)
     [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$key" ]] && return
     rm -f "$venv/horovod-build"
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod

@@ -12,8 +12,8 @@ source launch/ranks.sh
 restarts=$((${RESREP_RESTARTS:-0} + ${SLURM_RESTART_COUNT:-0}))
 echo "${script:?}: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS tasks, SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0}," \
     "restart $restarts of at most ${MAX_RESTARTS:=50}, $(date '+%F %T')"
-if ((SLURM_NTASKS < SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-0})); then
-    echo "$script: $SLURM_NTASKS tasks, fewer than --ntasks-per-node allows: the file's own --ntasks counts; give --ntasks as well" >&2
+if ((SLURM_NTASKS == 2 && 2 < SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-0})); then
+    echo "$script: 2 tasks, as the file says, fewer than --ntasks-per-node allows; give --ntasks as well" >&2
 fi
 if [[ ! -x .venv/bin/resrep ]]; then
     echo "$script: no .venv in $PWD; run \`bash launch/setup.sh\` there, on a machine with mpicxx, then submit again" >&2

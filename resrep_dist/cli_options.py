@@ -13,7 +13,9 @@ def add_config(parser: argparse.ArgumentParser, default: Path | None = None, def
     if default is None:
         parser.add_argument("config", help="a YAML file")
     else:
-        parser.add_argument("config", nargs="?", default=default, help=f"a YAML file (default: {default_name})")
+        parser.add_argument(
+            "config", nargs="?", default=default, help=f"a YAML file, before any option (default: {default_name})"
+        )
     add_overrides(parser)
 
 

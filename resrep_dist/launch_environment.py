@@ -51,6 +51,10 @@ def available_cores() -> int:
         return cores
     if _is_srun_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         return min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    num_all = os.cpu_count() or 1
+    if cores < num_all and cores * launched_local_size() <= num_all:
+        # Whatever bound this rank to a part of the host did so, by all appearance, for each of its ranks.
+        return cores
     return max(1, cores // launched_local_size())
 
 

@@ -179,4 +179,4 @@ def test_files_and_arrays_are_padded_with_the_same_black(tmp_path):
     (from_files, _), (from_arrays, _) = (next(iter(source.load(places, 10, "shift", 5))) for source in (files, arrays))
     np.testing.assert_allclose(from_files, from_arrays, atol=1e-3)
     black = -np.divide(IMAGENET_MEAN, IMAGENET_STD)
-    assert np.isclose(from_files, black, atol=1e-4).all(-1).any(), "no crop reaches over the border"
+    assert np.isclose(from_files[1:], black, atol=1e-4).all(-1).any(), "no crop reaches over the border"

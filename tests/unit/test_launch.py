@@ -73,6 +73,15 @@ def test_rank_size_and_ranks_on_this_host(launched, variables, expected):
 def test_cores_are_divided_among_the_ranks_of_a_host_once(launched, monkeypatch, variables, expected):
     launched(variables)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert launch_environment.available_cores() == expected
+
+
+@pytest.mark.parametrize("num_cores, expected", [(4, 4), (8, 2), (16, 4)])
+def test_a_rank_that_something_else_bound_has_its_cores_for_itself(launched, monkeypatch, num_cores, expected):
+    launched({"PMI_SIZE": "4", "MPI_LOCALNRANKS": "4"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert launch_environment.available_cores() == expected
 
 
@@ -110,6 +119,7 @@ def test_each_rank_has_a_gpu_of_its_own(launched):
 def test_gpus_that_slurm_gave_and_tensorflow_does_not_see_are_asked_for(launched, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda number: None)
     launched(SRUN)
     assert not launch_environment.has_slurm_gpus()
     launched(SRUN | {"SLURM_STEP_GPUS": "0,1"})

@@ -28,7 +28,7 @@ def start(tmp_path):
 
     def start(launcher, end, **environment):
         program = tmp_path / ".venv" / "bin" / launcher
-        program.parent.mkdir(parents=True)
+        program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(LAUNCHER.replace("{end}", end))
         program.chmod(0o755)
         return subprocess.Popen(
@@ -71,10 +71,14 @@ def test_after_a_wish_to_stop_the_ranks_code_counts(start, launcher, end, code):
 
 
 def test_in_an_allocation_of_one_node_the_ranks_code_counts_too(start):
-    # As after `salloc`: supervise.sh and FEWER_RANKS go by it.
-    process = start("mpirun", 'echo 2 >"$RESREP_EXIT_CODES"; exit 1', SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1")
+    # As in `srun --pty bash`: supervise.sh and FEWER_RANKS go by it.
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    process = start("mpirun", 'echo 2 >"$RESREP_EXIT_CODES"; exit 1', SLURMD_NODENAME="n1", **job)
     read_environment(process)
     assert stop(process) == 2
+    # Where the shell itself is on no node, the ranks' file would be on another machine.
+    process = start("horovodrun", "exit 1", **job)
+    assert "RESREP_EXIT_CODES" not in read_environment(process) and stop(process) == 143
 
 
 def test_a_second_signal_ends_the_launcher(start):
