@@ -4,10 +4,14 @@ For each seed one base model is trained, and pruned in each mode for the same nu
 `exact` up to the step at which the target is met and every masked row is dead, and from there plain training of the
 merged slim model. Prints top-1 at the end; the multiply-adds of all steps, compactors counted, relative to plain
 training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
+
+`--nudges N` prunes N times in each mode, from weights of the base that differ by roundings: how far apart the ends of
+one and the same training are.
 """
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +27,7 @@ from resrep_dist.models import build_model
 from resrep_dist.pruner import Pruner
 from resrep_dist.trainer import Trainer
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -64,6 +69,14 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
     }
 
 
+def nudged(model: keras.Model, seed: int) -> keras.Model:
+    """A copy whose weights are changed by about one rounding of float32, up or down at random."""
+    random = np.random.default_rng(seed)
+    copy = keras.models.clone_model(model)
+    copy.set_weights([w * (1 + random.choice([-1e-7, 1e-7], w.shape)).astype(w.dtype) for w in model.get_weights()])
+    return copy
+
+
 def is_at_target(pruner: Pruner, config: Config) -> bool:
     """True once every masked channel is dead and the rest meets the target."""
     is_met = pruner.macs_fraction(pruner.unmasked_widths()) <= config.prune.target_macs_fraction
@@ -88,6 +101,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "plain"])
+    parser.add_argument(
+        "--nudges", type=int, default=0, help="runs in each mode from nudged weights (default: one run)"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="as in train.num_epochs=50")
     options = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
@@ -101,8 +117,9 @@ def main() -> None:
         base.start()
         base.train_until(base.num_steps)
         print(f"seed {seed} base top-1 {Evaluator(base.model).top1(data[1], EVALUATION_BATCH_SIZE):.2f}", flush=True)
-        for mode, rows in results.items():
-            rows.append(prune(base.model, mode, config, data, cluster))
+        models = [nudged(base.model, number) for number in range(options.nudges)] or [base.model]
+        for model, (mode, rows) in itertools.product(models, results.items()):
+            rows.append(prune(model, mode, config, data, cluster))
             figures = ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items())
             print(f"seed {seed} {mode}: {figures}", flush=True)
     for mode, rows in results.items():
