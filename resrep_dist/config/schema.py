@@ -189,9 +189,9 @@ class ShrinkConfig:
     """`exact`: dead channels leave the compactors and the layers behind them; what is trained stays the same.
     `refold`: the convolutions before the compactors lose them too: convolution, batch norm and compactor begin anew
     at the surviving width, each time."""
-    min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.06
+    min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
     """The model shrinks only when that saves at least this part of the base model's multiply-adds; every time
-    costs the tracing of a new graph. By the default a ResNet-56 down to 0.47 shrinks nine times at most."""
+    costs the tracing of a new graph. By the default a ResNet-56 down to 0.47 shrinks five times at most."""
     num_calibration_batches: Positive = 8
     """`refold`: global batches of the training set that give the new batch norms their statistics."""
 
