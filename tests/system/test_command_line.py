@@ -185,6 +185,15 @@ def test_evaluate_merge_inspect_and_report(finished_run):
     assert result.stderr == ""
 
 
+def test_inspect_promises_no_target_that_training_refuses(tmp_path):
+    sets = ["--set", "prune.round_to=8", "--set", "prune.min_channels=3"]
+    shown = " ".join(call(RESREP, "inspect", DIGITS_CONFIG, *sets).stdout.split())
+    sets += ["--set", "prune.target_macs_fraction=0.01"]
+    refused = call(RESREP, "train", DIGITS_CONFIG, "--workdir", tmp_path / "run", *sets)
+    lowest = float(re.search(r"lowest possible [\d,]+ \(([\d.]+) %\)", shown)[1])
+    assert float(re.search(r"expected more than ([\d.]+)", refused.stderr)[1]) == pytest.approx(lowest / 100, abs=1e-3)
+
+
 def read_scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
