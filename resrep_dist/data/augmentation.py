@@ -11,16 +11,18 @@ from resrep_dist.data.hashing import mix
 import numpy as np
 import tensorflow as tf
 
+PADDING = ("shift", "pad_crop_flip")
+
 
 def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: int) -> tf.Tensor:
     """Crop, and for `pad_crop_flip` mirror, each image of a batch.
 
     Args:
         images: [B, height, width, channels].
-        augmentation: anything but `shift` and `pad_crop_flip` leaves the images as they are.
+        augmentation: anything but those of PADDING leaves the images as they are.
         positions: int64 [B].
     """
-    if augmentation not in ("shift", "pad_crop_flip"):
+    if augmentation not in PADDING:
         return images
     height, width = images.shape[1:3]
     border = height // 8
