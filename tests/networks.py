@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.compactor import insert_compactors
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import Source
 from resrep_dist.graph import Graph
+from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.mobilenet import mobilenet_v1
 from resrep_dist.models.resnet_cifar import cifar_resnet
 

@@ -7,19 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.benchmark.peak_memory import peak_memory_growth
-from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config, ShrinkConfig
 from resrep_dist.data.order import rank_part
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.graph import Graph, trace
-from resrep_dist.launch_environment import visible_cores
-from resrep_dist.live_model import LiveModel
-from resrep_dist.models import build_model
-from resrep_dist.phase import model_for_training, plan_phase, pruning_of
-from resrep_dist.pruner import require_prunable
-from resrep_dist.shrink import Layout, at_layout
-from resrep_dist.shrinker import Shrinker
-from resrep_dist.step import TrainStep
+from resrep_dist.graph.layout import Layout
+from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.models.building import build_model
+from resrep_dist.pruning.targets import require_prunable
+from resrep_dist.shrinking.shrinker import Shrinker
+from resrep_dist.shrinking.surgery import at_layout
+from resrep_dist.training.live_model import LiveModel
+from resrep_dist.training.phase import model_for_training, plan_phase, pruning_of
+from resrep_dist.training.step import TrainStep
 
 import numpy as np
 import tensorflow as tf

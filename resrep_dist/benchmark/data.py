@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from resrep_dist.config import Config
-from resrep_dist.data import load_sources
 from resrep_dist.data.encoded import EncodedSource, centre_crop, random_resized_crop
+from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource
-from resrep_dist.launch_environment import visible_cores
+from resrep_dist.distributed.environment import visible_cores
 
 import tensorflow as tf
 from rich.console import Console

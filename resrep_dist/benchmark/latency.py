@@ -8,19 +8,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.compactor import insert_compactors, kill_channels
 from resrep_dist.config import Config, load_config
+from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
-from resrep_dist.export import FORMATS, export_model
+from resrep_dist.export.convert import FORMATS, export_model
+from resrep_dist.export.inference import Inference, from_keras, open_model_file
 from resrep_dist.graph import trace
-from resrep_dist.inference import Inference, from_keras, open_model_file
-from resrep_dist.launch_environment import visible_cores
-from resrep_dist.merging import merge
-from resrep_dist.models import build_model
+from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.merging.merge import merge
+from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model
-from resrep_dist.phase import pruning_of
-from resrep_dist.pruner import require_prunable
-from resrep_dist.resrep import select_masks
+from resrep_dist.pruning.deadness import kill_channels
+from resrep_dist.pruning.rules import select_masks
+from resrep_dist.pruning.targets import require_prunable
+from resrep_dist.training.phase import pruning_of
 
 import numpy as np
 import tensorflow as tf

@@ -7,9 +7,9 @@ from pathlib import Path
 from resrep_dist.config import Config
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
-from resrep_dist.phase import pruning_of
-from resrep_dist.report import read_report
-from resrep_dist.shrink import Layout
+from resrep_dist.graph.layout import Layout
+from resrep_dist.reporting.table import read_report
+from resrep_dist.training.phase import pruning_of
 
 import numpy as np
 

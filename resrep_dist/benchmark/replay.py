@@ -20,11 +20,12 @@ from resrep_dist.benchmark.arms import (
     trace_and_warm,
 )
 from resrep_dist.benchmark.layouts import read_log
-from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import insert_compactors, training_macs
 from resrep_dist.config import Config
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
-from resrep_dist.shrink import Layout
+from resrep_dist.graph.layout import Layout
+from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.insertion import insert_compactors
 
 import numpy as np
 from rich.console import Console

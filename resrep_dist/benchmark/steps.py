@@ -26,21 +26,22 @@ from resrep_dist.benchmark.arms import (
     unchecked_arm,
 )
 from resrep_dist.benchmark.layouts import choose_layout
-from resrep_dist.checkpoint import CheckpointFolder, snapshot
-from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import insert_compactors, kill_channels
+from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.config import Config
-from resrep_dist.curves import Curves
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
-from resrep_dist.live_model import LiveModel
-from resrep_dist.merging import merge
+from resrep_dist.graph.layout import Layout
+from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging.folding import fold_model
+from resrep_dist.merging.merge import merge
 from resrep_dist.merging.surgery import delete_channels
-from resrep_dist.monitor import Monitor
-from resrep_dist.phase import plan_phase
-from resrep_dist.report import count_parameters
-from resrep_dist.shrink import Layout
-from resrep_dist.shrinker import Shrinker
+from resrep_dist.monitoring.curves import Curves
+from resrep_dist.monitoring.monitor import Monitor
+from resrep_dist.pruning.deadness import kill_channels
+from resrep_dist.reporting.measurement import count_parameters
+from resrep_dist.shrinking.shrinker import Shrinker
+from resrep_dist.training.live_model import LiveModel
+from resrep_dist.training.phase import plan_phase
 
 import numpy as np
 from rich.console import Console

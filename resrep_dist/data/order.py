@@ -7,7 +7,7 @@ equal in size, and a run resumes at any step at once.
 
 from resrep_dist.data.hashing import mix, right_shift
 from resrep_dist.data.source import ImageSource, NamedErrors
-from resrep_dist.launch_environment import available_cores
+from resrep_dist.distributed.environment import available_cores
 
 import numpy as np
 import tensorflow as tf

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import UnitMacs
-from resrep_dist.macs import MultiplyAdds
+from resrep_dist.graph.macs import MultiplyAdds
 
 CallCost = tuple[str, UnitMacs | None, GroupBlocks, GroupBlocks]
 """Name of the layer, cost of a call, channels of its first input and of its output."""

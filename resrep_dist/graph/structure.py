@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import Kind
-from resrep_dist.macs import MultiplyAdds
+from resrep_dist.graph.macs import MultiplyAdds
 
 
 @dataclasses.dataclass(frozen=True)

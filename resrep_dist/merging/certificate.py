@@ -3,6 +3,7 @@
 import dataclasses
 
 from resrep_dist.errors import CertificateError
+from resrep_dist.models.softmax import without_softmax
 
 import numpy as np
 import tensorflow as tf
@@ -51,20 +52,6 @@ def certify(
 
 def logits(model: keras.Model, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """The model's outputs before the softmax, [N, classes]."""
-    model = _without_softmax(model)
+    model = without_softmax(model)
     run = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     return np.concatenate([run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
-
-
-def _without_softmax(model: keras.Model) -> keras.Model:
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax):
-        return keras.Model(model.inputs, last.input)
-    if getattr(last, "activation", None) is not keras.activations.softmax:
-        return model
-    if isinstance(last, keras.layers.Activation):
-        return keras.Model(model.inputs, last.input)
-    linear = last.__class__.from_config({**last.get_config(), "activation": "linear"})
-    result = keras.Model(model.inputs, linear(last.input))
-    linear.set_weights(last.get_weights())
-    return result

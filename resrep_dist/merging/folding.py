@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resrep_dist.compactor import Compactor
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, nodes, rebuild
 from resrep_dist.graph.channels import GroupBlocks
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
+from resrep_dist.layers.compactor import Compactor
 
 import numpy as np
 from tensorflow import keras

@@ -7,11 +7,11 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from resrep_dist.compactor import Compactor
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, copy_weights, rebuild
 from resrep_dist.graph.kinds import Slim
 from resrep_dist.graph.table import ACTIVATIONS
+from resrep_dist.layers.compactor import Compactor
 from resrep_dist.merging.folding import channels_where
 
 import numpy as np

@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from resrep_dist.compactor import Compactor
 from resrep_dist.errors import ModelError, one_line
+from resrep_dist.layers.compactor import Compactor
 
 from tensorflow import keras
 

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from resrep_dist.cluster import Cluster
-from resrep_dist.data import load_sources
+from resrep_dist.data.loading import load_sources
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
-from resrep_dist.trainer import Trainer
+from resrep_dist.training.trainer import Trainer
 from tests.networks import small_config, small_network
 
 import numpy as np

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from resrep_dist.checkpoint import CheckpointFolder
+from resrep_dist.checkpoints.files import CheckpointFolder
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import tensorflow as tf
 WRITER = """
 import sys, resrep_dist, numpy as np
 from pathlib import Path
-from resrep_dist.checkpoint import CheckpointFolder
+from resrep_dist.checkpoints.files import CheckpointFolder
 folder = CheckpointFolder(Path(sys.argv[1]))
 for step in range(1, 10**6):
     folder.save(step, {"a": np.full(20_000, step)}, {"num_chosen": 0})

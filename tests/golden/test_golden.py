@@ -5,13 +5,13 @@ import json
 
 from resrep_dist.benchmark.layouts import read_log
 from resrep_dist.benchmark.replay import MODES, stages
-from resrep_dist.cli_benchmark import RELEASED_RUN
-from resrep_dist.compactor import insert_compactors
+from resrep_dist.cli.benchmark_commands import RELEASED_RUN
 from resrep_dist.config import ModelConfig, load_config
 from resrep_dist.graph import Graph, trace
+from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging import fold_arrays
-from resrep_dist.models import build_model
-from resrep_dist.resrep import row_norms, select_masks, update_compactor
+from resrep_dist.models.building import build_model
+from resrep_dist.pruning.rules import row_norms, select_masks, update_compactor
 
 import numpy as np
 import pytest

@@ -11,10 +11,10 @@ import time
 import tracemalloc
 import zipfile
 
-from resrep_dist.checkpoint import CheckpointFolder, restore, snapshot
+from resrep_dist.checkpoints.files import CheckpointFolder, restore, snapshot
 from resrep_dist.errors import CheckpointError
 from resrep_dist.graph import trace
-from resrep_dist.shrink import Layout
+from resrep_dist.graph.layout import Layout
 from tests.networks import small_network
 
 import numpy as np

@@ -8,7 +8,7 @@ import time
 import zipfile
 
 from resrep_dist.errors import ModelError
-from resrep_dist.models import build_model
+from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights
 from tests import keras_files
 from tests.networks import small_config

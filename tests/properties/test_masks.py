@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from resrep_dist.macs import MultiplyAdds
+from resrep_dist.graph.macs import MultiplyAdds
 from resrep_dist.merging.folding import fold_arrays
-from resrep_dist.resrep import select_masks
+from resrep_dist.pruning.rules import select_masks
 
 import numpy as np
 from hypothesis import given, settings

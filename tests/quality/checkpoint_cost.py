@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from resrep_dist.config import CheckpointConfig, load_config
-from resrep_dist.data import load_sources
+from resrep_dist.data.loading import load_sources
 from resrep_dist.graph import trace
-from resrep_dist.models import build_model
-from resrep_dist.trainer import Trainer
+from resrep_dist.models.building import build_model
+from resrep_dist.training.trainer import Trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
 KINDS = ("without", "in the background", "waited for")

@@ -9,15 +9,15 @@ import argparse
 import statistics
 from pathlib import Path
 
-from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import compactors_of
 from resrep_dist.config import load_config
-from resrep_dist.data import load_sources
-from resrep_dist.evaluation import Evaluator
+from resrep_dist.data.loading import load_sources
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
+from resrep_dist.layers.insertion import compactors_of
 from resrep_dist.merging import logits
-from resrep_dist.models import build_model
-from resrep_dist.trainer import Trainer
+from resrep_dist.models.building import build_model
+from resrep_dist.training.evaluation import Evaluator
+from resrep_dist.training.trainer import Trainer
 
 import numpy as np
 import tensorflow as tf

@@ -16,16 +16,17 @@ import statistics
 import time
 from pathlib import Path
 
-from resrep_dist.cluster import Cluster
-from resrep_dist.compactor import live_graph, training_macs
 from resrep_dist.config import Config, ShrinkConfig, load_config
-from resrep_dist.data import load_sources
-from resrep_dist.evaluation import Evaluator
+from resrep_dist.data.loading import load_sources
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
+from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.insertion import live_graph
 from resrep_dist.merging import merge
-from resrep_dist.models import build_model
-from resrep_dist.pruner import Pruner
-from resrep_dist.trainer import Trainer
+from resrep_dist.models.building import build_model
+from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.training.evaluation import Evaluator
+from resrep_dist.training.trainer import Trainer
 
 import numpy as np
 import tensorflow as tf

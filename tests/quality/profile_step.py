@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from resrep_dist.benchmark.arms import noise_batch, prepare, pruned_arm, trace_and_warm
-from resrep_dist.cluster import Cluster
 from resrep_dist.config import load_config
-from resrep_dist.shrink import Layout
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.graph.layout import Layout
 
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2

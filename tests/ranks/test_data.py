@@ -2,7 +2,7 @@
 
 import sys
 
-from resrep_dist.data import load_sources
+from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import sample_indices
 from tests.images import write_image_folders
 from tests.networks import small_config
@@ -24,7 +24,7 @@ def test_a_broken_image_on_the_second_rank_is_named_and_ends_the_job(tmp_path):
     with open(broken, "wb") as file:
         file.write(b"\xff\xd8\xffbroken")
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    command = [sys.executable, "-m", "resrep_dist.cli", "train", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "resrep_dist", "train", str(tmp_path / "config.yaml")]
     code, log = run_ranks(2, [*command, "--workdir", str(tmp_path / "run")], tmp_path / "log", timeout_seconds=200)
     assert code != 0
     assert f"resrep: error: {broken}: " in log, log[-3000:]

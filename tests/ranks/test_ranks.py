@@ -130,10 +130,10 @@ def test_the_others_wait_for_rank_0_without_a_time_limit(tmp_path):
 
 
 def test_batch_norm_takes_the_average_of_the_ranks_statistics(worked):
-    from resrep_dist.compactor import insert_compactors
+    from resrep_dist.checkpoints.state import model_variables
     from resrep_dist.data.order import training_batches
     from resrep_dist.graph import trace
-    from resrep_dist.state import model_variables
+    from resrep_dist.layers.insertion import insert_compactors
     from tests.networks import random_source, small_network
 
     import tensorflow as tf

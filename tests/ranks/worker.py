@@ -8,13 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-from resrep_dist.cluster import Cluster
-from resrep_dist.data import load_sources
+from resrep_dist.checkpoints.digest import Digest
+from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import training_batches
+from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
 from resrep_dist.graph import trace
-from resrep_dist.state import Digest
-from resrep_dist.trainer import Trainer
+from resrep_dist.training.trainer import Trainer
 from tests.fitting import fit
 from tests.networks import random_source, randomise, shrinking_config, small_config, small_network
 

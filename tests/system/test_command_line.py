@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from resrep_dist.run_record import read_curves
+from resrep_dist.reporting.run_folder import read_curves
 from tests.networks import DIGITS_CONFIG
 from tests.ranks.launcher import REPOSITORY, run_ranks
 from tests.system import runs

@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from resrep_dist import doctor
+from resrep_dist.cli import doctor
 
 import pytest
 from rich.console import Console

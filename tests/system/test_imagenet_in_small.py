@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from resrep_dist.config import load_config
-from resrep_dist.models import build_model
+from resrep_dist.models.building import build_model
 from tests import images
 from tests.ranks.launcher import run_ranks
 from tests.system.runs import RESREP

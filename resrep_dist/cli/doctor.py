@@ -1,0 +1,291 @@
+"""What is installed, what is missing, and the command that mends it.
+
+The versions come from the packages' metadata. Only the last checks import TensorFlow, which takes seconds.
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from resrep_dist.distributed.environment import visible_cores
+
+from rich.console import Console
+from rich.table import Table
+
+TENSORFLOW = "2.18.1"
+TF_KERAS = "2.18.0"
+HOROVOD = "0.28.1"
+KERASSURGEON = "0.2.0"
+_TENSORFLOW_WHEELS = ("tensorflow", "tensorflow-cpu")
+_BUILD_PACKAGES = (
+    "cmake<4",
+    "setuptools<81",
+    "wheel",
+    "cloudpickle",
+    "psutil",
+    "packaging",
+    "cffi>=1.4",
+    "pyyaml",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table; a row with a problem has lines that say how to mend it."""
+
+    name: str
+    found: str
+    problem: str = ""
+    mend: tuple[str, ...] = ()
+
+
+def run_doctor(console: Console) -> int:
+    """Print what is found and how to mend what is wrong.
+
+    Returns:
+        0 if nothing is wrong, else 1.
+    """
+    findings: list[Finding] = []
+    for check in _CHECKS:
+        try:
+            findings += check()
+        except Exception as error:  # a broken installation may raise anything; the other checks go on
+            name = check.__name__.removeprefix("_").replace("_", " ")
+            findings.append(Finding(name, "?", f"the check failed: {type(error).__name__}: {_first_line(error)}"))
+    _print_table(console, findings)
+    problems = [finding for finding in findings if finding.problem]
+    if not problems:
+        console.print("Nothing is missing.")
+        return 0
+    _print_problems(console, problems)
+    return 1
+
+
+def _print_table(console: Console, findings: list[Finding]) -> None:
+    table = Table("", "found", "")
+    for finding in findings:
+        state = "[red]mend it, see below[/]" if finding.problem else "[green]fine[/]"
+        table.add_row(finding.name, finding.found.replace("[", r"\["), state)
+    console.print(table)
+
+
+def _print_problems(console: Console, problems: list[Finding]) -> None:
+    def line(text: str) -> None:  # commands are to be copied: neither wrapped nor coloured
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for problem in problems:
+        line(f"\n{problem.name}: {problem.problem}")
+        for command in problem.mend:
+            line(f"    {command}")
+    if (Path(__file__).parents[2] / "launch/setup.sh").exists():
+        line("\nOr let `bash launch/setup.sh` make an environment with everything, in .venv of the repository.")
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("Python", found)
+    else:
+        mend = (f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",)
+        yield Finding("Python", found, "it must be 3.10, 3.11 or 3.12", mend)
+
+
+def _tensorflow() -> Iterator[Finding]:
+    wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := _version(name))}
+    found = ", ".join(f"{name} {version}" for name, version in wheels.items()) or "no"
+    wanted = f"tensorflow[and-cuda]=={TENSORFLOW}" if _nvidia_gpus() else f"tensorflow-cpu=={TENSORFLOW}"
+    mend: tuple[str, ...] = (_pip(wanted),)
+    if not wheels:
+        yield Finding("TensorFlow", found, "it is missing", mend)
+    elif any(not _is_series(version, TENSORFLOW) for version in wheels.values()):
+        reason = f"it must be 2.18: Horovod {HOROVOD} does not compile against 2.19 and later, tf-keras is 2.18"
+        mend = (
+            _pip_uninstall(*wheels),
+            *mend,
+            "resrep doctor   # Horovod, if it is here, must be built again",
+        )
+        yield Finding("TensorFlow", found, reason, mend)
+    elif len(wheels) > 1 and len(set(wheels.values())) > 1:
+        yield Finding("TensorFlow", found, "two versions overwrote each other", (_pip_uninstall(*wheels), *mend))
+    elif "tensorflow" not in wheels and _nvidia_gpus():
+        mend = (_pip_uninstall(*wheels), *mend)
+        yield Finding("TensorFlow", found, "this machine has a GPU, which tensorflow-cpu does not use", mend)
+    else:
+        yield Finding("TensorFlow", found)
+
+
+def _keras() -> Iterator[Finding]:
+    tf_keras = _version("tf-keras")
+    problem = "" if _is_series(tf_keras, TF_KERAS) else f"it must be {TF_KERAS}, which fits TensorFlow {TENSORFLOW}"
+    # With its requirements it would bring the large `tensorflow` beside a `tensorflow-cpu`.
+    mend = (_pip("--no-deps", f"tf-keras=={TF_KERAS}"),) if problem else ()
+    yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, mend)
+    keras = _version("keras")
+    missing = "" if keras or not _tensorflow_folder() else "TensorFlow does not start without it"
+    yield Finding("Keras 3 (not used)", keras or "no", missing, (_pip("keras>=3.5"),) if missing else ())
+
+
+def _numpy() -> Iterator[Finding]:
+    version = _version("numpy")
+    problem = "" if _is_series(version, "2.0") else "it must be 2.0, which TensorFlow 2.18 is built for"
+    yield Finding("numpy", version or "no", problem, (_pip("numpy>=2.0,<2.1"),) if problem else ())
+
+
+def _kerassurgeon() -> Iterator[Finding]:
+    version, helper = _version("kerassurgeon"), _version("importlib-metadata")
+    problem = ""
+    if version != KERASSURGEON:
+        problem = f"it must be {KERASSURGEON}; without it nothing can be merged"
+    elif not helper or int(helper.split(".")[0]) >= 8 or not _version("zipp"):
+        problem = f"it needs importlib-metadata below 8 (found: {helper or 'none'}) and zipp"
+    # It declares requirements of 2020, Keras below 3 among them, that it does not need.
+    mend = (_pip("--no-deps", f"kerassurgeon=={KERASSURGEON}", "importlib-metadata<8", "zipp"),)
+    yield Finding("kerassurgeon", version or "no", problem, mend if problem else ())
+
+
+def _compiler() -> Iterator[Finding]:
+    tools = {tool: shutil.which(tool) for tool in ("g++", "make")}
+    missing = [tool for tool, path in tools.items() if not path]
+    needed = missing and not _version("horovod")
+    problem = f"{' and '.join(missing)} missing; Horovod is compiled" if needed else ""
+    found = ", ".join(filter(None, tools.values())) or "no (only for building Horovod)"
+    yield Finding("compiler", found, problem, ("apt-get install g++ make   # Debian, Ubuntu",) if problem else ())
+
+
+def _launchers() -> Iterator[Finding]:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    found = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name, path=path)]
+    yield Finding("launchers", ", ".join(found) or "no")
+
+
+def _cores() -> Iterator[Finding]:
+    yield Finding("processor cores", str(visible_cores()))
+
+
+def _horovod() -> Iterator[Finding]:
+    version = _version("horovod")
+    if version is None:
+        yield Finding("Horovod", "no", "it is missing; only one process can train", _build_horovod())
+        return
+    if not _tensorflow_folder():
+        yield Finding("Horovod", version, "it cannot start without TensorFlow; mend that first")
+        return
+    try:
+        import horovod.tensorflow as horovod
+    except Exception as error:
+        problem = f"it does not start ({_first_line(error)}); often it was built against another TensorFlow"
+        yield Finding("Horovod", version, problem, _build_horovod())
+        return
+    built = {"Gloo": horovod.gloo_built(), "MPI": horovod.mpi_built(), "NCCL": horovod.nccl_built()}
+    found = f"{version} with {', '.join(name for name, there in built.items() if there) or 'no controller'}"
+    if version != HOROVOD:
+        yield Finding("Horovod", found, f"it must be {HOROVOD}", _build_horovod())
+    elif not built["Gloo"]:
+        yield Finding("Horovod", found, "it was built without Gloo", _build_horovod())
+    else:
+        yield Finding("Horovod", found)
+
+
+def _gpus() -> Iterator[Finding]:
+    present, folder = _nvidia_gpus(), _tensorflow_folder()
+    if not folder:
+        yield Finding("GPUs", f"{present} (nvidia-smi); TensorFlow is missing")
+        return
+    import tensorflow as tf
+
+    seen = len(tf.config.list_physical_devices("GPU"))
+    if seen < present and _version("tensorflow"):
+        problem = (
+            f"nvidia-smi shows {present}, TensorFlow sees {seen}: "
+            "its libraries are missing, or CUDA_VISIBLE_DEVICES hides some"
+        )
+        yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]=={TENSORFLOW}"),))
+    else:
+        yield Finding("GPUs", f"{seen} seen by TensorFlow")
+
+
+_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python, _tensorflow, _keras, _numpy, _kerassurgeon, _compiler, _launchers, _cores, _horovod, _gpus,
+)  # fmt: skip
+
+
+def _build_horovod() -> tuple[str, ...]:
+    """The commands that build Horovod against the TensorFlow that is installed."""
+    folder = _tensorflow_folder()
+    if not folder:
+        return ("resrep doctor   # again, when TensorFlow is there: Horovod is compiled against it",)
+    include = f"{folder}/include/external"
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}:$PATH",
+        # TensorFlow's own headers include these two by short names since 2.16.
+        "CPLUS_INCLUDE_PATH": f"{include}/highwayhash:{include}/farmhash_archive/src",
+        "HOROVOD_WITH_TENSORFLOW": "1",
+        "HOROVOD_WITHOUT_PYTORCH": "1",
+        "HOROVOD_WITHOUT_MXNET": "1",
+        "HOROVOD_WITH_GLOO": "1",
+        "HOROVOD_WITH_MPI" if shutil.which("mpicxx") else "HOROVOD_WITHOUT_MPI": "1",
+    }
+    if _nvidia_gpus() and shutil.which("nvcc"):
+        variables["HOROVOD_GPU_OPERATIONS"] = "NCCL"
+    settings = " ".join(f'{name}="{value}"' for name, value in variables.items())
+    cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a kept wheel may be of another build
+    build = _pip(cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod=={HOROVOD}")
+    return (_pip(*_BUILD_PACKAGES), f"{settings} {build}")
+
+
+def _pip(*arguments: str) -> str:
+    """The shell command that installs into this very environment, which may have no pip of its own."""
+    python = shlex.quote(sys.executable)
+    installer = f"{python} -m pip install" if _has_pip() else f"uv pip install --python {python}"
+    return f"{installer} {' '.join(map(shlex.quote, arguments))}"
+
+
+def _pip_uninstall(*names: str) -> str:
+    python = shlex.quote(sys.executable)
+    if _has_pip():
+        return f"{python} -m pip uninstall --yes {' '.join(names)}"
+    return f"uv pip uninstall --python {python} {' '.join(names)}"
+
+
+def _has_pip() -> bool:
+    return importlib.util.find_spec("pip") is not None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _is_series(version: str | None, wanted: str) -> bool:
+    """True if the first two numbers are the wanted ones."""
+    return version is not None and version.split(".")[:2] == wanted.split(".")[:2]
+
+
+def _tensorflow_folder() -> Path | None:
+    """Where TensorFlow lies, found without importing it."""
+    spec = importlib.util.find_spec("tensorflow")
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _nvidia_gpus() -> int:
+    """How many GPUs the driver shows."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    try:
+        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in output.splitlines())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

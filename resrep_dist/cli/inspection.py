@@ -1,0 +1,75 @@
+"""What a configuration would prune, before any training."""
+
+import math
+
+from resrep_dist.cli.memory import estimate_memory
+from resrep_dist.config import Config
+from resrep_dist.graph import Graph, trace
+from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.layers.replacement import with_precision
+from resrep_dist.models.building import build_model
+from resrep_dist.pruning.targets import narrowest_widths, require_prunable
+
+from rich.console import Console
+from rich.table import Table
+from tensorflow import keras
+
+
+def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> None:
+    """Tables of the prunable convolutions and of the refused ones, the multiply-adds, the memory of a rank.
+
+    Args:
+        num_ranks: how many ranks share the global batch.
+
+    Raises:
+        ModelError: for a model with nothing to prune.
+    """
+    model = build_model(config.model)
+    if config.prune is None:
+        console.print(f"{model.name}: trained without pruning, since there is no section `prune`")
+        _print_memory(console, model, config, num_ranks)
+        return
+    graph = trace(model, config.prune.exclude, config.prune.residual_groups)
+    require_prunable(model, graph)
+    _print_layers(console, model.name, graph)
+    total = graph.macs.total(graph.widths)
+    floor = graph.macs.total(narrowest_widths(graph, config.prune))
+    console.print(
+        f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
+        f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
+        f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
+    )
+    _print_memory(console, insert_compactors(model, graph), config, num_ranks)
+
+
+def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
+    rank_batch_size = math.ceil(config.data.global_batch_size / num_ranks)
+    num_parts = config.training.gradient_accumulation_steps
+    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_parts)
+    parts = f" in {num_parts} parts" if num_parts > 1 else ""
+    console.print(
+        f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{parts}: "
+        f"{estimate.total / 2**20:,.0f} MiB = weights {estimate.weights / 2**20:,.0f} + gradients and momentum "
+        f"{estimate.gradients_and_momentum / 2**20:,.0f} + kept for the backward pass "
+        f"{estimate.activations / 2**20:,.0f}; working space of the device's libraries comes on top"
+    )
+
+
+def _print_layers(console: Console, name: str, graph: Graph) -> None:
+    table = Table(title=f"{name}: prunable convolutions")
+    for heading in ("convolution", "channels", "multiply-adds per channel", "consumed by"):
+        table.add_column(heading, justify="left" if heading in ("convolution", "consumed by") else "right")
+    costs = graph.macs.per_channel(graph.widths)
+    for group, cost in zip(graph.groups, costs, strict=True):
+        names = ", ".join(layer.name for layer in group.layers)
+        names += f" ({group.num_parts} parts alike)" if group.num_parts > 1 else ""
+        table.add_row(names, str(group.num_channels), f"{cost // group.num_parts:,}", ", ".join(group.consumers))
+    console.print(table)
+    refused = Table(title="left as they are")
+    refused.add_column("convolution")
+    refused.add_column("because")
+    for refused_name, reason in graph.refused.items():
+        refused.add_row(refused_name, reason)
+    console.print(refused)
+    if graph.uncounted:
+        console.print(f"Not counted, since their multiply-adds are not known: {', '.join(graph.uncounted)}")

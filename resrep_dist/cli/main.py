@@ -1,0 +1,71 @@
+"""The command line. TensorFlow is imported only by a command that has read its configuration."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from resrep_dist import __version__
+from resrep_dist.cli.benchmark_commands import add_benchmark_commands
+from resrep_dist.cli.run_commands import add_run_commands
+from resrep_dist.distributed.environment import is_launched, launched_rank, leave
+from resrep_dist.errors import RankLostError, StoppedError, one_line
+
+_MAX_MESSAGE = 2000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors of ours are one line on rank 0."""
+    options = build_parser().parse_args(arguments)
+    # Only here: in a user's own program TensorFlow's messages are the user's business.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        code = options.command(options)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = _explain(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and is_launched():
+        leave(code)
+    return code
+
+
+def _explain(error: Exception) -> int:
+    code = getattr(error, "exit_code", None)
+    if code is not None:
+        if launched_rank() == 0 or getattr(error, "is_of_one_rank", False):
+            kind = "" if isinstance(error, StoppedError) else "error: "
+            # Names out of the user's files are in it.
+            print(f"resrep: {kind}{one_line(error, _MAX_MESSAGE)}", file=sys.stderr, flush=True)
+        else:
+            # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.
+            time.sleep(2)
+        return int(code)
+    message = str(error)
+    if "Horovod" in message or "HorovodInternalError" in type(error).__name__:
+        # The watch over the other ranks knows which one, says it and ends this process; if it cannot:
+        time.sleep(4)
+        print(
+            f"resrep: error: rank {launched_rank()} lost another rank ({message.splitlines()[0][:160]}); "
+            "start the same command again to resume from the last checkpoint",
+            file=sys.stderr,
+        )
+        return RankLostError.exit_code
+    traceback.print_exc()
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each command sets `command` to the function that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="resrep", description="Prune convolutional networks while they train, on many processes or one."
+    )
+    parser.add_argument("--version", action="version", version=f"resrep {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_run_commands(commands)
+    add_benchmark_commands(commands)
+    return parser

@@ -1,0 +1,176 @@
+"""The commands of a run: train, merge, evaluate, export, report, inspect, doctor."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.cli.options import add_config, add_overrides, config_of, start_terminal
+from resrep_dist.errors import UserError
+
+
+def add_run_commands(commands: Any) -> None:
+    """Give the command line what works on a run or a model: train, merge, evaluate, inspect, report, export, doctor."""
+    train = commands.add_parser("train", help="train, prune and merge, or train alone; the same --workdir means resume")
+    add_config(train)
+    train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
+    train.set_defaults(command=_train)
+
+    merge = commands.add_parser("merge", help="write the slim model of a run's newest checkpoint")
+    merge.add_argument("workdir", type=Path, help="folder of the run")
+    merge.set_defaults(command=_merge)
+
+    evaluate = commands.add_parser("evaluate", help="top-1, top-5 and metrics of a model file on the validation set")
+    evaluate.add_argument("model", type=Path, help="a folder with model.h5, a Keras file, or what `export` wrote")
+    evaluate.add_argument("--config", required=True, help="configuration that names the data")
+    add_overrides(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
+    add_config(inspect)
+    inspect.add_argument("--ranks", type=int, default=1, help="ranks that share the batch, for the memory of each")
+    inspect.set_defaults(command=_inspect)
+
+    report = commands.add_parser("report", help="the table of a run, and a page of one run or of several")
+    report.add_argument("workdirs", type=Path, nargs="+", metavar="DIR", help="folder of a run")
+    report.add_argument("--output", type=Path, help="folder of the page (default: the run's, of several ./report)")
+    report.set_defaults(command=_report)
+
+    export = commands.add_parser("export", help="a Keras model into other formats, each compared with it")
+    export.add_argument("model", type=Path, help="a finished run, a folder with model.h5, or a Keras file")
+    export.add_argument(
+        "--format", action="append", required=True, dest="formats", help="may be given several times",
+        choices=("saved_model", "tflite", "tflite_float16", "onnx"),
+    )  # fmt: skip
+    export.add_argument("--config", type=Path, help="configuration that names the images (default: the run's)")
+    add_overrides(export)
+    export.add_argument("--output", type=Path, help="folder (default: that of the model)")
+    export.set_defaults(command=_export)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
+    doctor.set_defaults(command=_doctor)
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    console = start_terminal(options.quiet)
+    from resrep_dist.distributed.cluster import Cluster
+    from resrep_dist.reporting.table import print_report
+    from resrep_dist.runs.train import train
+
+    cluster = Cluster()
+    report = train(config, options.workdir, cluster, None if options.quiet else console)
+    if cluster.size == 1:
+        print_report(console, report, options.workdir)
+    elif cluster.is_root:
+        # Launchers put the rank before every line, which would tear a table apart.
+        folder = options.workdir / ("slim" if config.prune else "final")
+        console.print(f"Done: {folder}. `resrep report {options.workdir}` prints the table.")
+    cluster.shutdown()
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    if not (options.workdir / "config.yaml").exists():
+        raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
+    console = start_terminal()
+    from resrep_dist.reporting.table import print_report
+    from resrep_dist.runs.results import merge_run
+
+    print_report(console, merge_run(options.workdir), options.workdir)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    path = _model_file(options.model)
+    console = start_terminal()
+    from resrep_dist.data.loading import load_sources
+    from resrep_dist.export.inference import load_any_model
+    from resrep_dist.training.evaluation import Evaluator
+
+    _, validation_data = load_sources(config)
+    evaluator = Evaluator(
+        load_any_model(path, config.model.image_size, config.model.num_classes), config.training.metrics
+    )
+    values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
+    figures = [f"top-1 {values.pop('top1'):.2f} %"]
+    figures += [f"top-5 {values.pop('top5'):.2f} %"] if "top5" in values else []
+    figures += [f"{name} {value:.4g}" for name, value in values.items()]
+    console.print(f"{', '.join(figures)} on {len(validation_data)} images ({path})")
+    return 0
+
+
+def _model_file(path: Path) -> Path:
+    """The file that is meant by a run, a folder with model.h5, a SavedModel's folder, or a file."""
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        candidates = [path / name / "model.h5" for name in ("", "slim", "final")]
+        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    if not path.exists():
+        raise UserError(f"model {path}: no such file; give a model file or a folder with model.h5")
+    return path
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    config = config_of(options)
+    if not 1 <= options.ranks <= config.data.global_batch_size:
+        raise UserError(
+            f"--ranks {options.ranks}: expected 1 to {config.data.global_batch_size}, the global batch size"
+        )
+    console = start_terminal()
+    from resrep_dist.cli.inspection import print_inspection
+
+    print_inspection(console, config, options.ranks)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    console = start_terminal()
+    from resrep_dist.reporting.run_folder import read_runs
+    from resrep_dist.reporting.table import print_comparison, print_report
+
+    runs = read_runs(options.workdirs)
+    finished = [run for run in runs if run.report]
+    if len(finished) > 1:
+        print_comparison(console, {run.name: run.report for run in finished if run.report})
+    for run in finished if len(finished) == 1 else ():
+        print_report(console, run.report or {}, run.workdir)
+    try:
+        from resrep_dist.reporting.page import write_pages
+    except ImportError as error:
+        console.print(f"No page: {error}; `pip install 'resrep-dist[report]'` brings what it needs", markup=False)
+        return 0
+    one = options.workdirs[0] if len(runs) == 1 else Path("report")
+    console.print(f"Page: {write_pages(runs, options.output or one)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    path = _model_file(options.model)
+    found = [folder / "config.yaml" for folder in (path.parent, path.parent.parent)]
+    config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
+    if config_path is None:
+        raise UserError(
+            f"--config: missing, and no config.yaml beside or above {path}; it names the images to compare on"
+        )
+    from resrep_dist.config import load_config
+
+    config = load_config(config_path, options.overrides)
+    console = start_terminal()
+    from resrep_dist.data.loading import load_sources
+    from resrep_dist.export.convert import export_model, print_export
+    from resrep_dist.models.files import load_model
+
+    model = load_model(path, open_size=config.model.image_size)
+    images = load_sources(config)[1].first_images(config.merge.num_images)
+    for name in options.formats:
+        print_export(console, export_model(model, name, options.output or path.parent, images, config.merge.tolerance))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from resrep_dist.cli.doctor import run_doctor
+
+    from rich.console import Console
+
+    return run_doctor(Console())

@@ -1,0 +1,54 @@
+"""Data: one file per source, one order of samples for all (`order.py`)."""
+
+from pathlib import Path
+
+from resrep_dist.config import Config
+from resrep_dist.data.cifar import cifar10, cifar100
+from resrep_dist.data.digits import digits
+from resrep_dist.data.imagefolder import image_folders
+from resrep_dist.data.npz import npz
+from resrep_dist.data.source import ImageSource, Source
+from resrep_dist.data.synthetic import synthetic
+from resrep_dist.data.tfds import prepared_set
+from resrep_dist.data.tfrecord import imagenet_records
+from resrep_dist.errors import ConfigError
+
+
+def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
+    """The training and the validation set that the configuration names.
+
+    Raises:
+        DataError: for data that is missing or broken as far as can be seen without reading all of it.
+        ConfigError: for images in memory of another size than the model's, or a program's own arrays.
+    """
+    data, model = config.data, config.model
+    if data.source == "arrays":
+        raise ConfigError(
+            "data.source: received 'arrays', which a Python program gives to the Trainer; "
+            "for the command line save them as .npz and use the source npz"
+        )
+    path = Path(data.path or "")
+    index_folder = Path(data.index_folder) if data.index_folder else None
+    crop = (model.image_size, data.crop_fraction)
+    sources = {
+        "digits": lambda: digits(model.image_size),
+        "imagefolder": lambda: image_folders(path, *crop),
+        "tfrecord": lambda: imagenet_records(path, model.num_classes, *crop, index_folder),
+        "tfds": lambda: prepared_set(data.name or "", path, *crop, index_folder),
+        "cifar10": lambda: cifar10(path),
+        "cifar100": lambda: cifar100(path),
+        "npz": lambda: npz(path, model.num_classes),
+        "synthetic": lambda: synthetic(data.num_samples, model.num_classes, model.image_size),
+    }
+    train, validation = sources[data.source]()
+    _check_image_size(train, config)
+    return train, validation
+
+
+def _check_image_size(source: ImageSource, config: Config) -> None:
+    if isinstance(source, Source) and source.images.shape[1:3] != (config.model.image_size,) * 2:
+        height, width = source.images.shape[1:3]
+        raise ConfigError(
+            f"model.image_size: received {config.model.image_size}, but data.source {config.data.source} "
+            f"holds images of {height} x {width} pixels"
+        )

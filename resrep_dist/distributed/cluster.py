@@ -1,0 +1,216 @@
+"""The ranks of a run. The only file that knows Horovod.
+
+Started as a single process, a run is a cluster of one and Horovod is not imported.
+"""
+
+import contextlib
+import json
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from resrep_dist.distributed.environment import (
+    available_cores,
+    has_bound_gpus,
+    has_slurm_gpus,
+    launched_local_rank,
+    launched_local_size,
+    launched_size,
+    require_one_cluster,
+)
+from resrep_dist.distributed.presence import Presence
+from resrep_dist.distributed.watchdog import Watchdog
+from resrep_dist.errors import DisagreementError, HostError, UserError
+
+import numpy as np
+import tensorflow as tf
+
+
+class Cluster:
+    """Start Horovod where a launcher started several processes, and pin this rank's devices.
+
+    Every method but the properties is a collective: all ranks call it, in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.local_rank = 0, 1, 0
+        self._horovod: Any = None
+        presence = None
+        if launched_size() > 1:
+            self._start_horovod()
+            presence = Presence(self.rank, self.size, self._from_root)
+        self.watchdog = Watchdog(self.is_root, presence)
+        _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+
+    @property
+    def is_root(self) -> bool:
+        """True on the rank that writes files."""
+        return self.rank == 0
+
+    @property
+    def description(self) -> str:
+        """The number of ranks and, where there are several, Horovod's version and what it was built with."""
+        if self._horovod is None:
+            return "1, without Horovod"
+        built = {
+            "Gloo": self._horovod.gloo_built(),
+            "MPI": self._horovod.mpi_built(),
+            "NCCL": self._horovod.nccl_built(),
+        }
+        controllers = ", ".join(name for name, is_there in built.items() if is_there)
+        return f"{self.size}, Horovod {metadata.version('horovod')} with {controllers}"
+
+    def _start_horovod(self) -> None:
+        try:
+            import horovod.tensorflow as horovod
+        except ImportError as error:
+            raise HostError(
+                f"a launcher started {launched_size()} processes, but Horovod cannot be imported ({error}); "
+                "`resrep doctor` gives the command that installs it",
+                launched_local_rank(),
+            ) from None
+        horovod.init()
+        self._horovod = horovod
+        self.rank, self.size, self.local_rank = horovod.rank(), horovod.size(), horovod.local_rank()
+        require_one_cluster(self.size)
+
+    def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`.
+
+        Args:
+            name: one per purpose; Horovod matches the ranks' calls by it.
+        """
+        if self._horovod is None:
+            return list(tensors)
+        return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name=name))
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Give all ranks the values that rank 0 holds."""
+        if self._horovod is not None:
+            self._horovod.broadcast_variables(list(variables), root_rank=0)
+
+    def from_root(self, function: Callable[[], Any]) -> Any:
+        """Call `function` on rank 0 while the others wait; all get its JSON value.
+
+        The wait has no limit outside of training, and a long one (`faults.long_limit_seconds`) in it. An error that
+        the function raises on rank 0 is raised on all ranks, with its exit code.
+        """
+        with self.watchdog.patient():
+            return function() if self._horovod is None else self._from_root(function)
+
+    def _from_root(self, function: Callable[[], Any]) -> Any:
+        answer: dict[str, Any] = {}
+        error: Exception | None = None
+        if self.is_root:
+            try:
+                answer = {"value": function()}
+            except Exception as raised:  # whatever it is, the others must not wait for an answer
+                error = raised
+                answer = {"error": str(raised), "exit_code": getattr(raised, "exit_code", 1)}
+        answer = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
+        if error is not None:
+            raise error
+        if "error" in answer:
+            failure = RuntimeError(answer["error"])
+            failure.exit_code = answer["exit_code"]  # type: ignore[attr-defined]
+            raise failure
+        return answer["value"]
+
+    def everywhere(self, function: Callable[[], Any]) -> Any:
+        """Call `function` on every rank; where it raises a UserError on some of them, no rank goes on."""
+        value, error = None, None
+        try:
+            value = function()
+        except UserError as raised:
+            error = raised
+        (num_failed,) = self.sum([tf.constant(float(error is not None))], "everywhere")
+        if error is not None:
+            # What all ranks found, rank 0 says for all.
+            error.is_of_one_rank = float(num_failed) < self.size  # type: ignore[attr-defined]
+            raise error
+        if num_failed > 0:
+            raise UserError(f"{int(num_failed)} of {self.size} ranks could not start; they say why")
+        return value
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """The arrays of all ranks, which are of one shape, in the order of the ranks: [size, ...]."""
+        if self._horovod is None:
+            return array[np.newaxis]
+        return self._horovod.allgather(tf.constant(array[np.newaxis]), name="gather").numpy()
+
+    def agree(self, names: Sequence[str], digests: np.ndarray) -> None:
+        """Compare one digest per name over the ranks.
+
+        Raises:
+            DisagreementError: on every rank alike, with the names and the ranks that differ.
+        """
+        table = self.gather(digests)
+        differences = [
+            f"{name} on rank {rank}"
+            for column, name in enumerate(names)
+            for rank in _ranks_that_differ(table[:, column])
+        ]
+        if differences:
+            more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
+            against = "rank 0" if self.size == 2 else "the majority"
+            raise DisagreementError(
+                f"the ranks hold different state: {', '.join(differences[:8])}{more} "
+                f"(compared with {against}); resume from the last checkpoint"
+            )
+
+    def shutdown(self) -> None:
+        """Leave the cluster; afterwards no collective may be called."""
+        if self._horovod is not None:
+            self._horovod.shutdown()
+
+    def _broadcast_bytes(self, data: bytes) -> bytes:
+        length = self._horovod.broadcast(tf.constant(len(data)), root_rank=0, name="length")
+        array = np.zeros(int(length), np.uint8)
+        if self.is_root:
+            array[:] = np.frombuffer(data, np.uint8)
+        return self._horovod.broadcast(tf.constant(array), root_rank=0, name="bytes").numpy().tobytes()
+
+
+def _ranks_that_differ(column: np.ndarray) -> list[int]:
+    values, counts = np.unique(column, return_counts=True)
+    # A tie cannot tell who is wrong; rank 0 is then the reference.
+    tied = values[counts == counts.max()]
+    reference = column[0] if column[0] in tied else tied[0]
+    return [rank for rank, value in enumerate(column) if value != reference]
+
+
+def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
+    """Which of the GPUs that this rank sees is its own."""
+    if local_size <= num_gpus:
+        return local_rank
+    if has_bound_gpus():
+        return 0
+    raise HostError(
+        f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
+        "(where each rank sees a GPU of its own only, start them with `srun --gpus-per-task=1`)",
+        local_rank,
+    )
+
+
+def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and has_slurm_gpus():
+        raise HostError(
+            f"host {platform.node()}: Slurm gave this job GPUs, but TensorFlow sees none; make an environment for "
+            "them (`RESREP_DEVICE=gpu bash launch/setup.sh`, `resrep doctor` shows it), or leave them out of the job",
+            local_rank,
+        )
+    if gpus:
+        gpu = gpus[_own_gpu(len(gpus), local_rank, local_size)]
+        try:
+            tf.config.set_visible_devices(gpu, "GPU")
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            raise UserError(
+                "TensorFlow had started its GPUs before this rank could choose its own; make "
+                "`resrep_dist.cluster.Cluster()` before the model and give it to the Trainer"
+            ) from None
+    # TensorFlow refuses a change once it has started; a user's own program may have started it.
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(available_cores())

@@ -1,0 +1,219 @@
+"""Who is still there: a connection from every rank to rank 0, which the system closes when a process dies.
+
+It tells of a killed rank within milliseconds, where files in a shared folder would need it to be shared, and many
+seconds of silence. What travels is one number a second, the step that a rank has begun. Rank 0's port is open
+only while the ranks connect; each shows a secret that it got over Horovod's own connections.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import hmac
+import logging
+import math
+import os
+import secrets
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from resrep_dist.distributed.environment import before_leaving, leave
+from resrep_dist.errors import RankLostError, StalledError
+
+import psutil
+
+_log = logging.getLogger(__name__)
+_NUMBER = struct.Struct("!q")
+# In place of a step: "I end, all is well", and "I end by an error that I have named".
+_LEFT, _FAILED = -1, -2
+_HELLO = struct.Struct("!32sq64s")
+_INTERVAL_SECONDS = 1.0
+# A process that runs tells every second; after so long it is worth a word.
+_SILENT_SECONDS = 5.0
+_CONNECT_SECONDS, _HELLO_SECONDS = 30.0, 3.0
+# How long a rank may take to end by itself after another one has named an error.
+_GRACE_SECONDS = 3.0
+_GOODBYE_SECONDS = 1.0
+RESUME_HINT = "start the same command again to resume from the last checkpoint"
+
+
+@dataclasses.dataclass
+class _Peer:
+    rank: int
+    place: str
+    connection: socket.socket
+    step: int = 0
+    silent_seconds: float = 0.0
+    received: bytes = b""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} ({self.place})"
+
+
+class Presence:
+    """Watches the other ranks in a thread: rank 0 all of them, the others rank 0.
+
+    When one is gone without a word, this process says so in one line and ends with `RankLostError.exit_code`.
+
+    Attributes:
+        step: the step that this rank has begun; the others are told.
+        silence_limit_seconds: without a sign of life for so long (a lost host, a stopped process) a rank counts as
+            stalled, and this process ends with `StalledError.exit_code`.
+
+    Args:
+        from_root: calls a function on rank 0 and gives all ranks its value; see `Cluster.from_root`.
+    """
+
+    def __init__(self, rank: int, size: int, from_root: Callable[[Callable[[], Any]], Any]) -> None:
+        self.step = 0
+        self.silence_limit_seconds = math.inf
+        self._is_leaving = False
+        self._end_time: float | None = None
+        listener: list[socket.socket] = []
+        offer = from_root(lambda: _listen(listener))
+        self._peers = _accept(listener[0], size - 1, offer) if rank == 0 else _connect(rank, offer)
+        before_leaving(lambda: self._say_goodbye(_FAILED))
+        atexit.register(self._say_goodbye, _LEFT)
+        threading.Thread(target=self._watch, name="presence", daemon=True).start()
+
+    def describe(self) -> str:
+        """Which ranks keep this one waiting, as far as it can be seen from here."""
+        late = [f"{peer} does not answer" for peer in self._peers if peer.silent_seconds > _SILENT_SECONDS]
+        late = late or [f"{peer} has not begun step {self.step}" for peer in self._peers if peer.step < self.step]
+        return ", ".join(late) or "every rank that can be seen from here has begun that step"
+
+    def _watch(self) -> None:
+        selector = selectors.DefaultSelector()
+        for peer in self._peers:
+            peer.connection.setblocking(False)
+            selector.register(peer.connection, selectors.EVENT_READ, peer)
+        last_time = time.monotonic()
+        while self._peers or self._end_time is not None:
+            for key, _ in selector.select(_INTERVAL_SECONDS):
+                if not self._receive(key.data):
+                    selector.unregister(key.fileobj)
+                    self._peers.remove(key.data)
+                    key.data.connection.close()
+            now = time.monotonic()
+            if self._end_time is not None and now > self._end_time:
+                leave(RankLostError.exit_code)
+            if now - last_time >= _INTERVAL_SECONDS:
+                self._send(self.step)
+                # Time in which this process itself was stopped does not count.
+                self._count_silence(min(now - last_time, _INTERVAL_SECONDS))
+                last_time = now
+
+    def _count_silence(self, seconds: float) -> None:
+        for peer in self._peers:
+            peer.silent_seconds += seconds
+            if peer.silent_seconds > self.silence_limit_seconds:
+                place = f"for {peer.silent_seconds:.0f} s, last seen in step {peer.step}"
+                leave(StalledError.exit_code, f"{peer} does not answer {place}; {RESUME_HINT}")
+
+    def _receive(self, peer: _Peer) -> bool:
+        """Take what a rank has sent; False when it has left."""
+        try:
+            data = peer.connection.recv(4096)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        if not data:
+            if not self._is_leaving and self._end_time is None:
+                leave(RankLostError.exit_code, f"{peer} is gone, last seen in step {peer.step}; {RESUME_HINT}")
+            return False
+        peer.received += data
+        peer.silent_seconds = 0.0
+        end = len(peer.received) // _NUMBER.size * _NUMBER.size
+        numbers = [number for (number,) in _NUMBER.iter_unpack(peer.received[:end])]
+        peer.received = peer.received[end:]
+        if _FAILED in numbers:
+            # All ranks may have met the same error, each with its exit code; who has not is to end too.
+            self._end_time = time.monotonic() + _GRACE_SECONDS
+            self._send(_FAILED)
+        elif numbers and numbers[-1] >= 0:
+            peer.step = numbers[-1]
+        return not {_FAILED, _LEFT} & set(numbers)
+
+    def _send(self, number: int) -> None:
+        for peer in list(self._peers):
+            with contextlib.suppress(OSError):  # full or closed: who receives will notice
+                peer.connection.send(_NUMBER.pack(number))
+
+    def _say_goodbye(self, number: int) -> None:
+        self._is_leaving = True
+        self._send(number)
+        # Whoever gets it closes the connection. To close it first, with something unread, would reset it, and the
+        # number could be lost on its way.
+        deadline = time.monotonic() + _GOODBYE_SECONDS
+        for peer in list(self._peers):
+            with contextlib.suppress(OSError):
+                peer.connection.settimeout(max(0.01, deadline - time.monotonic()))
+                while peer.connection.recv(4096):
+                    pass
+
+
+def _listen(listener: list[socket.socket]) -> dict[str, Any]:
+    """Open rank 0's port; returns what the others must know to find it and to be let in."""
+    listener.append(socket.create_server(("", 0), backlog=1024))
+    interfaces = psutil.net_if_addrs().values()
+    return {
+        "addresses": [entry.address for entries in interfaces for entry in entries if entry.family == socket.AF_INET],
+        "port": listener[0].getsockname()[1],
+        "secret": secrets.token_hex(16),
+        "answer": secrets.token_hex(16),
+        "place": _place(),
+    }
+
+
+def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> list[_Peer]:
+    """On rank 0: let the other ranks in, and nobody else; then close the port."""
+    peers: dict[int, _Peer] = {}
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    with listener:
+        while len(peers) < num_peers and (left := deadline - time.monotonic()) > 0:
+            listener.settimeout(left)
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                continue
+            try:
+                connection.settimeout(_HELLO_SECONDS)
+                secret, rank, place = _HELLO.unpack(connection.recv(_HELLO.size, socket.MSG_WAITALL))
+                if not hmac.compare_digest(secret, offer["secret"].encode()):
+                    raise ConnectionRefusedError
+                connection.sendall(offer["answer"].encode())
+                peers[rank] = _Peer(rank, place.rstrip(b"\0").decode("utf-8", "replace"), connection)
+            except (OSError, struct.error):
+                connection.close()
+    if len(peers) < num_peers:
+        _log.warning(
+            "%d of %d ranks cannot reach rank 0 over TCP: if one of them is lost, nobody can say which.",
+            num_peers - len(peers),
+            num_peers,
+        )
+    return list(peers.values())
+
+
+def _connect(rank: int, offer: dict[str, Any]) -> list[_Peer]:
+    """On the other ranks: the connection to rank 0, over the first of its addresses that answers."""
+    hello = _HELLO.pack(offer["secret"].encode(), rank, _place().encode())
+    answer = offer["answer"].encode()
+    for address in offer["addresses"]:
+        try:
+            connection = socket.create_connection((address, offer["port"]), _HELLO_SECONDS)
+            connection.sendall(hello)
+            if connection.recv(len(answer), socket.MSG_WAITALL) == answer:
+                return [_Peer(0, offer["place"], connection)]
+            connection.close()
+        except OSError:
+            continue
+    return []
+
+
+def _place() -> str:
+    return f"host {socket.gethostname()[:30]}, process {os.getpid()}"

@@ -1,0 +1,154 @@
+"""Keras models into other formats; a file is kept only when it gives the model's outputs."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
+from resrep_dist.export.inference import from_keras, open_model_file
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
+
+OPSET = 17
+"""Of ONNX."""
+_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A file that was compared with the Keras model."""
+
+    path: Path
+    num_images: int
+    max_abs_difference: float
+    """Largest difference of two outputs."""
+    max_relative_difference: float
+    """The same, as a fraction of the largest output."""
+    argmax_agreement: float
+    """Share of the images with the same class."""
+
+
+def export_model(model: keras.Model, format_name: str, folder: Path, images: np.ndarray, tolerance: float) -> Export:
+    """Write the model into `folder` in one of `FORMATS`, and compare the file with the model.
+
+    Args:
+        images: what both are given, float32 [N, height, width, channels].
+        tolerance: largest difference that is accepted, as a fraction of the largest output; of a 16-bit format
+            at least 0.01.
+
+    Raises:
+        ModelError: where the converter cannot do it.
+        CertificateError: where the outputs differ; the file is deleted.
+        UserError: where the converter is not installed, or the file cannot be written.
+    """
+    name, _, lowest_tolerance = FORMATS[format_name]
+    path = folder / name
+    with _writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+    with scratch:
+        partial = Path(scratch.name) / name
+        _convert(model, format_name, partial)
+        export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
+        with _writing(path):
+            if path.is_dir():
+                # A rename does not replace a SavedModel's folder.
+                os.replace(path, Path(scratch.name) / "before")
+            os.replace(partial, path)
+    return dataclasses.replace(export, path=path)
+
+
+def print_export(console: Console, export: Export) -> None:
+    """What was written, and how it compares."""
+    size = sum(file.stat().st_size for file in [export.path, *export.path.rglob("*")] if file.is_file())
+    console.print(
+        f"{export.path} ({size / 1e6:.2f} MB): largest difference {export.max_abs_difference:.2g}, "
+        f"{export.max_relative_difference:.2g} of the largest output, on {export.num_images} images; "
+        f"the same class for {100 * export.argmax_agreement:.1f} %"
+    )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({one_line(error.strerror)}); give another --output") from None
+
+
+def _convert(model: keras.Model, format_name: str, path: Path) -> None:
+    try:
+        FORMATS[format_name][1](model, path)
+    except UserError:
+        raise
+    except Exception as error:  # converters raise whatever they like
+        raise ModelError(f"format {format_name}: {model.name} cannot be converted ({one_line(error)})") from None
+
+
+def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: float) -> Export:
+    starts = range(0, len(images), _BATCH_SIZE)
+    expected, received = (
+        np.concatenate([inference.run(images[start : start + _BATCH_SIZE]) for start in starts])
+        for inference in (from_keras(model), open_model_file(path))
+    )
+    difference = float(np.max(np.abs(expected - received)))
+    relative = difference / max(float(np.max(np.abs(expected))), 1e-30)
+    # Written so that a difference that is not a number is refused as well.
+    if not relative <= tolerance:
+        raise CertificateError(
+            f"{path.name}: its outputs differ from the Keras model's by {relative:.2g} of the largest on {len(images)} "
+            f"images, tolerance {tolerance:.2g}; it is not written"
+        )
+    agreement = float(np.mean(expected.argmax(-1) == received.argmax(-1)))
+    return Export(path, len(images), difference, relative, agreement)
+
+
+def _inference_function(model: keras.Model) -> tf.types.experimental.GenericFunction:
+    signature = [tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")]
+    return tf.function(lambda images: {"outputs": model(images, training=False)}, input_signature=signature)
+
+
+def _to_saved_model(model: keras.Model, path: Path) -> None:
+    # The variables and not the model: Keras would trace every layer by itself.
+    module = tf.Module()
+    module.weights, module.serve = model.variables, _inference_function(model)
+    tf.saved_model.save(module, str(path), signatures=module.serve)
+
+
+def _to_tflite(model: keras.Model, path: Path, is_float16: bool = False) -> None:
+    # By way of a SavedModel the batch stays open, and Keras' own names stay out of it.
+    with tempfile.TemporaryDirectory() as folder:
+        _to_saved_model(model, Path(folder))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if is_float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        path.write_bytes(converter.convert())
+
+
+def _to_tflite_float16(model: keras.Model, path: Path) -> None:
+    _to_tflite(model, path, is_float16=True)
+
+
+def _to_onnx(model: keras.Model, path: Path) -> None:
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise UserError(f"format onnx: {error}; `pip install 'resrep-dist[onnx]'` brings it") from None
+    function = _inference_function(model)
+    tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET, output_path=str(path))
+
+
+# Name of the file, its converter, the lowest tolerance that its precision allows.
+FORMATS: dict[str, tuple[str, Callable[[keras.Model, Path], None], float]] = {
+    "saved_model": ("saved_model", _to_saved_model, 0.0),
+    "tflite": ("model.tflite", _to_tflite, 0.0),
+    "tflite_float16": ("model_float16.tflite", _to_tflite_float16, 1e-2),
+    "onnx": ("model.onnx", _to_onnx, 0.0),
+}

@@ -1,0 +1,85 @@
+"""Batch norm by the statistics of the global batch."""
+
+from typing import Any
+
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.layers.replacement import replace_layers
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+class SyncBatchNormalization(keras.layers.BatchNormalization):
+    """Batch norm whose mean and variance are those of all ranks' samples; without a cluster, plain batch norm.
+
+    One collective per layer in the forward pass and one in the backward pass, each of 2 D + 1 numbers.
+    """
+
+    cluster: Cluster | None = None
+
+    def call(self, inputs: tf.Tensor, training: Any = None, mask: Any = None) -> tf.Tensor:
+        if self.cluster is None or not training or not self.trainable:
+            return super().call(inputs, training=training, mask=mask)
+        channel_axis = self.axis[0] % inputs.shape.rank
+        axes = [axis for axis in range(inputs.shape.rank) if axis != channel_axis]
+        shape = [1] * inputs.shape.rank
+        shape[channel_axis] = inputs.shape[channel_axis]
+        x = tf.cast(inputs, self.moving_mean.dtype)
+        # Sums of squares lose digits where the mean is large; about the running mean they do not.
+        shift = tf.identity(self.moving_mean)
+        centred = x - tf.reshape(shift, shape)
+        count = tf.cast(tf.size(x) // shape[channel_axis], x.dtype)
+        local = [tf.reduce_sum(centred, axes), tf.reduce_sum(tf.square(centred), axes), count]
+        total, squares, count = self.cluster.sum(local, f"sync_{self.name}")
+        mean = total / count
+        variance = tf.maximum(squares / count - tf.square(mean), 0.0)
+        self._update(mean + shift, variance, count)
+        beta = tf.reshape(self.beta, shape) if self.center else None
+        gamma = tf.reshape(self.gamma, shape) if self.scale else None
+        outputs = tf.nn.batch_normalization(
+            centred, tf.reshape(mean, shape), tf.reshape(variance, shape), beta, gamma, self.epsilon
+        )
+        return tf.cast(outputs, inputs.dtype)
+
+    def _update(self, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor) -> None:
+        if self.fused:
+            # As Keras' own layer does where it uses TensorFlow's fused operation.
+            variance *= count / tf.maximum(count - 1.0, 1.0)
+        for variable, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            variable.assign(variable * self.momentum + value * (1.0 - self.momentum))
+
+
+def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
+    """The model with synchronised batch norm."""
+
+    def synchronised(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return None
+        new = SyncBatchNormalization.from_config(layer.get_config())
+        new.cluster = cluster
+        return new
+
+    return replace_layers(model, synchronised)
+
+
+def with_plain_batch_norm(model: keras.Model) -> keras.Model:
+    """The model with stock batch norm; itself where it has no other."""
+    if not any(isinstance(layer, SyncBatchNormalization) for layer in model.layers):
+        return model
+
+    def plain(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        is_sync = isinstance(layer, SyncBatchNormalization)
+        return keras.layers.BatchNormalization.from_config(layer.get_config()) if is_sync else None
+
+    return replace_layers(model, plain)
+
+
+def copy_clusters(model: keras.Model, source: keras.Model) -> keras.Model:
+    """The model itself, its synchronized batch norms on the clusters of those of `source`.
+
+    A layer's configuration does not hold its cluster, so a rebuilt model has none.
+    """
+    for layer in model.layers:
+        if isinstance(layer, SyncBatchNormalization):
+            layer.cluster = source.get_layer(layer.name).cluster
+    return model

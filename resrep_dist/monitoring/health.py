@@ -1,0 +1,99 @@
+"""What goes wrong with a run without an error, said early, once, and by layer; and what is wrong with its result."""
+
+import logging
+import math
+
+from resrep_dist.config import Config
+from resrep_dist.pruning.pruner import Pruner
+
+_log = logging.getLogger(__name__)
+# So many log lines in a row have to look bad.
+_PATIENCE = 5
+_MAX_LOSS_OF_LOWEST = 3.0
+_MAX_LOSS_OF_GUESSING = 1.1
+# Compactors begin with rows of norm 1.
+_MIN_ROW_NORM = 1e-3
+
+
+class Health:
+    """Watches the figures of one phase and warns in the log of rank 0, of each thing once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        is_plain = config.training.loss == "sparse_categorical_crossentropy" and not config.training.class_weights
+        # Cross-entropy of equal logits; what other losses give for them is not known here.
+        self._guessing = math.log(config.model.num_classes) if is_plain else None
+        self._lowest_loss = math.inf
+        self._num_bad = {"above guessing": 0, "rising": 0}
+        self._said: set[str] = set()
+
+    def see(self, step: int, loss: float, pruner: Pruner | None) -> None:
+        """Look at the mean loss since the last log line, and at the channels where the phase prunes."""
+        self._see_loss(step, loss)
+        if pruner is not None:
+            self._see_layers(step, pruner)
+            self._see_target(step, pruner)
+
+    def _see_loss(self, step: int, loss: float) -> None:
+        self._lowest_loss = min(self._lowest_loss, loss)
+        guessing = self._guessing
+        mend = f"the training diverges; lower train.learning_rate and start again; first seen {_PATIENCE} log lines ago"
+        if self._is_bad_for_long("above guessing", guessing is not None and loss > _MAX_LOSS_OF_GUESSING * guessing):
+            self._warn(
+                "above guessing",
+                f"Step {step}: the loss, {loss:.3g}, stays above that of guessing, {guessing:.3g}: {mend}.",
+            )
+        # A small loss may rise by a large factor while channels die.
+        is_large = guessing is None or loss > guessing / 2
+        if self._is_bad_for_long("rising", is_large and loss > _MAX_LOSS_OF_LOWEST * self._lowest_loss > 0):
+            self._warn(
+                "rising",
+                f"Step {step}: the loss, {loss:.3g}, stays far above its lowest, {self._lowest_loss:.3g}: {mend}.",
+            )
+
+    def _is_bad_for_long(self, name: str, is_bad: bool) -> bool:
+        self._num_bad[name] = self._num_bad[name] + 1 if is_bad else 0
+        return self._num_bad[name] >= _PATIENCE
+
+    def _see_layers(self, step: int, pruner: Pruner) -> None:
+        assert self._config.prune is not None
+        min_channels = self._config.prune.min_channels
+        figures = zip(
+            pruner.graph.groups, pruner.unmasked_widths(), pruner.living_widths(), pruner.norms(), strict=True
+        )
+        for group, unmasked, living, norms in figures:
+            num_channels, layer = group.num_channels, f"Step {step}: layer {group.name}"
+            if max(norms) <= _MIN_ROW_NORM:
+                self._warn(
+                    f"{group.name} is empty",
+                    f"{layer} carries nothing any more: the largest row norm of its {num_channels} channels is "
+                    f"{max(norms):.1g}; lower prune.lasso_strength, or add it to prune.exclude.",
+                )
+            if min_channels * group.num_parts >= num_channels:
+                continue
+            if living <= min_channels:
+                self._warn(
+                    f"{group.name} is dead",
+                    f"{layer} is at its least: {living * group.num_parts} of its {num_channels} channels live.",
+                )
+            elif unmasked <= min_channels:
+                self._warn(
+                    f"{group.name} is masked",
+                    f"{layer} goes to its least: the masks leave {unmasked * group.num_parts} of its {num_channels} "
+                    "channels; a higher prune.min_channels keeps more, prune.exclude all of them.",
+                )
+
+    def _see_target(self, step: int, pruner: Pruner) -> None:
+        assert self._config.prune is not None
+        target, reached = self._config.prune.target_macs_fraction, pruner.macs_fraction(pruner.unmasked_widths())
+        if pruner.is_settled(step) and reached > target:
+            self._warn(
+                "target",
+                f"Step {step}: the target will be missed: masks change no more and leave {100 * reached:.1f} % of the "
+                f"multiply-adds, {100 * target:.1f} % were asked for; raise prune.channels_per_update or train longer.",
+            )
+
+    def _warn(self, name: str, message: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            _log.warning("%s", message)

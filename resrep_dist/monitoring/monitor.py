@@ -1,0 +1,206 @@
+"""What a person sees of a run: TensorBoard, one progress bar, log lines. Silent except on rank 0."""
+
+import contextlib
+import datetime
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from resrep_dist.distributed.environment import launched_size
+from resrep_dist.errors import one_line
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+_log = logging.getLogger(__name__)
+_PIPE_COLUMNS = 120
+
+
+def make_console() -> Console:
+    """The terminal: the one that RESREP_TERMINAL names where a launcher reads our output through a pipe."""
+    terminal = os.environ.get("RESREP_TERMINAL")
+    # What mpirun gives its ranks looks like a terminal and goes through a pipe all the same.
+    is_pipe = launched_size() > 1 or not sys.stdout.isatty()
+    if terminal and is_pipe:
+        try:
+            return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)
+        except OSError as error:
+            _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
+    # Rich takes a pipe for 80 columns wide and would cut the figures of a wide table.
+    width = _PIPE_COLUMNS if is_pipe and "COLUMNS" not in os.environ else None
+    return Console(soft_wrap=True, force_terminal=False if is_pipe else None, width=width)
+
+
+def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -> None:
+    """Log lines of ours on rank 0 (quiet: from warnings on), errors of all ranks, nothing of TensorFlow's."""
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("resrep_dist")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if not is_root else logging.WARNING if is_quiet else logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+class Monitor:
+    """Curves and progress of one phase. Without a folder, or on another rank than 0, it does nothing."""
+
+    def __init__(self, title: str, folder: Path | None, console: Console | None, num_steps: int) -> None:
+        self._title, self._console, self._num_steps = title, console, num_steps
+        self.folder = folder
+        self._writer: tf.summary.SummaryWriter | None = None
+        self._progress: Progress | None = None
+        self._start_time, self._start_step = time.monotonic(), 0
+        self._is_profiling = False
+        self._is_failing = False
+
+    @property
+    def is_silent(self) -> bool:
+        """True where nothing that it is given is seen by anyone."""
+        return self.folder is None and self._console is None
+
+    def start(self, step: int, write_head: Callable[[], None] | None = None) -> None:
+        """Open the curves at the step that the run starts or resumes at.
+
+        Args:
+            write_head: writes what stands beside the curves at this step, by `tf.summary`.
+        """
+        self._start_time, self._start_step = time.monotonic(), step
+        if self.folder is not None:
+            drop_events_after(self.folder, step)
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+            if write_head is not None:
+                with self._tolerant(), self._writer.as_default(step=step):
+                    write_head()
+        if self._console is not None and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                # On a narrow terminal it is the bar that gives way.
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+                console=self._console,
+                # Rich's ten a second would take more of a core than all other logging.
+                refresh_per_second=2,
+            )
+            self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
+            self._progress.start()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Curves that a full disk refuses are no reason to stop a training; said once."""
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as error:
+            if not self._is_failing:
+                _log.error("curves %s: cannot be written (%s); the training goes on", self.folder, one_line(error))
+            self._is_failing = True
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of curves."""
+        self._write(step, (scalar_pb(name, value) for name, value in values.items()))
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Distributions, row norms by layer."""
+        self._write(step, (histogram_pb(name, array) for name, array in values.items()))
+
+    def _write(self, step: int, summaries: Iterable[Summary]) -> None:
+        if self._writer is not None:
+            # TensorBoard's own messages: `tf.summary.histogram` runs some fifty operations for each.
+            together = Summary(value=[value for summary in summaries for value in summary.value])
+            with self._tolerant(), self._writer.as_default(step=step):
+                tf.summary.experimental.write_raw_pb(together.SerializeToString())
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, description: str) -> None:
+        """An image, uint8 [height, width, 3]."""
+        if self._writer is not None:
+            with self._tolerant(), self._writer.as_default(step=step):
+                tf.summary.image(name, pixels[np.newaxis], description=description)
+
+    def text_file(self, name: str, text: str) -> None:
+        """A file beside the curves, whole or as it was."""
+        if self.folder is not None:
+            with self._tolerant():
+                partial = self.folder / f"{name}.partial"
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, self.folder / name)
+
+    def start_profile(self) -> None:
+        """Let TensorFlow's profiler run in this process, for TensorBoard's tab `Profile`."""
+        with self._tolerant():
+            tf.profiler.experimental.start(str(self.folder))
+            self._is_profiling = True
+
+    def stop_profile(self) -> None:
+        """Write the profile, where one is being made."""
+        if self._is_profiling:
+            self._is_profiling = False
+            with self._tolerant():
+                tf.profiler.experimental.stop()
+            _log.info("The profile is written: %s/plugins/profile", self.folder)
+
+    def progress(self, step: int, values: str, short_values: str) -> None:
+        """Move the bar, with the short values beside it, or write a line where there is no terminal."""
+        # The extension behind the last step is not known beforehand.
+        total = max(self._num_steps, step)
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=short_values)
+        elif self._console is not None:
+            _log.info("%s step %d/%d  %s%s", self._title, step, total, values, self._time_left(step))
+
+    def _time_left(self, step: int) -> str:
+        if step >= self._num_steps:
+            return ""
+        seconds = (self._num_steps - step) * (time.monotonic() - self._start_time) / max(step - self._start_step, 1)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
+
+    def flush(self) -> None:
+        """Put the curves on disk; called with every checkpoint."""
+        if self._writer is not None:
+            with self._tolerant():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """End the curves, the profile and the bar."""
+        self.stop_profile()
+        if self._writer is not None:
+            with self._tolerant():
+                self._writer.close()
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def drop_events_after(folder: Path, step: int) -> None:
+    """Rewrite the event files in `folder` without points after `step`, so that a resumed run does not overlap."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        kept, num_dropped = [], 0
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if Event.FromString(record).step > step:
+                    num_dropped += 1
+                else:
+                    kept.append(record)
+        except tf.errors.DataLossError:
+            # The last record of a killed run may be cut short; what follows it is lost anyway.
+            num_dropped += 1
+        if num_dropped:
+            partial = path.with_name(f"{path.name}.partial")
+            with tf.io.TFRecordWriter(str(partial)) as writer:
+                for record in kept:
+                    writer.write(record)
+            os.replace(partial, path)

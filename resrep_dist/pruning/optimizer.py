@@ -1,0 +1,160 @@
+"""SGD with momentum for the whole model, with ResRep's rule for the compactors."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ModelError
+from resrep_dist.layers.compactor import Compactor, GroupLasso
+from resrep_dist.pruning.rules import row_norms, update_compactor
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+@keras.utils.register_keras_serializable("resrep_dist")
+class ResRepOptimizer(keras.optimizers.Optimizer):
+    """v = momentum v + G + decay w; w -= lr v, the form of the authors' code.
+
+    For a compactor, G is the reset gradient with the lasso penalty (section 3.3), without decay and with a
+    momentum of its own. For all others G is the gradient; only weights of two and more dimensions decay,
+    so neither bias nor batch norm does.
+
+    The trainer averages gradients and norms over the ranks before. In `fit` the optimizer does it, in one
+    collective through `cluster`; a step whose averaged gradients are not finite is left out by all ranks.
+
+    Keras' own SGD keeps the learning rate inside v, which is another rule once the rate changes.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        compactors: Sequence[Compactor] = (),
+        *,
+        momentum: float = 0.9,
+        decay: float = 1e-4,
+        lasso_strength: float = 1e-4,
+        compactor_momentum: float = 0.99,
+        rule: str = "radial",
+        cluster: Cluster | None = None,
+        name: str = "ResRepOptimizer",
+    ) -> None:
+        super().__init__(name=name, jit_compile=False)
+        if rule not in ("radial", "paper"):
+            raise ValueError(f"rule: received {rule!r}, expected 'radial' or 'paper'")
+        for compactor in compactors:
+            if isinstance(compactor.kernel_regularizer, GroupLasso):
+                raise ModelError(
+                    f"compactor {compactor.name}: it has a GroupLasso, and ResRepOptimizer adds the same penalty; "
+                    "leave out one of them"
+                )
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self._cluster = cluster
+        self.compactors = list(compactors)
+        self.momentum, self.decay = momentum, decay
+        self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Create one velocity slot per variable."""
+        super().build(var_list)
+        if not hasattr(self, "velocities"):
+            self.velocities = [self.add_variable_from_reference(v, "velocity") for v in var_list]
+            self._velocity_of = dict(zip((v.ref() for v in var_list), self.velocities, strict=True))
+
+    def row_norms(self) -> list[tf.Tensor]:
+        """Row norms of the compactors as they stand on this rank, each [D_out]."""
+        with tf.name_scope("resrep_norms"):
+            return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]],
+        name: str | None = None,
+        norms: Sequence[tf.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tf.Variable:
+        """Apply averaged gradients with the compactors' averaged row norms; without `norms` average both first."""
+        pairs = list(grads_and_vars)
+        with tf.init_scope():
+            self.build([variable for _, variable in pairs])
+        if norms is not None:
+            self._apply(pairs, norms)
+            return self.iterations.assign_add(1)
+        gradients, norms = self._average([gradient for gradient, _ in pairs])
+        averaged = list(zip(gradients, (variable for _, variable in pairs), strict=True))
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        tf.cond(is_finite, lambda: self._apply(averaged, norms), lambda: None)
+        return self.iterations.assign_add(1)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; without a schedule the one that is set now."""
+        is_schedule = isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        return float(self._learning_rate(step) if is_schedule else self._learning_rate)
+
+    def _average(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        norms = self.row_norms()
+        if self._cluster is None or self._cluster.size == 1:
+            return gradients, norms
+        summed = self._cluster.sum([*gradients, *norms], "optimizer")
+        averaged = [value / self._cluster.size for value in summed]
+        return averaged[: len(gradients)], averaged[len(gradients) :]
+
+    def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
+        gradients = {variable.ref(): gradient for gradient, variable in pairs}
+        rate = self._rate()
+        # What is ours in a step is found by these names in a profile.
+        with tf.name_scope("resrep_update"):
+            self._update_compactors(gradients, norms, rate)
+        of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
+        for gradient, variable in pairs:
+            if variable.ref() not in of_compactors:
+                self._update_weight(gradient, variable, rate)
+
+    def _rate(self) -> tf.Tensor:
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return self._learning_rate
+
+    def _update_weight(self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor) -> None:
+        if self.decay and variable.shape.rank > 1:
+            gradient += tf.constant(self.decay, variable.dtype) * variable
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=self._velocity_of[variable.ref()].handle,
+            lr=tf.cast(rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.constant(self.momentum, variable.dtype),
+        )
+
+    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
+        # Compactors of one shape are updated together: a few operations for all of them, not some for each.
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, compactor in enumerate(self.compactors):
+            by_shape.setdefault(tuple(compactor.kernel.shape), []).append(index)
+        for indices in by_shape.values():
+            kernels = [self.compactors[index].kernel for index in indices]
+            velocities = [self._velocity_of[kernel.ref()] for kernel in kernels]
+            stacked, velocity = update_compactor(
+                tf.stack(kernels),
+                tf.stack(velocities),
+                tf.stack([gradients[kernel.ref()] for kernel in kernels]),
+                tf.stack([self.compactors[index].mask for index in indices])[:, tf.newaxis, tf.newaxis],
+                tf.stack([norms[index] for index in indices])[:, tf.newaxis, tf.newaxis],
+                learning_rate=tf.cast(rate, kernels[0].dtype),
+                lasso_strength=self.lasso_strength,
+                momentum=self.compactor_momentum,
+                radial=self.rule == "radial",
+            )
+            for variable, value in zip(kernels + velocities, tf.unstack(stacked) + tf.unstack(velocity), strict=True):
+                variable.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "momentum": self.momentum,
+            "decay": self.decay,
+            "lasso_strength": self.lasso_strength,
+            "compactor_momentum": self.compactor_momentum,
+            "rule": self.rule,
+        }

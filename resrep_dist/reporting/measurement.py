@@ -1,0 +1,61 @@
+"""Measured figures of models: accuracy, parameters, latency, size of the file."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.config import Config
+from resrep_dist.data.source import ImageSource
+from resrep_dist.training.evaluation import Evaluator
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+_NUM_TIMINGS = 50
+
+
+def measure_models(
+    models: dict[str, keras.Model],
+    files: dict[str, Path],
+    macs: Mapping[str, int | None],
+    validation_data: ImageSource,
+    config: Config,
+) -> dict[str, Any]:
+    latencies = measure_latencies(models, validation_data.first_images(1)[0])
+    batch_size = config.data.evaluation_batch_size
+    return {
+        name: {
+            **Evaluator(model, config.training.metrics).evaluate(validation_data, batch_size),
+            "macs": macs[name],
+            "parameters": count_parameters(model),
+            "latency_ms": latencies[name],
+            "file_bytes": files[name].stat().st_size,
+        }
+        for name, model in models.items()
+    }
+
+
+def measure_latencies(models: dict[str, keras.Model], image: np.ndarray) -> dict[str, float]:
+    """Median time of one image through each model, milliseconds; interleaved, since machines are noisy."""
+    batch = tf.constant(image[np.newaxis])
+    functions = {name: _inference(model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for round_number in range(_NUM_TIMINGS + 5):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function(batch).numpy()
+            if round_number >= 5:
+                times[name].append(1000.0 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Numbers that the model needs for inference; masks are not among them."""
+    return sum(int(np.prod(w.shape)) for w in model.weights if not w.name.endswith("/mask:0"))
+
+
+def _inference(model: keras.Model) -> Any:
+    return tf.function(lambda batch: model(batch, training=False))

@@ -1,0 +1,86 @@
+"""Measured figures of the base, the trained and the slim model, and the table a person reads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.errors import UserError
+
+from rich.console import Console
+from rich.table import Table
+
+
+def read_report(workdir: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        UserError: when there is none.
+    """
+    path = workdir / "slim" / "report.json"
+    if (workdir / "final" / "report.json").exists():
+        path = workdir / "final" / "report.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `resrep merge {workdir}` writes it") from None
+
+
+def print_report(console: Console, report: dict[str, Any], workdir: Path) -> None:
+    """The table at the end of a run."""
+    is_pruned = "slim" in report
+    goal = (
+        f"target {100 * report['target_macs_fraction']:.1f} % multiply-adds" if is_pruned else "trained without pruning"
+    )
+    names = ("base", "trained", "slim") if is_pruned else ("final",)
+    rows = [(name, report[name], report[names[0]]) for name in names]
+    console.print(_table(f"{report['model']}, {goal}", rows))
+    if is_pruned:
+        _print_certificate(console, report)
+    for problem in report.get("problems", []):
+        console.print(f"[bold]Broken:[/bold] {problem}.")
+    folder = workdir / names[-1]
+    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
+
+
+def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
+    """The results of several runs, a line for each, by name."""
+    rows = []
+    for name, report in reports.items():
+        is_pruned = "slim" in report
+        missed = ", target missed" if report.get("target_missed") else ""
+        row, base = (report["slim"], report["base"]) if is_pruned else (report["final"], report["final"])
+        rows.append((f"{name}{missed}", row, base))
+    console.print(_table("multiply-adds are relative to the run's own base", rows))
+
+
+def _table(title: str, rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Table:
+    """A line for each name, figures and figures of the base."""
+    table = Table(title=title)
+    for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, row, base in rows:
+        table.add_row(
+            name,
+            f"{row['top1']:.2f} %",
+            f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)" if row["macs"] else "not known",
+            f"{row['parameters']:,}",
+            f"{row['latency_ms']:.2f} ms",
+            f"{row['file_bytes'] / 1e6:.2f} MB",
+        )
+    return table
+
+
+def _print_certificate(console: Console, report: dict[str, Any]) -> None:
+    certificate = report["certificate"]
+    console.print(
+        f"Largest difference of trained and slim logits: {certificate['max_abs_difference']:.2g}, "
+        f"{certificate['max_relative_difference']:.2g} of the largest, on {certificate['num_images']} images; "
+        f"the same class for {100 * certificate['argmax_agreement']:.1f} %."
+    )
+    if report["target_missed"]:
+        console.print(
+            f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / report['base']['macs']:.1f} % of the "
+            f"multiply-adds are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
+            f"{report['num_masked_alive']} masked channels are still alive."
+        )

@@ -1,0 +1,140 @@
+"""What a run ends with: the merged or the final model, its figures, its report."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.state import model_variables
+from resrep_dist.config import load_config
+from resrep_dist.data.loading import load_sources
+from resrep_dist.data.source import ImageSource
+from resrep_dist.errors import CheckpointError, ConfigError, ModelError
+from resrep_dist.graph import Graph, trace
+from resrep_dist.graph.layout import Layout
+from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.insertion import insert_compactors, live_graph
+from resrep_dist.merging.certificate import certify, check_certificate
+from resrep_dist.merging.merge import merge
+from resrep_dist.models.building import build_model
+from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.pruning.deadness import num_masked_alive
+from resrep_dist.reporting.measurement import measure_models
+from resrep_dist.reporting.problems import problems_of
+from resrep_dist.shrinking.surgery import at_layout
+
+import tensorflow as tf
+from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+
+
+def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict[str, Any]:
+    """Merge the newest checkpoint of a run into `slim/`, measure, write the report; on one process.
+
+    Args:
+        validation_data: that of the run, where it is open already.
+
+    Raises:
+        CertificateError: when the slim model's outputs differ; nothing is written then.
+    """
+    config = load_config(workdir / "config.yaml")
+    if config.prune is None:
+        raise ConfigError(f"{workdir}: a run without the section `prune` has nothing to merge; see {workdir}/final")
+    base = build_model(config.model)
+    graph = trace(base, config.prune.exclude, config.prune.residual_groups)
+    load_weights(base, workdir / "base" / "model.h5")
+    trained = _load_trained(base, graph, workdir)
+    validation_data = validation_data or load_sources(config)[1]
+    images = validation_data.first_images(config.merge.num_images)
+    dead_row_norm = config.prune.dead_row_norm
+    slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
+    partial = _empty_folder(workdir / "slim.partial")
+    save_model(slim, partial / "model.h5")
+    save_model(trained, partial / "trained.h5")
+    # What is certified is the file.
+    slim = load_model(partial / "model.h5")
+    certificate = certify(trained, slim, images, certificate.channels)
+    check_certificate(certificate, config.merge.tolerance)
+    models = {"base": base, "trained": trained, "slim": slim}
+    files = {
+        "base": workdir / "base/model.h5",
+        "trained": partial / "trained.h5",
+        "slim": partial / "model.h5",
+    }
+    slim_graph = trace(slim)
+    macs = {
+        "base": graph.macs.total(graph.widths),
+        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
+        "slim": slim_graph.macs.total(slim_graph.widths),
+    }
+    report = measure_models(models, files, macs, validation_data, config) | {
+        "model": config.model.name,
+        "target_macs_fraction": config.prune.target_macs_fraction,
+        "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
+        "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
+        "certificate": vars(certificate),
+    }
+    report["problems"] = problems_of(report, config.model.num_classes)
+    _publish(report, partial, workdir / "slim")
+    return report
+
+
+def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
+    """Write the model of a run without pruning to `final/`, measure, write the report; on one process."""
+    config = load_config(workdir / "config.yaml")
+    model = build_model(config.model)
+    _restore_newest(workdir, model_variables(model))
+    partial = _empty_folder(workdir / "final.partial")
+    save_model(model, partial / "model.h5")
+    try:
+        graph = trace(model)
+        macs = graph.macs.total(graph.widths)
+    except ModelError:
+        # What cannot be traced cannot be pruned, but it can be trained.
+        macs = None
+    report = measure_models({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
+    report["model"] = config.model.name
+    report["problems"] = problems_of(report, config.model.num_classes)
+    _publish(report, partial, workdir / "final")
+    return report
+
+
+def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
+    trained = whole = insert_compactors(base, graph)
+    variables: dict[str, tf.Variable] = {}
+
+    def lay_out(position: dict[str, Any]) -> None:
+        nonlocal trained
+        trained = at_layout(whole, graph, Layout.of(graph, position.get("layout")))
+        variables.clear()
+        variables.update(model_variables(trained))
+
+    _restore_newest(workdir, variables, lay_out)
+    return trained
+
+
+def _restore_newest(
+    workdir: Path,
+    variables: dict[str, tf.Variable],
+    prepare: Callable[[dict[str, Any]], None] = lambda position: None,
+) -> None:
+    checkpoints = CheckpointFolder(workdir / "checkpoints")
+    if checkpoints.restore_newest(variables, is_whole=False, prepare=prepare) is None:
+        raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
+
+
+def _empty_folder(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _publish(report: dict[str, Any], partial: Path, target: Path) -> None:
+    (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)

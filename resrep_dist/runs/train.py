@@ -1,0 +1,97 @@
+"""A whole run in its folder: base model, pruning, merge, report."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.config import Config
+from resrep_dist.data.loading import load_sources
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.launch_checks import check_launch
+from resrep_dist.distributed.lease import hold_lease
+from resrep_dist.distributed.stopping import StopRequest
+from resrep_dist.errors import ModelError
+from resrep_dist.graph import copy_weights, trace
+from resrep_dist.models.building import build_model
+from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.monitoring.curves import check_heat_maps
+from resrep_dist.pruning.targets import require_prunable, require_reachable_target
+from resrep_dist.runs.results import merge_run, save_final
+from resrep_dist.runs.workdir import open_workdir
+from resrep_dist.training.phase import check_images
+from resrep_dist.training.trainer import Trainer
+
+import tensorflow as tf
+from rich.console import Console
+from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: Path, cluster: Cluster, console: Console | None) -> dict[str, Any]:
+    """Run everything that is not done yet in `workdir`; returns the report. A collective.
+
+    Args:
+        console: where progress is shown; none: nowhere.
+    """
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    check_launch(cluster, workdir)
+    with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
+        # What one host lacks must not leave the others waiting.
+        model = cluster.everywhere(lambda: build_model(config.model))
+        graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
+        if graph and config.prune:
+            # Before a base is trained for nothing.
+            require_prunable(model, graph)
+            require_reachable_target(graph, config.prune)
+            check_heat_maps(config, graph)
+        cluster.from_root(lambda: open_workdir(config, workdir))
+        train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
+        cluster.everywhere(lambda: check_images(model, train_data))
+        cluster.from_root(lambda: _check_file(model, workdir))
+        setting = {
+            "train_data": train_data,
+            "validation_data": validation_data,
+            "cluster": cluster,
+            "workdir": workdir,
+            "console": console,
+        }
+        if graph:
+            _obtain_base(model, config, stop, setting)
+        elif config.model.weights is not None:
+            cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
+        Trainer(model, graph, config, **setting).run(stop)
+        return cluster.from_root(
+            lambda: merge_run(workdir, validation_data) if graph else save_final(workdir, validation_data)
+        )
+
+
+def _check_file(model: keras.Model, workdir: Path) -> None:
+    """Refuse a model now that could be trained, but whose file could not be read at the end."""
+    path = workdir / ".untrained.h5"
+    try:
+        save_model(model, path)
+        load_model(path)
+    except ModelError as error:
+        raise ModelError(f"model {model.name}: it could not be loaded from its own file: {error}") from None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: dict[str, Any]) -> None:
+    """Give `model` the base weights on all ranks: those of an earlier start, of a file, or newly trained."""
+    cluster: Cluster = setting["cluster"]
+    path = setting["workdir"] / "base" / "model.h5"
+    weights = config.model.weights
+    if cluster.from_root(path.exists):
+        cluster.from_root(lambda: load_weights(model, path))
+    elif weights is not None:
+        cluster.from_root(lambda: load_weights(model, Path(weights)))
+    elif config.base is not None:
+        trainer = Trainer(model, None, config, **setting)
+        trainer.run(stop)
+        copy_weights(trainer.model, model)
+    cluster.broadcast(model.weights)
+    if not cluster.from_root(path.exists):
+        cluster.from_root(lambda: save_model(model, path))

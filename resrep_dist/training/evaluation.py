@@ -1,0 +1,68 @@
+"""Exact evaluation: every sample once, over all ranks or on this process alone."""
+
+from collections.abc import Sequence
+
+from resrep_dist.data.order import evaluation_batches
+from resrep_dist.data.source import ImageSource
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.models.softmax import ends_in_softmax
+from resrep_dist.training.losses import make_metrics, update_metric
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+class Evaluator:
+    """Accuracy and Keras metrics of one model, compiled once however often it is called.
+
+    Args:
+        metrics: names of Keras metrics; they get probabilities, also where the model gives logits.
+    """
+
+    def __init__(self, model: keras.Model, metrics: Sequence[str] = ()) -> None:
+        self._model, self._names = model, list(metrics)
+        self._metrics = make_metrics(metrics, model)
+        # Of fewer than six classes the best five are all or all but none: no top-5 then.
+        self._num_best = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
+        self._count_correct = tf.function(self._count, reduce_retracing=True)
+
+    def evaluate(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
+        """`top1` and, for six classes and more, `top5`, percent, and each metric under its name.
+
+        With a cluster the ranks share the work, all get the result, and it is a collective.
+        """
+        for metric in self._metrics:
+            metric.reset_state()
+        rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
+        correct = tf.zeros([len(self._num_best)], tf.int64)
+        for images, labels in evaluation_batches(source, batch_size, rank, size):
+            correct += self._count_correct(images, labels)
+            if cluster:
+                cluster.watchdog.beat()
+        if cluster:
+            (correct,) = cluster.sum([correct], "evaluation")
+            self._sum_metrics(cluster)
+        counts = dict(zip(self._num_best, correct.numpy(), strict=True))
+        values = {name: 100.0 * int(count) / len(source) for name, count in counts.items()}
+        return values | {name: float(m.result()) for name, m in zip(self._names, self._metrics, strict=True)}
+
+    def top1(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> float:
+        """Percent; see `evaluate`."""
+        return self.evaluate(source, batch_size, cluster)["top1"]
+
+    def _count(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        outputs = tf.cast(self._model(images, training=False), keras.backend.floatx())
+        if self._metrics:
+            probabilities = outputs if ends_in_softmax(self._model) else tf.nn.softmax(outputs)
+            for name, metric in zip(self._names, self._metrics, strict=True):
+                update_metric(metric, name, labels, probabilities)
+        # Of equal outputs the class that comes first is the better one, as for argmax.
+        best = tf.cast(tf.math.top_k(outputs, max(self._num_best.values())).indices, labels.dtype)
+        is_hit = tf.cast(best == labels[:, tf.newaxis], tf.int64)
+        return tf.stack([tf.reduce_sum(is_hit[:, :num_best]) for num_best in self._num_best.values()])
+
+    def _sum_metrics(self, cluster: Cluster) -> None:
+        variables = [variable for metric in self._metrics for variable in metric.variables]
+        if variables:
+            for variable, value in zip(variables, cluster.sum(variables, "metrics"), strict=True):
+                variable.assign(value)

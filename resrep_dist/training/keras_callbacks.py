@@ -1,0 +1,186 @@
+"""Callbacks for `model.fit` with a ResRepOptimizer: masks, checkpoints, curves.
+
+They do in `fit` what the trainer does in its loop. Give them in this order: the later ones need the first. On
+several ranks every rank calls `fit` with the same arguments on its own part of the batches, all parts equal in
+size: Keras averages the loss of a rank's part, and the mean of means is the mean only then. Keras itself knows
+nothing of the ranks, so the batch-norm statistics drift apart between two uses of them and are averaged before
+each; since the running average is linear, that is the same as averaging at every step.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.checkpoints.digest import Digest
+from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
+from resrep_dist.checkpoints.state import batch_norm_statistics, state_variables
+from resrep_dist.config import PruneConfig
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import UserError
+from resrep_dist.graph import Graph
+from resrep_dist.monitoring.dashboard import write_layout
+from resrep_dist.monitoring.monitor import Monitor
+from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.pruning.pruner import Pruner
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+class ChannelMasks(keras.callbacks.Callback):
+    """Gives all ranks the state of rank 0 at the start, and chooses masks from `first_step` to `last_step`.
+
+    Args:
+        graph: what `trace` found; the model that is fitted is `insert_compactors(model, graph)`.
+        cluster: the one that the optimizer has.
+    """
+
+    def __init__(
+        self, graph: Graph, config: PruneConfig, *, first_step: int, last_step: int, cluster: Cluster | None = None
+    ) -> None:
+        super().__init__()
+        self.cluster = cluster or Cluster()
+        self._graph, self._config, self._first_step, self._last_step = graph, config, first_step, last_step
+        self.pruner: Pruner | None = None
+        self.state: dict[str, tf.Variable] = {}
+        self.step = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the compactors and give all ranks one state."""
+        optimizer = self.model.optimizer
+        if not isinstance(optimizer, ResRepOptimizer):
+            raise UserError(
+                f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
+                "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
+            )
+        optimizer.build(self.model.trainable_variables)
+        self.state = state_variables(self.model, optimizer)
+        self._statistics = batch_norm_statistics(self.model)
+        self._digest = Digest(self.state)
+        num_chosen = self.pruner.num_chosen if self.pruner else 0
+        times = {"first_step": self._first_step, "last_step": self._last_step}
+        self.pruner = Pruner(self.model, self._graph, self._config, self.cluster, **times)
+        self.pruner.warn_of_slow_pace()
+        self.pruner.num_chosen = num_chosen
+        self.share()
+
+    def share(self) -> None:
+        """Give all ranks the state of rank 0; a collective."""
+        self.cluster.broadcast(list(self.state.values()))
+        self.step = int(self.model.optimizer.iterations.numpy())
+
+    def agree(self) -> None:
+        """Average the batch-norm statistics, then compare all state over the ranks; a collective."""
+        self.average_statistics()
+        if self.cluster.size > 1:
+            self.cluster.agree(self._digest.names, self._digest())
+
+    def average_statistics(self) -> None:
+        """Give batch norm the average of the ranks' statistics; a collective."""
+        if self.cluster.size > 1 and self._statistics:
+            summed = self.cluster.sum(self._statistics, "statistics")
+            for variable, value in zip(self._statistics, summed, strict=True):
+                variable.assign(value / self.cluster.size)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Choose the masks where it is time."""
+        assert self.pruner is not None
+        self.step = int(self.model.optimizer.iterations.numpy())
+        if self.pruner.is_due(self.step):
+            self.agree()
+            self.pruner.update()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Validation inside `fit` uses one state on all ranks."""
+        if self.state:
+            self.average_statistics()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leave one state on all ranks."""
+        self.agree()
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Resumes from the newest checkpoint in `folder`, and saves every `interval_steps` and at the end.
+
+    The data is the caller's: begin it at `saved_step()`, and give `fit` the matching `initial_epoch`.
+    """
+
+    def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int, num_kept: int = 3) -> None:
+        super().__init__()
+        self._checkpoints, self._masks = CheckpointFolder(Path(folder), num_kept), masks
+        self._interval_steps = interval_steps
+
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one; a collective."""
+        return self._masks.cluster.from_root(self._saved_step)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restore on rank 0 and give all ranks the state."""
+        masks = _started(self._masks, self)
+        masks.num_chosen = self._masks.cluster.from_root(lambda: self._restore(masks.num_chosen))
+        self._masks.share()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save where it is time."""
+        if self._masks.step % self._interval_steps == 0:
+            self._save()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Save the last state."""
+        self._save()
+
+    def _saved_step(self) -> int:
+        # Without variables it is verified and nothing is loaded.
+        position = self._checkpoints.restore_newest({}, is_whole=False)
+        return position["step"] if position else 0
+
+    def _restore(self, num_chosen: int) -> int:
+        position = self._checkpoints.restore_newest(self._masks.state)
+        return position["num_chosen"] if position else num_chosen
+
+    def _save(self) -> None:
+        self._masks.agree()
+        pruner = _started(self._masks, self)
+        position = {"num_chosen": pruner.num_chosen}
+        self._masks.cluster.from_root(
+            lambda: self._checkpoints.save(self._masks.step, snapshot(self._masks.state), position).name
+        )
+
+
+class PruningCurves(keras.callbacks.Callback):
+    """TensorBoard on rank 0: the loss and metrics of `fit`, the learning rate, multiply-adds, widths, row norms."""
+
+    def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int = 100) -> None:
+        super().__init__()
+        self._masks, self._interval_steps = masks, interval_steps
+        self._monitor = Monitor("fit", Path(folder) if masks.cluster.is_root else None, None, 0)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Open the curves where the run stands."""
+        _started(self._masks, self)
+        self._monitor.start(self._masks.step, write_layout)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Add points where it is time."""
+        step = self._masks.step
+        if step % self._interval_steps == 0 and self._masks.cluster.is_root:
+            scalars, histograms = _started(self._masks, self).curves()
+            scalars |= {f"train/{name}": float(value) for name, value in (logs or {}).items()}
+            scalars["train/learning_rate"] = self.model.optimizer.rate_at(step - 1)
+            self._monitor.scalars(step, scalars)
+            self._monitor.histograms(step, histograms)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the validation that `fit` made."""
+        values = {n.removeprefix("val_"): float(v) for n, v in (logs or {}).items() if n.startswith("val_")}
+        self._monitor.scalars(self._masks.step, {f"validation/{name}": value for name, value in values.items()})
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Close the curves."""
+        self._monitor.close()
+
+
+def _started(masks: ChannelMasks, callback: keras.callbacks.Callback) -> Pruner:
+    if masks.pruner is None:
+        raise UserError(f"callbacks: {type(callback).__name__} came before ChannelMasks; put ChannelMasks first")
+    return masks.pruner

@@ -1,0 +1,126 @@
+"""Loss and metrics by Keras' names, for integer labels and a model that gives logits or probabilities."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from resrep_dist.config import TrainingConfig
+from resrep_dist.errors import ConfigError, one_line
+from resrep_dist.models.softmax import ends_in_softmax
+
+import tensorflow as tf
+from tensorflow import keras
+
+SampleLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""(labels [B], outputs [B, classes]) -> the loss of each sample [B]."""
+
+_DEFAULT_LOSS = "sparse_categorical_crossentropy"
+# What the modules hold beside losses and metrics of labels and outputs.
+_NO_LOSS_OR_METRIC = {
+    "get", "serialize", "deserialize", "Loss", "Reduction", "Metric", "Mean", "Sum", "MeanTensor", "MeanMetricWrapper",
+}  # fmt: skip
+# They have no `from_logits`, and logits would give a number that means nothing.
+_OF_PROBABILITIES_ONLY = {"kl_divergence", "KLDivergence", "poisson", "Poisson"}
+
+
+def make_loss(config: TrainingConfig, model: keras.Model) -> SampleLoss:
+    """The loss that the configuration names, per sample, times the weight of the sample's class.
+
+    Losses whose name begins with `sparse` get the labels as they are, all others as one-hot vectors.
+    A weighted sum is divided by the number of samples, as in `fit(class_weight=...)`.
+
+    Raises:
+        ConfigError: for an unknown name, a loss that is not one number per sample, options that it has not.
+    """
+    name = config.loss
+    if name == _DEFAULT_LOSS and config.label_smoothing:
+        # The same loss; the sparse form has no option for it.
+        name = "categorical_crossentropy"
+    options = {"from_logits": not ends_in_softmax(model), "reduction": keras.losses.Reduction.NONE}
+    if config.label_smoothing:
+        options["label_smoothing"] = config.label_smoothing
+    found = _named("losses", name, "training.loss")
+    parameters = inspect.signature(found).parameters
+    if config.label_smoothing and "label_smoothing" not in parameters:
+        raise ConfigError(f"training.label_smoothing: training.loss '{name}' has no such option; expected 0")
+    if name in _OF_PROBABILITIES_ONLY and not ends_in_softmax(model):
+        raise ConfigError(f"training.loss: '{name}' needs probabilities; expected a model that ends in a softmax")
+    fitting = {option: value for option, value in options.items() if option in parameters}
+    loss = found(**fitting) if inspect.isclass(found) else functools.partial(found, **fitting)
+    return _with_labels(loss, name, config.class_weights, int(model.output_shape[-1]))
+
+
+def make_metrics(names: Sequence[str], model: keras.Model) -> list[keras.metrics.Metric]:
+    """Keras metrics by name, made for one-hot labels and probabilities; see `update_metric`.
+
+    Raises:
+        ConfigError: for an unknown name, or a metric whose state cannot be summed over the ranks.
+    """
+    num_classes = int(model.output_shape[-1])
+    options = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False}
+    metrics = []
+    for name in names:
+        found = _named("metrics", name, "training.metrics")
+        try:
+            if inspect.isclass(found):
+                parameters = inspect.signature(found).parameters
+                metric = found(**{option: value for option, value in options.items() if option in parameters})
+            else:
+                metric = keras.metrics.MeanMetricWrapper(found, name=name)
+            update_metric(metric, name, tf.zeros([2], tf.int64), tf.fill([2, num_classes], 1.0 / num_classes))
+            float(metric.result())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"training.metrics: '{name}' cannot be used on labels and outputs ({one_line(error, 160)})"
+            ) from None
+        if any(variable.aggregation != tf.VariableAggregation.SUM for variable in metric.variables):
+            raise ConfigError(f"training.metrics: the state of '{name}' cannot be summed over ranks; leave it out")
+        metrics.append(metric)
+    return metrics
+
+
+def update_metric(metric: keras.metrics.Metric, name: str, labels: tf.Tensor, probabilities: tf.Tensor) -> None:
+    """Add samples to a metric; those whose name begins with `sparse` get labels, all others one-hot vectors."""
+    metric.update_state(_labels_for(name, labels, int(probabilities.shape[-1])), probabilities)
+
+
+def _named(kind: str, name: str, key: str) -> Any:
+    module = getattr(keras, kind)
+    names = [n for n in dir(module) if not n.startswith("_") and n not in _NO_LOSS_OR_METRIC]
+    if name in names and callable(getattr(module, name)):
+        return getattr(module, name)
+    registered = keras.utils.get_registered_object(name)
+    if registered is not None:
+        return registered
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean `{near[0]}`? " if near else ""
+    raise ConfigError(
+        f"{key}: received '{name}'; {hint}expected a name of keras.{kind} or `package>name` of a registered one"
+    )
+
+
+def _with_labels(loss: SampleLoss, name: str, class_weights: Sequence[float], num_classes: int) -> SampleLoss:
+    if class_weights and len(class_weights) != num_classes:
+        raise ConfigError(
+            f"training.class_weights: received {len(class_weights)} numbers, expected one for each of the "
+            f"{num_classes} classes"
+        )
+
+    def of_samples(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        losses = loss(_labels_for(name, labels, num_classes), outputs)
+        return losses * tf.gather(tf.constant(class_weights, losses.dtype), labels) if class_weights else losses
+
+    try:
+        shape = of_samples(tf.zeros([2], tf.int64), tf.zeros([2, num_classes], keras.backend.floatx())).shape
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training.loss: '{name}' cannot be used ({one_line(error, 160)})") from None
+    if shape != [2]:
+        raise ConfigError(f"training.loss: '{name}' gave shape {shape} for 2 samples, expected one number for each")
+    return of_samples
+
+
+def _labels_for(name: str, labels: tf.Tensor, num_classes: int) -> tf.Tensor:
+    is_sparse = name.rpartition(">")[2].lower().startswith("sparse")
+    return labels if is_sparse else tf.one_hot(labels, num_classes, dtype=keras.backend.floatx())

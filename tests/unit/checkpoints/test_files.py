@@ -1,0 +1,157 @@
+import hashlib
+import random
+import resource
+import subprocess
+
+from resrep_dist.checkpoints.files import CheckpointFolder, restore, snapshot
+from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+@pytest.fixture
+def variables():
+    return {"a/kernel": tf.Variable([[1.0, 2.0]]), "iterations": tf.Variable(7, dtype=tf.int64)}
+
+
+def save(folder, variables, *steps):
+    for step in steps:
+        variables["a/kernel"].assign([[step, -step]])
+        path = folder.save(step, snapshot(variables), {"num_chosen": 3})
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path, num_kept=2)
+    assert folder.restore_newest(variables) is None
+    save(folder, variables, 5, 10, 15)
+    assert names(tmp_path) == ["step-00000010", "step-00000015"]
+    variables["a/kernel"].assign([[0, 0]])
+    position = folder.restore_newest(variables)
+    assert position["step"] == 15 and position["num_chosen"] == 3
+    np.testing.assert_array_equal(variables["a/kernel"], [[15, -15]])
+
+
+def test_other_programs_can_verify_it(tmp_path, variables):
+    path = save(CheckpointFolder(tmp_path), variables, 5)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
+
+
+def test_a_step_that_is_saved_already_is_left_alone(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    path = save(folder, variables, 5)
+    before = (path / "state.npz").stat().st_mtime_ns
+    assert save(folder, variables, 5) == path
+    assert (path / "state.npz").stat().st_mtime_ns == before
+
+
+def test_a_half_written_checkpoint_is_not_the_newest_and_goes(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    (tmp_path / "step-00000010.partial").mkdir()
+    assert folder.restore_newest(variables)["step"] == 5
+    folder.delete_partial()
+    assert names(tmp_path) == ["step-00000005"]
+    # What a read-only disk kept is gone with the next one that is written.
+    (tmp_path / "step-00000010.partial").mkdir()
+    save(folder, variables, 15)
+    assert names(tmp_path) == ["step-00000005", "step-00000015"]
+
+
+def mutate(path, choices):
+    """Harm one file of a checkpoint in one way."""
+    file = path / choices.choice(["state.npz", "position.json", "SHA256SUMS"])
+    data = bytearray(file.read_bytes())
+    harm = choices.choice(["flip", "flip", "truncate", "remove", "insert"])
+    if harm == "remove":
+        file.unlink()
+        return
+    place = choices.randrange(len(data))
+    if harm == "flip":
+        data[place] ^= 1 << choices.randrange(8)
+    elif harm == "truncate":
+        del data[place:]
+    else:
+        data.insert(place, choices.randrange(256))
+    file.write_bytes(data)
+
+
+def test_every_one_of_500_mutations_is_noticed_and_the_one_before_is_used(tmp_path, variables):
+    choices = random.Random(0)
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    newest = save(folder, variables, 10)
+    good = {file.name: file.read_bytes() for file in newest.iterdir()}
+    for _ in range(500):
+        mutate(newest, choices)
+        variables["a/kernel"].assign([[9, 9]])
+        with pytest.raises(DamagedCheckpointError, match="it is damaged"):
+            restore(newest, variables)
+        np.testing.assert_array_equal(variables["a/kernel"], [[9, 9]])
+        assert folder.restore_newest(variables)["step"] == 5
+        for name, data in good.items():
+            (newest / name).write_bytes(data)
+    assert folder.restore_newest(variables)["step"] == 10
+
+
+def test_a_run_never_starts_anew_where_all_checkpoints_are_damaged(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5, 10)
+    for path in tmp_path.iterdir():
+        (path / "state.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000005: it is damaged, state.npz cannot be read"):
+        folder.restore_newest(variables)
+
+
+def test_damaged_checkpoints_ahead_are_set_aside_when_the_run_passes_them(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path, num_kept=1)
+    save(folder, variables, 20, 30)
+    (tmp_path / "step-00000030" / "state.npz").write_bytes(b"")
+    save(folder, variables, 25)
+    assert names(tmp_path) == ["step-00000025", "step-00000030.damaged"]
+    assert folder.restore_newest(variables)["step"] == 25
+    save(folder, variables, 30)
+    assert folder.restore_newest(variables)["step"] == 30
+
+
+def test_what_cannot_be_written_leaves_the_one_before_whole_and_says_what_it_needs(tmp_path, variables):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    variables["large"] = tf.Variable(tf.zeros([100_000]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses the write as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(
+            CheckpointWriteError, match=r"step-00000010: cannot be written .* needs 400,016 bytes, .* are free"
+        ):
+            save(folder, variables, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["step-00000005"]
+    del variables["large"]
+    assert folder.restore_newest(variables)["step"] == 5
+
+
+def test_another_models_checkpoint_is_refused_by_name(tmp_path, variables):
+    path = save(CheckpointFolder(tmp_path), variables, 5)
+    variables["a/kernel"] = tf.Variable([[1.0, 2.0, 3.0]])
+    with pytest.raises(CheckpointError, match=r"`a/kernel` is float32 \[1, 2\] there and float32 \[1, 3\] here"):
+        restore(path, variables)
+
+
+def test_arrays_that_need_pickle_are_refused(tmp_path, variables):
+    path = save(CheckpointFolder(tmp_path), variables, 5)
+    np.savez(path / "state.npz", **{"a/kernel": np.array([print], object)})
+    sums = "".join(
+        f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in ("state.npz", "position.json")
+    )
+    (path / "SHA256SUMS").write_text(sums)
+    with pytest.raises(CheckpointError, match="pickle"):
+        restore(path, variables)

@@ -1,0 +1,165 @@
+"""Models in other formats: equal outputs, and refusals."""
+
+import sys
+
+from resrep_dist.benchmark import benchmark_latency, write_benchmark
+from resrep_dist.cli.main import build_parser, main
+from resrep_dist.errors import CertificateError, ModelError, UserError
+from resrep_dist.export import convert as export
+from resrep_dist.export.convert import FORMATS, export_model
+from resrep_dist.export.inference import load_any_model, open_model_file
+from resrep_dist.models.files import save_model
+from resrep_dist.training.evaluation import Evaluator
+from tests.networks import random_source, randomise, small_config, small_network
+
+import numpy as np
+import pytest
+from tensorflow import keras
+
+IMAGES = random_source(40).images
+
+
+def network():
+    model = small_network()
+    randomise(model)
+    return model
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_gives_the_models_outputs_for_any_batch_and_evaluates_to_the_same(tmp_path, name):
+    if name == "onnx":
+        pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    model, source = network(), random_source(50, seed=3)
+    result = export_model(model, name, tmp_path, IMAGES, 1e-4)
+    assert result.path.parent == tmp_path and [path.name for path in tmp_path.iterdir()] == [result.path.name]
+    is_float16 = name == "tflite_float16"
+    assert 0 <= result.max_relative_difference < (1e-2 if is_float16 else 1e-5)
+    inference = open_model_file(result.path)
+    assert inference.input_shape == (16, 16, 3) and inference.num_classes == 10
+    for size in (1, 7, 40):
+        expected = model(IMAGES[:size], training=False).numpy()
+        tolerance = 0.02 * np.abs(expected).max() if is_float16 else 1e-4
+        np.testing.assert_allclose(inference.run(IMAGES[:size]), expected, atol=tolerance)
+    metrics = ["SparseCategoricalCrossentropy"]
+    values = Evaluator(load_any_model(result.path, 16, 10), metrics).evaluate(source, 16)
+    expected = Evaluator(model, metrics).evaluate(source, 16)
+    assert values == pytest.approx(expected, rel=1e-2 if is_float16 else 1e-4)
+
+
+def test_a_file_that_differs_is_refused_and_the_one_before_stays(tmp_path, monkeypatch):
+    model = network()
+    before = export_model(model, "tflite", tmp_path, IMAGES, 1e-4).path.read_bytes()
+
+    def convert(model, path):
+        other = small_network(seed=1)
+        FORMATS["tflite"][1](other, path)
+
+    monkeypatch.setitem(export.FORMATS, "wrong", ("model.tflite", convert, 0.0))
+    with pytest.raises(CertificateError, match=r"model\.tflite: its outputs differ .* tolerance 0.0001; it is not"):
+        export_model(model, "wrong", tmp_path, IMAGES, 1e-4)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+def test_probabilities_evaluate_like_the_model(tmp_path):
+    model = network()
+    model = keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
+    path = export_model(model, "tflite", tmp_path, IMAGES, 1e-4).path
+    source, metrics = random_source(50, seed=3), ["SparseCategoricalCrossentropy"]
+    values = Evaluator(load_any_model(path, 16, 10), metrics).evaluate(source, 16)
+    assert values == pytest.approx(Evaluator(model, metrics).evaluate(source, 16), rel=1e-4)
+
+
+def test_what_cannot_be_opened_or_converted_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "model.tflite").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"model\.tflite: cannot be opened"):
+        open_model_file(tmp_path / "model.tflite")
+    with pytest.raises(ModelError, match="there is no such file"):
+        open_model_file(tmp_path / "model.onnx")
+
+    def fail(model, path):
+        raise ValueError("an operation\nof tomorrow")
+
+    monkeypatch.setitem(export.FORMATS, "failing", ("x", fail, 0.0))
+    with pytest.raises(ModelError, match=r"format failing: small cannot be converted \(an operation of tomorrow\)"):
+        export_model(network(), "failing", tmp_path, IMAGES, 1e-4)
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(UserError, match=r"pip install 'resrep-dist\[onnx\]'"):
+        export_model(network(), "onnx", tmp_path, IMAGES, 1e-4)
+    path = export_model(network(), "saved_model", tmp_path, IMAGES, 1e-4).path
+    save_model(network(), tmp_path / "model.h5")
+    for file in (path, tmp_path / "model.h5"):
+        with pytest.raises(
+            ModelError, match=r"images of \(16, 16, 3\) and has 10 classes, expected \(32, 32, 3\) and 9"
+        ):
+            load_any_model(file, 32, 9)
+
+
+def test_the_command_line_knows_every_format():
+    for name in FORMATS:
+        assert build_parser().parse_args(["export", "DIR", "--format", name]).formats == [name]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What `resrep train` leaves, as far as it matters here."""
+    save_model(network(), tmp_path / "run" / "base" / "model.h5")
+    save_model(small_network(), tmp_path / "run" / "slim" / "model.h5")
+    (tmp_path / "run" / "config.yaml").write_text(small_config().to_yaml())
+    return tmp_path / "run"
+
+
+def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
+    assert main(["export", str(run_folder), "--format", "tflite", "--format", "saved_model"]) == 0
+    printed = capsys.readouterr().out
+    assert "slim/model.tflite" in printed.replace("\n", "") and "largest difference" in printed
+    config = str(run_folder / "config.yaml")
+    figures = []
+    for name in ("model.h5", "model.tflite", "saved_model"):
+        assert main(["evaluate", str(run_folder / "slim" / name), "--config", config]) == 0
+        figures.append(capsys.readouterr().out.split(" on 360 images")[0])
+    assert len(set(figures)) == 1 and "top-1" in figures[0]
+    elsewhere = tmp_path / "alone" / "model.h5"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes((run_folder / "slim" / "model.h5").read_bytes())
+    assert main(["export", str(elsewhere), "--format", "tflite"]) == 2
+    assert "--config: missing" in capsys.readouterr().err
+    sets = ["--config", config, "--set", "merge.num_images=300", "--output", str(tmp_path / "out")]
+    assert main(["export", str(elsewhere), "--format", "tflite", *sets]) == 0
+    assert "on 300 images" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "out" / "model.tflite").exists()
+
+
+def test_what_cannot_be_written_is_said_in_one_line_and_what_was_there_stays(run_folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    arguments = ["export", str(run_folder), "--format", "tflite", "--output", str(tmp_path / "file")]
+    assert main(arguments) == 2
+    assert f"error: {tmp_path}/file/model.tflite: cannot be written (File exists)" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_folder, capsys):
+    inputs = keras.Input([None, None, 3])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    save_model(keras.Model(inputs, keras.layers.Dense(10)(x)), run_folder / "open" / "model.h5")
+    assert main(["export", str(run_folder / "open"), "--format", "tflite"]) == 0
+    assert "largest difference" in capsys.readouterr().out
+
+
+def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tmp_path):
+    result = benchmark_latency(run_folder, num_rounds=2)
+    formats = {row["format"] for row in result["rows"]}
+    assert {"keras", "saved_model", "tflite", "tflite_float16"} <= formats
+    assert len(result["rows"]) == 2 * len(formats)
+    for row in result["rows"]:
+        assert row["base_ms"] > 0 and row["slim_ms"] > 0
+        assert row["speedup"] == pytest.approx(row["base_ms"] / row["slim_ms"])
+    assert result["is_trained"] and write_benchmark(tmp_path, {"latency": result}).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["small_resnet", "grouped_classifier"])
+def test_a_configuration_alone_is_pruned_at_random_to_its_target(tmp_path, network):
+    path = tmp_path / "small.yaml"
+    path.write_text(small_config(model={"name": f"python:tests.networks:{network}"}).to_yaml())
+    result = benchmark_latency(path, num_rounds=1)
+    assert not result["is_trained"]
+    assert 0.4 < result["macs"]["slim"] / result["macs"]["base"] <= 0.5

@@ -1,0 +1,137 @@
+"""The page of a run, made from the files that a run leaves."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+from resrep_dist.errors import UserError
+from resrep_dist.monitoring.channel_history import ChannelHistory
+from resrep_dist.reporting.page import write_pages
+from resrep_dist.reporting.run_folder import read_runs
+from tests.networks import small_config
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def write_run(workdir, is_finished=True):
+    (workdir / "tensorboard").mkdir(parents=True)
+    (workdir / "config.yaml").write_text(small_config().to_yaml())
+    with tf.summary.create_file_writer(str(workdir / "tensorboard")).as_default():
+        for step in range(10, 60, 10):
+            tf.summary.scalar("train/loss", 1 / step, step=step)
+            tf.summary.scalar("validation/top1", 50.0 + step, step=step)
+            tf.summary.histogram("row_norms/a", [1.0, 2.0], step=step)
+    history = ChannelHistory()
+    history.update(20, {"conv<1>": (np.array([True, True, False]), np.array([True, False, False]))})
+    (workdir / "tensorboard" / "channels.json").write_text(history.to_json())
+    if is_finished:
+        model = {"top1": 98.5, "macs": 10_000_000, "parameters": 1000, "latency_ms": 1.5, "file_bytes": 2_000_000}
+        certificate = {
+            "num_images": 256, "max_abs_difference": 7e-6, "max_relative_difference": 3e-7, "argmax_agreement": 1.0,
+            "channels": {"conv<1>": {"kept": 2, "original": 3}},
+        }  # fmt: skip
+        report = {
+            "base": model, "trained": model, "slim": model | {"macs": 4_680_000, "top1": 98.25}, "model": "resnet20",
+            "target_macs_fraction": 0.47, "target_missed": False, "num_masked_alive": 0, "certificate": certificate,
+            "problems": ["top-1 is near guessing"],
+        }  # fmt: skip
+        (workdir / "slim").mkdir()
+        (workdir / "slim" / "report.json").write_text(json.dumps(report))
+    return workdir
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, the texts, and checks that elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.texts, self.num_pictures = [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta",):
+            self.open.append(tag)
+        self.num_pictures += tag == "svg"
+        attributes = dict(attributes)
+        links = [attributes.get(name) or "" for name in ("src", "href", "xlink:href")]
+        self.fetched += [link for link in links if link and not link.startswith(("#", "data:"))]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.open.remove(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_a_page_holds_everything_and_fetches_nothing(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    path = write_pages(read_runs([workdir]), workdir)
+    text = path.read_text()
+    page = Page(text)
+    assert path == workdir / "report.html" and not page.open and not page.fetched
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert page.num_pictures == 4, "costs, curves, widths, channels"
+    for expected in ("run: slim", "98.25 %", "4.68 M (46.8 %)", "7e-06", "conv<1>"):
+        assert expected in page.texts, expected
+    assert any("lasso_strength: 0.02" in text for text in page.texts)
+    assert "run is broken: top-1 is near guessing." in page.texts
+    assert "target 47.0 % of the multiply-adds, 46.8 % left: met." in text
+
+
+def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    write_pages(read_runs([workdir]), tmp_path / "page")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "| run: slim | 98.25 % | 4.68 M (46.8 %) | 1,000 | 1.50 ms | 2.00 MB |" in text
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) == 4
+    assert all((tmp_path / "page" / name).read_text().startswith("<svg") for name in pictures)
+
+
+def test_several_runs_share_a_page_and_one_may_be_unfinished(tmp_path):
+    runs = read_runs([write_run(tmp_path / "first"), write_run(tmp_path / "second", is_finished=False)])
+    page = Page(write_pages(runs, tmp_path / "page").read_text())
+    assert page.num_pictures == 5, "costs, curves, widths of the first, channels of both"
+    assert "Channels: which live, and when the others died (second)" in page.texts
+    assert "second is not finished: `resrep train` ends with a report." in page.texts
+
+
+def test_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("a/run", "b/run", "b/other")]
+    assert [run.name for run in read_runs(folders[1:])] == ["run", "other"]
+    assert [run.name for run in read_runs(folders)] == ["a/run", "b/run", "b/other"]
+    assert [run.name for run in read_runs([folders[0], folders[0]])] == ["run", "run"]
+
+
+def test_curves_are_read_once_per_step_without_histograms(tmp_path):
+    (run,) = read_runs([write_run(tmp_path / "run")])
+    assert run.curves.keys() == {"train/loss", "validation/top1"}
+    assert run.curves["validation/top1"] == [(step, 50.0 + step) for step in range(10, 60, 10)]
+
+
+def test_the_measured_latencies_of_a_run_are_shown(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    row = {"format": "tflite", "batch_size": 32, "base_ms": 3.0, "slim_ms": 2.0, "speedup": 1.5}
+    (workdir / "benchmark.json").write_text(json.dumps({"latency": {"rows": [row]}}))
+    write_pages(read_runs([workdir]), workdir)
+    assert "| run: tflite | 32 | 3.00 | 2.00 | 1.50 |" in (workdir / "report.md").read_text()
+
+
+def test_a_folder_that_is_no_run_and_a_broken_report_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not a run"):
+        read_runs([tmp_path])
+    workdir = write_run(tmp_path / "run")
+    (workdir / "slim" / "report.json").write_text("{")
+    with pytest.raises(UserError, match=r"report\.json: cannot be read"):
+        read_runs([workdir])
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="--output .*cannot be written"):
+        write_pages(read_runs([write_run(tmp_path / "other")]), blocked)

@@ -1,0 +1,59 @@
+import dataclasses
+
+from resrep_dist.config import load_config
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ConfigError
+from resrep_dist.graph import trace
+from resrep_dist.runs.train import train
+from resrep_dist.runs.workdir import open_workdir
+from tests.networks import DIGITS_CONFIG, shrinking_config, small_config, small_network
+
+import pytest
+from rich.console import Console
+
+CIFAR = ["data.source=cifar10", "data.path=/old/place", "model.image_size=32"]
+
+
+def test_a_run_goes_on_where_its_data_has_moved_and_not_with_other_settings(tmp_path):
+    open_workdir(load_config(DIGITS_CONFIG, ["train.learning_rate=0.3"]), tmp_path)
+    # Nothing has been trained with it yet.
+    (tmp_path / "stop").touch()
+    open_workdir(load_config(DIGITS_CONFIG, CIFAR), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    moved = load_config(DIGITS_CONFIG, [*CIFAR, "data.path=/new/place", "data.evaluation_batch_size=10"])
+    open_workdir(moved, tmp_path)
+    assert load_config(tmp_path / "config.yaml") == moved
+    with pytest.raises(ConfigError, match=r"data.global_batch_size is 128 there and 64 here"):
+        open_workdir(load_config(DIGITS_CONFIG, [*CIFAR, "data.global_batch_size=64"]), tmp_path)
+    with pytest.raises(ConfigError, match=r"train.learning_rate is 0.02 there and 0.5 here"):
+        open_workdir(load_config(DIGITS_CONFIG, [*CIFAR, "train.learning_rate=0.5"]), tmp_path)
+    assert load_config(tmp_path / "config.yaml") == moved
+
+
+def test_a_folder_of_other_things_is_refused_and_what_a_killed_start_left_is_not(tmp_path):
+    for name in (".launch-0123", ".lease.json.4567", ".config.partial", "stop", "lease.json"):
+        (tmp_path / name).touch()
+    open_workdir(load_config(DIGITS_CONFIG), tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"not empty and not a run \(no config.yaml\)"):
+        open_workdir(load_config(DIGITS_CONFIG), tmp_path)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold"])
+def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
+    config = dataclasses.replace(
+        shrinking_config(mode),
+        model=dataclasses.replace(small_config().model, name="python:tests.networks:small_classifier"),
+        train=dataclasses.replace(small_config().train, num_epochs=4),
+    )
+    prune = dataclasses.replace(config.prune, mask_start_epochs=0.2)
+    report = train(dataclasses.replace(config, prune=prune), tmp_path, Cluster(), Console(quiet=True))
+    graph = trace(small_network())
+    channels = report["certificate"]["channels"]
+    assert {name: entry["original"] for name, entry in channels.items()} == {g.name: g.width for g in graph.groups}
+    kept = [entry["kept"] for entry in channels.values()]
+    assert report["slim"]["macs"] == graph.macs.total(kept) <= 0.6 * report["base"]["macs"]
+    # The trained model is shrunken already, with compactors in it.
+    assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
+    assert report["slim"]["top1"] == report["trained"]["top1"]

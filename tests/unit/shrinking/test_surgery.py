@@ -1,0 +1,286 @@
+"""A live model at smaller widths: the same function, the same training."""
+
+import dataclasses
+
+from resrep_dist.checkpoints.state import model_variables
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.graph import trace
+from resrep_dist.graph.layout import Layout
+from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.insertion import live_graph
+from resrep_dist.merging import merge
+from resrep_dist.pruning.deadness import dead_channels
+from resrep_dist.shrinking.refolding import calibrate, refolded
+from resrep_dist.shrinking.shrinker import Shrinker
+from resrep_dist.shrinking.surgery import at_layout, removable, without_channels
+from resrep_dist.training.live_model import LiveModel
+from resrep_dist.training.phase import model_for_training, plan_phase
+from tests.networks import random_source, randomise, small_config, small_network, with_dead_channels
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+CLUSTER = Cluster()
+SOURCE = random_source()
+layers = keras.layers
+
+
+@pytest.fixture
+def float64():
+    keras.backend.set_floatx("float64")
+    yield
+    keras.backend.set_floatx("float32")
+
+
+def convolution(x, width, name, activation=True):
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
+    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x) if activation else x
+
+
+def branching_network():
+    """Two branches side by side, two residual additions, pixels flattened into a dense layer."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    small = layers.MaxPooling2D(4)(inputs)
+    x = layers.Concatenate(name="side_by_side")([convolution(small, 8, "left"), convolution(small, 6, "right")])
+    x = convolution(x, 10, "stem")
+    for block in ("first", "second"):
+        y = convolution(convolution(x, 8, f"{block}_in"), 10, f"{block}_out", activation=False)
+        x = layers.ReLU(name=f"{block}_relu")(layers.Add(name=f"{block}_add")([x, y]))
+    x = layers.Flatten(name="pixels")(layers.MaxPooling2D(2)(x))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="branching")
+
+
+def grouped_network():
+    """Convolutions of two and of four groups; the first divides its channels for them."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    x = convolution(layers.MaxPooling2D(2)(inputs), 16, "conv")
+    for number, groups in enumerate((2, 4)):
+        x = layers.Conv2D(16, 3, padding="same", groups=groups, use_bias=False, name=f"grouped{number}")(x)
+        x = layers.ReLU(name=f"relu{number}")(layers.BatchNormalization(name=f"bn{number}")(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="grouped")
+
+
+def depthwise_network(use_bias=False, batch_norm=True):
+    """A dead channel of `conv` is a constant where `pointwise` receives it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    x = convolution(layers.MaxPooling2D(2)(inputs), 12, "conv")
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
+    x = layers.ReLU(name="depthwise_relu")(layers.BatchNormalization(name="depthwise_bn")(x))
+    x = layers.Conv2D(12, 1, use_bias=use_bias, name="pointwise")(x)
+    x = layers.BatchNormalization(name="pointwise_bn")(x) if batch_norm else x
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="pointwise_relu")(x))
+    model = keras.Model(inputs, layers.Dense(10, name="logits")(x), name="depthwise")
+    randomise(model)
+    return model
+
+
+def make_live(model, graph):
+    config = small_config(
+        train={"num_epochs": 40},
+        # One channel more every 20 steps: some are dead, some masked, some to come.
+        prune={
+            "target_macs_fraction": 0.1,
+            "lasso_strength": 0.05,
+            "channels_per_update": 1,
+            "mask_interval_steps": 20,
+        },
+        shrink={"mode": "exact", "min_saved_macs_fraction": 0.01},
+    )
+    plan = plan_phase(config, graph, len(SOURCE))
+    live = LiveModel(model_for_training(model, graph, config, CLUSTER), graph, config, plan, CLUSTER)
+    return live, Shrinker(graph, config, plan, CLUSTER)
+
+
+def train(live, first_step, last_step):
+    for step in range(first_step + 1, last_step + 1):
+        part = slice(32 * (step % 10), 32 * (step % 10) + 32)
+        live.step.run(tf.constant(SOURCE.images[part]), tf.constant(SOURCE.labels[part]))
+        if live.pruner.is_due(step):
+            live.pruner.update()
+
+
+def copy_of(live, model, graph):
+    copy, shrinker = make_live(model, graph)
+    for name, variable in copy.state.items():
+        variable.assign(live.state[name])
+    copy.pruner.num_chosen = live.pruner.num_chosen
+    return copy, shrinker
+
+
+@pytest.mark.parametrize("make_model", [small_network, branching_network, depthwise_network])
+def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(float64, make_model):
+    model = make_model()
+    graph = trace(model, exclude=["pointwise"] if make_model is depthwise_network else [], residual_groups=True)
+    live, _ = make_live(model, graph)
+    # Of layers that live and die together some channels are the weakest from the start.
+    for layer in (layer for group in graph.groups if len(group.layers) > 1 for layer in group.layers):
+        compactor = live.model.get_layer(layer.compactor)
+        compactor.kernel.assign(compactor.kernel * ([0.05] * 3 + [1.0] * 7))
+    train(live, 0, 150)
+    small, shrinker = copy_of(live, model, graph)
+    layout = Layout.of(graph, shrinker.next_layout(small))
+    num_gone = sum(graph.widths) - sum(layout.widths)
+    assert num_gone >= 3, "rows have died"
+    small = shrinker.shrink(small, layout, ())
+    if make_model is branching_network:
+        widths = zip(graph.groups, layout.widths, strict=True)
+        assert any(len(group.layers) > 1 and width < group.width for group, width in widths)
+    chosen_before = live.pruner.num_chosen
+    train(live, 150, 350)
+    train(small, 150, 350)
+    assert live.pruner.num_chosen == small.pruner.num_chosen > chosen_before, "masks went on changing"
+    assert live.pruner.unmasked_widths() == small.pruner.unmasked_widths()
+    assert live.pruner.living_widths() == small.pruner.living_widths()
+    _, shrinker = copy_of(live, model, graph)
+    expected = shrinker.shrink(live, layout, ())
+    assert expected.state.keys() == small.state.keys()
+    for name, variable in expected.state.items():
+        # A running mean lags behind the constant that it holds, which shrinks with the weights that are gone.
+        atol = 0.05 if name == "pointwise_bn/moving_mean" else 1e-9
+        np.testing.assert_allclose(small.state[name].numpy(), variable.numpy(), rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("make_model", [small_network, branching_network, grouped_network])
+def test_a_shrunken_model_is_counted_and_merged_and_reports_the_original_widths(make_model):
+    model = make_model()
+    randomise(model)
+    graph = trace(model, residual_groups=True)
+    pruned = with_dead_channels(model, graph)
+    dead = dead_channels(pruned, graph)
+    images = SOURCE.images[:32]
+    # In two steps, so that the second begins at the widths of the first.
+    first = [channels & (np.arange(len(channels)) % 2 == 0) for channels in dead]
+    small = without_channels(pruned, graph, first)
+    layout = Layout.of(graph).without(first)
+    rest = [channels[list(kept)] for channels, kept in zip(dead, layout.kept, strict=True)]
+    assert any(channels.any() for channels in rest)
+    small = without_channels(small, graph, rest)
+    layout = layout.without(rest)
+    assert live_graph(small, graph).widths == layout.widths == [int((~channels).sum()) for channels in dead]
+    np.testing.assert_allclose(small(images), pruned(images), atol=1e-5)
+    whole, _ = merge(pruned, graph, images, tolerance=1e-5)
+    slim, certificate = merge(small, graph, images, tolerance=1e-5)
+    parts = [group.num_parts for group in graph.groups]
+    assert [entry["original"] for entry in certificate.channels.values()] == [g.num_channels for g in graph.groups]
+    kept = [entry["kept"] for entry in certificate.channels.values()]
+    assert kept == [width * num_parts for width, num_parts in zip(layout.widths, parts, strict=True)]
+    for expected, received in zip(whole.get_weights(), slim.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, atol=1e-5)
+    # What is counted before it is built is what is built, and what a count by hand of the layers gives.
+    widths = layout.widths
+    assert training_macs(pruned, graph, widths) == training_macs(small, graph, widths) == macs_by_hand(small)
+    refold = refolded(small, graph)
+    assert training_macs(small, graph, widths, is_refolded=True) == macs_by_hand(refold) < macs_by_hand(small)
+
+
+def macs_by_hand(model):
+    kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    return sum(int(np.prod(layer.output_shape[1:-1])) * int(np.prod(layer.kernel.shape)) for layer in kernels)
+
+
+def test_a_layout_gives_the_structure_back():
+    model = branching_network()
+    graph = trace(model, residual_groups=True)
+    pruned = with_dead_channels(model, graph)
+    dead = dead_channels(pruned, graph)
+    small = without_channels(pruned, graph, dead)
+    for is_refolded in (False, True):
+        saved = {"kept": [np.flatnonzero(~channels).tolist() for channels in dead], "is_refolded": is_refolded}
+        built = at_layout(pruned, graph, Layout.of(graph, saved))
+        like = refolded(small, graph) if is_refolded else small
+        shapes = [{name: v.shape for name, v in model_variables(m).items()} for m in (built, like)]
+        assert shapes[0] == shapes[1]
+
+
+def test_a_constant_goes_where_it_can_and_its_channel_stays_where_it_cannot(float64):
+    images = SOURCE.images[:16]
+    for options, can_go in [
+        ({}, True),
+        ({"use_bias": True, "batch_norm": False}, True),
+        ({"batch_norm": False}, False),
+    ]:
+        model = depthwise_network(**options)
+        graph = trace(model, exclude=["pointwise"])
+        pruned = with_dead_channels(model, graph)
+        dead = [pruned.get_layer("conv_compactor").mask.numpy() == 0]
+        going = removable(pruned, graph, dead)
+        assert going[0].tolist() == (dead[0] & can_go).tolist()
+        if can_go:
+            small = without_channels(pruned, graph, going)
+            assert small.get_layer("depthwise").output_shape[-1] == 12 - dead[0].sum()
+            np.testing.assert_allclose(small(images), pruned(images), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("make_model", [branching_network, grouped_network])
+def test_a_refolded_model_is_the_same_function_and_has_the_batches_statistics(float64, make_model):
+    model = make_model()
+    randomise(model)
+    graph = trace(model, residual_groups=True)
+    pruned = with_dead_channels(model, graph)
+    dead = dead_channels(pruned, graph)
+    small = without_channels(pruned, graph, dead)
+    images = SOURCE.images[:64].astype(np.float64)
+    refold = refolded(small, graph)
+    np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
+    calibrate(refold, graph, [images[:48], images[48:]], CLUSTER)
+    np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
+    for layer in graph.layers:
+        new, old = (m.get_layer(layer.compactor).matrix() for m in (refold, small))
+        np.testing.assert_allclose(new, np.diag(np.linalg.norm(old, axis=0)), atol=1e-12)
+        batch_norm, produced = refold.get_layer(layer.batch_norm), refold.get_layer(layer.name).output
+        outputs = keras.Model(refold.inputs, produced)(images).numpy()
+        np.testing.assert_allclose(batch_norm.moving_mean, outputs.mean((0, 1, 2)), atol=1e-9)
+        np.testing.assert_allclose(batch_norm.moving_variance, outputs.var((0, 1, 2)), atol=1e-9)
+
+
+def norm_speeds(live, name):
+    """How fast the row norms of a compactor change."""
+    kernel, velocity = (live.state[f"{kind}{name}"].numpy()[0, 0] for kind in ("", "velocity/"))
+    with np.errstate(invalid="ignore"):  # rows that are dead
+        return np.sum(kernel * velocity, axis=0) / np.linalg.norm(kernel, axis=0)
+
+
+def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_speed():
+    model = small_network()
+    graph = trace(model)
+    live, shrinker = make_live(model, graph)
+    train(live, 0, 150)
+    layout = dataclasses.replace(Layout.of(graph, shrinker.next_layout(live)), is_refolded=True)
+    assert sum(layout.widths) < sum(graph.widths)
+    kept = {layer.compactor: list(k) for g, k in zip(graph.groups, layout.kept, strict=True) for layer in g.layers}
+    small = shrinker.shrink(live, layout, [SOURCE.images[:64]])
+    assert int(small.optimizer.iterations) == 150
+    for name, variable in small.state.items():
+        weight = name.removeprefix("velocity/")
+        if weight == name:
+            continue
+        layer = weight.partition("/")[0]
+        if layer == "logits":
+            before = live.state[name].numpy()
+            assert variable.numpy().any()
+            np.testing.assert_array_equal(variable, before[list(layout.kept[-1])] if before.ndim == 2 else before)
+        elif layer in kept:
+            speeds = norm_speeds(small, weight)
+            np.testing.assert_allclose(speeds, norm_speeds(live, weight)[kept[layer]], rtol=1e-4)
+            assert np.count_nonzero(variable) == np.count_nonzero(speeds) > 0, "a diagonal"
+        else:
+            assert not variable.numpy().any(), name
+    # The shrinker's own mode is `exact`: a run may go on in another mode than the one that has folded it.
+    train(small, 150, 300)
+    assert shrinker.next_layout(small)["is_refolded"]
+
+
+@pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])
+def test_a_layout_of_another_model_is_refused(kept):
+    graph = trace(small_network())
+    with pytest.raises((ValueError, TypeError)):
+        Layout.of(graph, {"kept": kept, "is_refolded": False})
+    saved = {"kept": [[0, 7], [11], [0, 1, 15]], "is_refolded": True}
+    assert Layout.of(graph, saved).widths == [2, 1, 3]

@@ -1,0 +1,105 @@
+"""Keras' own way: compile and fit."""
+
+import resrep_dist
+from resrep_dist.data.loading import load_sources
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ModelError, UserError
+from resrep_dist.training.keras_callbacks import ChannelMasks, PruningCurves
+from tests.fitting import fit
+from tests.networks import small_config, small_network
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+CONFIG = small_config(prune={"target_macs_fraction": 0.3, "mask_start_epochs": 0.2}, train={"num_epochs": 4})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """What the trainer makes of 40 steps on the digits."""
+    tf.config.experimental.enable_op_determinism()
+    model = small_network()
+    trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), CONFIG, *load_sources(CONFIG))
+    trainer.start()
+    trainer.train_until(40)
+    return {name: variable.numpy() for name, variable in trainer.state.items()}
+
+
+def assert_equals(state, expected):
+    assert state.keys() == expected.keys()
+    for name, variable in state.items():
+        # The trainer sums and divides, Keras takes the mean: the last digits differ, the masks do not.
+        atol = 0 if name.endswith("mask") else 2e-5
+        np.testing.assert_allclose(variable.numpy(), expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+def test_fit_gives_the_trainers_result_with_curves_and_resumes(tmp_path, trained):
+    source = load_sources(CONFIG)[0]
+    masks = fit(small_network(), CONFIG, source, 40, Cluster(), tmp_path / "whole")
+    assert any((value == 0).any() for name, value in trained.items() if name.endswith("mask"))
+    assert_equals(masks.state, trained)
+    fit(small_network(), CONFIG, source, 20, Cluster(), tmp_path / "parts")
+    # Other weights: what counts is the checkpoint.
+    masks = fit(small_network(seed=5), CONFIG, source, 40, Cluster(), tmp_path / "parts")
+    assert_equals(masks.state, trained)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "parts" / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    for tag in ("train/loss", "train/learning_rate", "prune/macs_fraction_living", "row_norms/conv1"):
+        assert steps[tag] == list(range(5, 41, 5)), tag
+    assert steps["validation/accuracy"] == [10, 20, 30, 40]
+
+
+def test_a_step_that_is_not_finite_is_left_out():
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    model = resrep_dist.insert_compactors(base, graph)
+    model.compile(resrep_dist.ResRepOptimizer(0.1, [model.get_layer("conv1_compactor")]), "mse")
+    before = [variable.numpy() for variable in model.trainable_variables]
+    model.fit(np.full([4, 16, 16, 3], np.nan, np.float32), np.zeros([4, 10], np.float32), verbose=0)
+    assert model.optimizer.iterations.numpy() == 1
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_another_optimizer_and_a_wrong_order_are_refused(tmp_path):
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    model = resrep_dist.insert_compactors(base, graph)
+    data = np.zeros([4, 16, 16, 3], np.float32), np.zeros([4, 10], np.float32)
+    masks = ChannelMasks(graph, CONFIG.prune, first_step=1, last_step=10)
+    model.compile("sgd", "mse")
+    with pytest.raises(UserError, match="received a SGD, expected a ResRepOptimizer"):
+        model.fit(*data, verbose=0, callbacks=[masks])
+    model.compile(resrep_dist.ResRepOptimizer(0.1), "mse")
+    with pytest.raises(UserError, match="put ChannelMasks first"):
+        model.fit(*data, verbose=0, callbacks=[PruningCurves(tmp_path, masks), masks])
+
+
+def test_group_lasso_has_the_penalty_as_its_gradient_and_0_at_a_zero_row():
+    kernel = np.random.default_rng(0).normal(size=(1, 1, 5, 4))
+    kernel[..., 2] = 0
+    lasso = resrep_dist.GroupLasso(0.3)
+    variable = tf.Variable(kernel)
+    with tf.GradientTape() as tape:
+        value = lasso(variable)
+    norms = np.linalg.norm(kernel[0, 0], axis=0)
+    assert float(value) == pytest.approx(0.3 * norms.sum())
+    expected = 0.3 * kernel / np.where(norms > 0, norms, 1)
+    np.testing.assert_allclose(tape.gradient(value, variable), expected, rtol=1e-12)
+
+
+def test_group_lasso_trains_a_compactor_and_is_refused_with_the_optimizer_that_has_it():
+    compactor = resrep_dist.Compactor(kernel_regularizer=resrep_dist.GroupLasso(0.5))
+    model = keras.Sequential([keras.Input([4, 4, 3]), compactor])
+    again = keras.Sequential.from_config(model.get_config())
+    assert again.layers[0].kernel_regularizer.strength == 0.5
+    model.compile(keras.optimizers.SGD(0.1), lambda labels, outputs: 0.0 * outputs)
+    model.fit(np.zeros([2, 4, 4, 3]), np.zeros([2, 4, 4, 3]), verbose=0)
+    np.testing.assert_allclose(compactor.kernel.numpy()[0, 0], 0.95 * np.eye(3), atol=1e-6)
+    with pytest.raises(ModelError, match="it has a GroupLasso, and ResRepOptimizer adds the same penalty"):
+        resrep_dist.ResRepOptimizer(0.1, [compactor])
