@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import Source
 from resrep_dist.graph import Graph
-from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.models.mobilenet import mobilenet_v1
 from resrep_dist.models.resnet_cifar import cifar_resnet
+from resrep_dist.pruning.optimizer import ResRepOptimizer
 
 import numpy as np
 from tensorflow import keras
@@ -80,6 +82,11 @@ def with_dead_channels(model: keras.Model, graph: Graph, share: float = 0.5, see
             compactor.kernel.assign((compactor.kernel.numpy() + noise) * of_channels)
             compactor.mask.assign(of_channels.astype(np.float32))
     return pruned
+
+
+def train_state(pruned: keras.Model, graph: Graph) -> TrainState:
+    """The state of a run with this model, before its first step."""
+    return TrainState(pruned, ResRepOptimizer(0.01, compactors_of(pruned, graph)))
 
 
 def random_source(num_samples: int = 320, image_size: int = 16, seed: int = 0) -> Source:

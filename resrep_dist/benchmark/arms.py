@@ -12,13 +12,13 @@ from resrep_dist.data.order import rank_part
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.graph import Graph, trace
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.building import build_model
 from resrep_dist.pruning.targets import require_prunable
-from resrep_dist.shrinking.shrinker import Shrinker
-from resrep_dist.shrinking.surgery import at_layout
+from resrep_dist.shrinking.surgery import with_channels
+from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase, pruning_of
 from resrep_dist.training.step import TrainStep
@@ -70,7 +70,7 @@ def prepare(config: Config) -> tuple[keras.Model, Graph]:
     model = build_model(config.model)
     prune = pruning_of(config)
     graph = trace(model, prune.exclude, prune.residual_groups)
-    require_prunable(model, graph)
+    require_prunable(model.name, graph)
     return model, graph
 
 
@@ -80,30 +80,30 @@ def plain_arm(model: keras.Model, macs: int, config: Config, cluster: Cluster) -
     config = dataclasses.replace(config, prune=None, base=None, shrink=ShrinkConfig())
     counting = CountingCluster(cluster)
     model = model_for_training(model, None, config, counting)
-    return Arm(LiveModel(model, None, config, plan_phase(config, None, NUM_SAMPLES), counting), macs, counting)
+    plan = plan_phase(config, None, NUM_SAMPLES)
+    return Arm(LiveModel(model, None, plan, config.training, counting), macs, counting)
 
 
 def compactors_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
     """Compactors trained like any convolution: what they cost without ResRep's rule."""
     arm = plain_arm(insert_compactors(model, graph), 0, config, cluster)
-    arm.macs = training_macs(arm.live.model, graph, graph.widths)
+    arm.macs = training_macs(arm.live.state.model, graph, graph.widths)
     return arm
 
 
-def pruned_arm(model: keras.Model, graph: Graph, layout: Layout, config: Config, cluster: Cluster) -> Arm:
-    """ResRep on a live model of this layout."""
+def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster) -> Arm:
+    """ResRep on a model in training that has these channels."""
     counting = CountingCluster(cluster)
-    model = at_layout(model_for_training(model, graph, config, counting), graph, layout)
-    shrinker = Shrinker(graph, config, plan_phase(config, graph, NUM_SAMPLES), counting)
-    live = shrinker.live_at(model, layout)
-    return Arm(live, training_macs(model, graph, layout.widths, layout.is_refolded), counting)
+    model = with_channels(model_for_training(model, graph, config, counting), graph, channels)
+    live = LiveModel(model, graph, plan_phase(config, graph, NUM_SAMPLES), config.training, counting, channels)
+    return Arm(live, training_macs(model, graph, channels.widths, channels.is_refolded), counting)
 
 
 class _UncheckedStep(TrainStep):
     """A step that takes it for granted that all is finite, and alike on all ranks."""
 
-    def _look(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.zeros([12], keras.backend.floatx()), tf.ones([len(values)], tf.bool)
+    def _check(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.zeros([NUM_FINGERPRINT_VALUES], keras.backend.floatx()), tf.ones([len(values)], tf.bool)
 
 
 def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
@@ -111,10 +111,9 @@ def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Clu
 
     On one rank TensorFlow finds then that every step is good, and leaves out the branch for others too.
     """
-    arm = pruned_arm(model, graph, Layout.of(graph), config, cluster)
-    arm.live.step = _UncheckedStep(
-        arm.live.model, arm.live.optimizer, arm.cluster, config.training, config.data.global_batch_size
-    )
+    arm = pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster)
+    arm.live.step = _UncheckedStep(arm.cluster, config.training, config.data.global_batch_size)
+    arm.live.step.follow(arm.live.state)
     return arm
 
 
@@ -133,7 +132,7 @@ def trace_and_warm(arm: Arm, batch: Batch) -> None:
     arm.live.step.trace(*batch)
     arm.figures["tracing_seconds"] = time.perf_counter() - start
     arm.figures["reduced_bytes"] = arm.cluster.num_bytes
-    arm.figures["gradient_bytes"] = _num_bytes(arm.live.model.trainable_variables)
+    arm.figures["gradient_bytes"] = _num_bytes(arm.live.state.model.trainable_variables)
     _times(arm.live, batch, _NUM_WARM_STEPS)
     growth = peak_memory_growth(lambda: _times(arm.live, batch, 1))
     arm.figures["peak_memory_bytes"] = None if growth is None else growth + _num_bytes(arm.live.state.values())
@@ -184,7 +183,7 @@ def _times(live: LiveModel, batch: Batch, num_steps: int) -> list[float]:
         start = time.perf_counter()
         live.step.run(*batch)
         # A device may still be at work when the call returns.
-        live.optimizer.iterations.numpy()
+        live.state.optimizer.iterations.numpy()
         times.append(1000.0 * (time.perf_counter() - start))
     return times
 

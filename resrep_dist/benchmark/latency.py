@@ -92,7 +92,7 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
     prune = pruning_of(config)
     base = build_model(config.model)
     graph = trace(base, prune.exclude, prune.residual_groups)
-    require_prunable(base, graph)
+    require_prunable(base.name, graph)
     random = np.random.default_rng(config.seed)
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths],

@@ -7,14 +7,14 @@ from pathlib import Path
 from resrep_dist.config import Config
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.reporting.table import read_report
 from resrep_dist.training.phase import pruning_of
 
 import numpy as np
 
 
-def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> Layout:
+def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> KeptChannels:
     """The layout of smaller models.
 
     Args:
@@ -29,7 +29,7 @@ def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> Layo
         return even_layout(graph, prune.target_macs_fraction, prune.round_to)
     if run.is_file():
         _, widths = read_log(run, graph)[-1]
-        return Layout.of_widths(widths)
+        return KeptChannels.first_of(widths)
     channels = read_report(run).get("certificate", {}).get("channels", {})
     return layout_of(graph, {name: counts["kept"] for name, counts in channels.items()})
 
@@ -70,7 +70,7 @@ def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
     return list(zip(steps, lowest, strict=True))
 
 
-def layout_of(graph: Graph, kept: Mapping[str, int]) -> Layout:
+def layout_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
     """So many channels of each group, as the report of a run has them.
 
     Raises:
@@ -86,10 +86,10 @@ def layout_of(graph: Graph, kept: Mapping[str, int]) -> Layout:
             raise UserError(
                 f"--run: {group.name} keeps {kept[group.name]}, expected 1 to {group.num_channels} channels"
             )
-    return Layout.of_widths(kept[group.name] // group.num_parts for group in graph.groups)
+    return KeptChannels.first_of(kept[group.name] // group.num_parts for group in graph.groups)
 
 
-def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout:
+def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> KeptChannels:
     """Of every group the same share of the channels, as many as the multiply-adds allow; at least one."""
 
     def widths(share: float) -> list[int]:
@@ -99,4 +99,4 @@ def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> Layout
     shares = [number / 1000 for number in range(1001)]
     total = graph.macs.total(graph.widths)
     fitting = [share for share in shares if graph.macs.total(widths(share)) <= macs_fraction * total] or [0.0]
-    return Layout.of_widths(widths(fitting[-1]))
+    return KeptChannels.first_of(widths(fitting[-1]))

@@ -23,7 +23,7 @@ from resrep_dist.benchmark.layouts import read_log
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors
 
@@ -42,7 +42,7 @@ class Stage:
     """Steps of a run in which the live model keeps its widths."""
 
     num_steps: int
-    layout: Layout
+    layout: KeptChannels
     macs: int
     """Multiply-adds of a forward pass of one image, compactors among them."""
 
@@ -59,7 +59,7 @@ def stages(
     """
     base_macs = graph.macs.total(graph.widths)
     share = config.shrink.min_saved_macs_fraction
-    layout = Layout.of(graph)
+    layout = KeptChannels.all_of(graph)
     macs = training_macs(model, graph, layout.widths)
     if mode == "off":
         return [Stage(log[-1][0], layout, macs)]
@@ -69,7 +69,7 @@ def stages(
         if macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, layout, macs))
             since, macs = step, next_macs
-            layout = Layout.of_widths(widths, is_refolded)
+            layout = KeptChannels.first_of(widths, is_refolded)
     return [*result, Stage(log[-1][0] - since, layout, macs)]
 
 
@@ -90,7 +90,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     base_macs = graph.macs.total(graph.widths)
     plain, batch = plain_arm(model, base_macs, config, cluster), noise_batch(model, config, cluster)
     trace_and_warm(plain, batch)
-    points: dict[Layout, dict[str, Any]] = {}
+    points: dict[KeptChannels, dict[str, Any]] = {}
     for number, layout in enumerate(layouts, start=1):
         start = time.perf_counter()
         arm = pruned_arm(model, graph, layout, config, cluster)
@@ -123,12 +123,12 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     }
 
 
-def _measured(stage: Stage, points: dict[Layout, dict[str, Any]]) -> dict[str, Any]:
+def _measured(stage: Stage, points: dict[KeptChannels, dict[str, Any]]) -> dict[str, Any]:
     point = points[stage.layout]
     return {"num_steps": stage.num_steps, **{key: point[key] for key in _RATIOS}}
 
 
-def _totals(by_mode: dict[str, list[Stage]], points: dict[Layout, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _totals(by_mode: dict[str, list[Stage]], points: dict[KeptChannels, dict[str, Any]]) -> dict[str, dict[str, float]]:
     totals: dict[str, dict[str, float]] = {key: {} for key in (*_RATIOS, "num_shrinks", "shrinks_vs_plain")}
     plain_seconds = float(np.median([point["plain_step_ms_median"] for point in points.values()])) / 1000.0
     for mode, of_mode in by_mode.items():

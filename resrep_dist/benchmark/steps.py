@@ -30,7 +30,7 @@ from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.merge import merge
@@ -41,7 +41,7 @@ from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import plan_phase
+from resrep_dist.training.phase import pruning_of
 
 import numpy as np
 from rich.console import Console
@@ -119,8 +119,10 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
                             for name, value in result["other"].items()))  # fmt: skip
 
 
-def _make_arms(model: keras.Model, graph: Graph, layout: Layout, config: Config, cluster: Cluster) -> dict[str, Arm]:
-    full, refold = Layout.of(graph), dataclasses.replace(layout, is_refolded=True)
+def _make_arms(
+    model: keras.Model, graph: Graph, layout: KeptChannels, config: Config, cluster: Cluster
+) -> dict[str, Arm]:
+    full, refold = KeptChannels.all_of(graph), dataclasses.replace(layout, is_refolded=True)
     layouts = {"resrep": full, "resrep_exact": layout, "resrep_refold": refold}
     dead = layout.dead(graph)
     slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
@@ -141,7 +143,7 @@ def _figures(rounds: Rounds, arm: Arm, global_batch_size: int) -> dict[str, Any]
         "step_ms_p95": float(np.percentile(times, 95)),
         "images_per_second": 1000.0 * global_batch_size / median,
         "macs": arm.macs,
-        "parameters": count_parameters(arm.live.model),
+        "parameters": count_parameters(arm.live.state.model),
         **arm.figures,
     }
 
@@ -160,7 +162,7 @@ def _ratios(name: str, figures: Mapping[str, dict[str, Any]], rounds: Mapping[st
     return ratios
 
 
-def _measure_the_rest(arm: Arm, graph: Graph, layout: Layout, config: Config, batch: Batch) -> dict[str, float]:
+def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Config, batch: Batch) -> dict[str, float]:
     """What a run does beside its steps."""
     live, cluster = arm.live, arm.cluster
     assert live.pruner is not None
@@ -170,18 +172,17 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: Layout, config: Config, ba
             cluster.watchdog.beat(step)
 
     updates = [_seconds(live.pruner.update) for _ in range(_NUM_REPEATED)]
-    agreements = [_seconds(lambda: cluster.agree(live.digest.names, live.digest())) for _ in range(_NUM_REPEATED)]
+    agreements = [_seconds(lambda: live.state.agree(cluster)) for _ in range(_NUM_REPEATED)]
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointFolder(Path(folder))
         checkpoint = cluster.from_root(lambda: _seconds(lambda: checkpoints.save(0, snapshot(live.state), {})))
-    logging_ms = cluster.from_root(lambda: _logging_ms(live, graph, config))
-    kill_channels(live.model, graph, layout.dead(graph))
-    merging = cluster.from_root(lambda: _seconds(lambda: merge(live.model, graph, batch[0].numpy())))
+    logging_ms = cluster.from_root(lambda: _logging_ms(live, config))
+    kill_channels(live.state.model, graph, layout.dead(graph))
+    merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
     # The mode that takes longer: it folds, and calibrates.
-    shrinker = Shrinker(graph, config, plan_phase(config, graph, NUM_SAMPLES), cluster)
+    shrinker = Shrinker(graph, config.shrink, pruning_of(config).mask_interval_steps, cluster)
     refold, batches = dataclasses.replace(layout, is_refolded=True), [batch[0]] * config.shrink.num_calibration_batches
-    smaller: list[LiveModel] = []
-    shrink = _seconds(lambda: smaller.append(shrinker.shrink(live, refold, batches)))
+    shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, refold, batches)))
     return {
         "mask_update_ms": 1000.0 * statistics.median(updates),
         "agreement_ms": 1000.0 * statistics.median(agreements),
@@ -190,23 +191,22 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: Layout, config: Config, ba
         "checkpoint_seconds": checkpoint,
         "merge_seconds": merging,
         "shrink_seconds": shrink,
-        "first_step_after_shrink_seconds": _seconds(lambda: smaller[0].step.run(*batch)),
+        "first_step_after_shrink_seconds": _seconds(lambda: live.step.run(*batch)),
     }
 
 
-def _logging_ms(live: LiveModel, graph: Graph, config: Config) -> float:
+def _logging_ms(live: LiveModel, config: Config) -> float:
     """What a logging step adds on rank 0: figures read, curves and histograms written, the bar drawn on a terminal."""
     with tempfile.TemporaryDirectory() as folder:
         terminal = Console(file=io.StringIO(), force_terminal=True)
         monitor = Monitor("steps", Path(folder), terminal, NUM_SAMPLES)
-        curves = Curves(monitor, config, graph)
+        curves = Curves(monitor, config.logging, config.data.global_batch_size)
         monitor.start(0)
-        curves.start(0, iter(()))
 
         steps = iter(range(1, _NUM_REPEATED + 1))
 
         def log() -> None:
-            curves.add_training(next(steps), live.step.read_metrics(), 0.01, live.pruner)
+            curves.add_training(next(steps), {**live.step.read_metrics(), "learning_rate": 0.01}, live.pruner)
 
         times = [_seconds(log) for _ in range(_NUM_REPEATED)]
         monitor.close()

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
+
+Variables = Mapping[str, "tf.Variable"]
+VariablesAt = Callable[[dict[str, Any]], Variables]
+"""From the position in a checkpoint to the variables that its arrays are loaded into."""
+
 _FORMAT = 2
 _FILES = ("state.npz", "position.json")
 _SUMS = "SHA256SUMS"
@@ -67,23 +72,25 @@ class CheckpointFolder:
 
     def restore_newest(
         self,
-        variables: Mapping[str, "tf.Variable"],
+        variables: "Variables | VariablesAt",
         is_whole: bool = True,
-        prepare: Callable[[dict[str, Any]], None] = lambda position: None,
     ) -> dict[str, Any] | None:
-        """Load the newest checkpoint that is undamaged; returns its position, none in a new run.
+        """Load the newest undamaged checkpoint.
 
         Args:
-            is_whole: the variables are all that the checkpoint holds; False takes what they name.
-            prepare: gets the position before the variables are looked at, and may change what is in the mapping.
+            variables: by the names of the arrays, or a function that returns them for a checkpoint's position.
+            is_whole: True if they are all that the checkpoint holds; False loads only the arrays that they name.
+
+        Returns:
+            The checkpoint's position; None in a new run.
 
         Raises:
-            CheckpointError: when all are damaged, or the newest is of another model. Nothing is loaded then.
+            CheckpointError: if all are damaged, or the newest is of another model. Nothing is loaded then.
         """
         existing = self._existing()
         for path in reversed(existing):
             try:
-                return restore(path, variables, is_whole, prepare)
+                return restore(path, variables, is_whole)
             except DamagedCheckpointError as error:
                 if path == existing[0]:
                     raise
@@ -107,9 +114,8 @@ def snapshot(variables: Mapping[str, "tf.Variable"]) -> dict[str, np.ndarray]:
 
 def restore(
     path: Path,
-    variables: Mapping[str, "tf.Variable"],
+    variables: "Variables | VariablesAt",
     is_whole: bool = True,
-    prepare: Callable[[dict[str, Any]], None] = lambda position: None,
 ) -> dict[str, Any]:
     """Load a checkpoint into the variables; returns its position. Nothing is loaded unless all of it fits.
 
@@ -124,7 +130,8 @@ def restore(
         raise DamagedCheckpointError(f"checkpoint {path}: it is damaged, {damage}")
     try:
         position = _read_position(path)
-        prepare(position)
+        if callable(variables):
+            variables = variables(position)
         with zipfile.ZipFile(path / "state.npz") as file:
             _check_fit(path, file, variables, is_whole)
             # No more memory than the variables have: what has another size was refused by its header.

@@ -30,7 +30,7 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
         _print_memory(console, model, config, num_ranks)
         return
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
-    require_prunable(model, graph)
+    require_prunable(model.name, graph)
     _print_layers(console, model.name, graph)
     total = graph.macs.total(graph.widths)
     floor = graph.macs.total(narrowest_widths(graph, config.prune))

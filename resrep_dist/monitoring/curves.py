@@ -1,48 +1,96 @@
 """What becomes of a phase's figures: its curves and pictures, and the values beside its progress bar."""
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from resrep_dist.config import Config
+from resrep_dist.config import LoggingConfig
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import Graph
 from resrep_dist.monitoring.channel_history import HISTORY_FILE, ChannelHistory
 from resrep_dist.monitoring.channel_images import CHANNELS_LEGEND, channel_picture, heat_map
+from resrep_dist.monitoring.dashboard import write_head
+from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.monitoring.step_timer import StepTimer
 from resrep_dist.pruning.pruner import Pruner
 
 
-class Curves:
-    """Takes the figures of one phase and gives them to its monitor; does nothing where that is silent."""
+class Curves(Hook):
+    """Gives the figures of one phase to its monitor; does nothing if that is silent.
 
-    def __init__(self, monitor: Monitor, config: Config, graph: Graph | None) -> None:
-        if graph:
-            check_heat_maps(config, graph)
-        self._monitor, self._config = monitor, config.logging
-        self._timer = StepTimer(config.data.global_batch_size)
+    Args:
+        sweep_row: the run's name in TensorBoard's table of a sweep; None for a phase that only prepares.
+    """
+
+    def __init__(
+        self, monitor: Monitor, config: LoggingConfig, global_batch_size: int, sweep_row: str | None = None
+    ) -> None:
+        self._monitor, self._config, self._sweep_row = monitor, config, sweep_row
+        self._timer = StepTimer(global_batch_size)
         self._history = ChannelHistory()
         self._collective_seconds = 0.0
+        self._checkpoint_step = -1
 
-    def start(self, step: int, batches: Iterator[Any]) -> Iterator[Any]:
-        """Begin where the run starts or resumes; returns the batches, clocked, and profiled where that is asked."""
-        folder = self._monitor.folder
-        self._timer.start(step)
-        if folder is None:
-            return self._timer.clocked(batches)
-        self._history = ChannelHistory.load(folder, step)
-        return self._timer.clocked(self._profiled(batches, step))
+    def on_start(self, trainer: Watched) -> None:
+        """Open the curves where the run starts or resumes."""
+        config, cluster, is_resumed = trainer.config, trainer.cluster.description, trainer.step > 0
+        self._monitor.start(trainer.step, lambda: write_head(config, self._sweep_row, cluster, is_resumed))
+        if self._monitor.folder is not None:
+            self._history = ChannelHistory.load(self._monitor.folder, trainer.step)
 
-    def add_training(
-        self, step: int, metrics: Mapping[str, float], learning_rate: float, pruner: Pruner | None
-    ) -> None:
-        """Points of a logging step, and the values beside the bar.
+    def wrap_batches(self, trainer: Watched, batches: Iterable[Any]) -> Iterable[Any]:
+        """The same batches, clocked, and profiled if that is configured."""
+        self._timer.start(trainer.step)
+        if self._monitor.folder is not None:
+            batches = self._profiled(batches, trainer.step)
+        return self._timer.clocked(batches)
+
+    def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
+        """Note the masks where they change, and add the points of a logging step."""
+        if trainer.pruner and trainer.pruner.is_due(trainer.step):
+            self.add_masks(trainer.step, trainer.pruner)
+        if metrics is not None:
+            self.add_training(trainer.step, metrics, trainer.pruner)
+
+    def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
+        """Add the points and the pictures of an evaluation."""
+        self.add_validation(trainer.step, values, trainer.pruner)
+        # From here on it counts as the step's communication.
+        if trainer.collective_seconds is not None:
+            self._collective_seconds = trainer.collective_seconds
+            self._monitor.scalars(trainer.step, {"time/collective_seconds": self._collective_seconds})
+        self._add_pause("evaluation", trainer.step, seconds)
+
+    def before_checkpoint(self, trainer: Watched) -> None:
+        """Whoever resumes there finds the curves up to there."""
+        self._monitor.flush()
+
+    def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
+        """Add what it took: while training stood still, and what writing the one before took beside it."""
+        if trainer.step == self._checkpoint_step:
+            # The last one of a phase may come again at its end, and is written once.
+            return
+        self._checkpoint_step = trainer.step
+        self._add_pause("checkpoint", trainer.step, seconds)
+        if trainer.checkpoint_write_seconds is not None:
+            written = {"time/checkpoint_write_seconds": trainer.checkpoint_write_seconds}
+            self._monitor.scalars(trainer.step, written)
+
+    def on_shrink(self, trainer: Watched, figures: Mapping[str, float]) -> None:
+        """Add what it brought and took."""
+        self._monitor.scalars(trainer.step, {f"shrink/{name}": value for name, value in figures.items()})
+        self._add_pause("shrink", trainer.step, figures["build_seconds"] + figures["tracing_seconds"])
+
+    def on_end(self, trainer: Watched) -> None:
+        """Close the curves, the profile and the bar."""
+        self._monitor.close()
+
+    def add_training(self, step: int, metrics: Mapping[str, float], pruner: Pruner | None) -> None:
+        """Add the points of a logging step, and the values beside the bar.
 
         Args:
-            metrics: `loss`, `top1` (percent) and `skipped_steps` since the last call, over all ranks.
-            pruner: where the phase prunes.
+            metrics: see `Hook.on_step`.
+            pruner: None in a phase that does not prune.
         """
         if self._monitor.is_silent:
             return
@@ -51,7 +99,7 @@ class Curves:
         scalars = times | {
             "train/loss": metrics["loss"],
             "train/top1": metrics["top1"],
-            "train/learning_rate": learning_rate,
+            "train/learning_rate": metrics["learning_rate"],
             "train/skipped_steps": metrics["skipped_steps"],
             "time/compute_seconds": max(0.0, rest),
         }
@@ -85,29 +133,12 @@ class Curves:
             picture = heat_map(pruner.kernel(name))
             self._monitor.picture(step, f"compactor/{name}", picture, "Outputs down, inputs across.")
 
-    def add_collective(self, step: int, seconds: float) -> None:
-        """The time that the step's collective takes alone; from here on it counts as the step's communication."""
-        self._collective_seconds = seconds
-        self._monitor.scalars(step, {"time/collective_seconds": seconds})
-
-    @contextlib.contextmanager
-    def pause(self, name: str, step: int) -> Iterator[None]:
-        """Time what is not part of a step: `checkpoint`, `evaluation` or `shrink`."""
-        start = time.monotonic()
-        yield
-        self.add_pause(name, step, time.monotonic() - start)
-
-    def add_write(self, step: int, seconds: float | None) -> None:
-        """The time that the writing of the checkpoint before took, beside the training; none where there was none."""
-        if seconds is not None:
-            self._monitor.scalars(step, {"time/checkpoint_write_seconds": seconds})
-
-    def add_pause(self, name: str, step: int, seconds: float) -> None:
-        """The same, where the time is known already."""
+    def _add_pause(self, name: str, step: int, seconds: float) -> None:
+        """Note time that is not part of a step."""
         self._timer.pause(seconds)
         self._monitor.scalars(step, {f"time/{name}_seconds": seconds})
 
-    def _profiled(self, batches: Iterator[Any], first_step: int) -> Iterator[Any]:
+    def _profiled(self, batches: Iterable[Any], first_step: int) -> Iterator[Any]:
         """The same batches; TensorFlow's profiler runs in the steps that the configuration names."""
         start = max(self._config.profile_start_step, first_step)
         end = self._config.profile_start_step + self._config.profile_num_steps
@@ -125,10 +156,10 @@ class Curves:
         return list(self._config.compactor_heat_maps)
 
 
-def check_heat_maps(config: Config, graph: Graph) -> None:
-    """Refuse names of groups that do not exist, before anything is trained."""
+def check_heat_maps(config: LoggingConfig, graph: Graph) -> None:
+    """Raise a ConfigError for names of groups that do not exist, before anything is trained."""
     names = [group.name for group in graph.groups]
-    for name in config.logging.compactor_heat_maps:
+    for name in config.compactor_heat_maps:
         if name not in names:
             raise ConfigError(
                 f"logging.compactor_heat_maps: received {name}, expected groups of the model: {', '.join(names)}"

@@ -2,8 +2,10 @@
 
 import logging
 import math
+from collections.abc import Mapping
 
-from resrep_dist.config import Config
+from resrep_dist.config import PruneConfig, TrainingConfig
+from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.pruner import Pruner
 
 _log = logging.getLogger(__name__)
@@ -15,17 +17,24 @@ _MAX_LOSS_OF_GUESSING = 1.1
 _MIN_ROW_NORM = 1e-3
 
 
-class Health:
-    """Watches the figures of one phase and warns in the log of rank 0, of each thing once."""
+class Health(Hook):
+    """Watches the figures of one phase and warns in the log of rank 0, of each thing once.
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        is_plain = config.training.loss == "sparse_categorical_crossentropy" and not config.training.class_weights
-        # Cross-entropy of equal logits; what other losses give for them is not known here.
-        self._guessing = math.log(config.model.num_classes) if is_plain else None
+    Args:
+        config: what is pruned; None in a phase that does not prune.
+        guessing_loss: that of a model that guesses; None if it is not known, see `guessing_loss`.
+    """
+
+    def __init__(self, config: PruneConfig | None, guessing_loss: float | None) -> None:
+        self._config, self._guessing = config, guessing_loss
         self._lowest_loss = math.inf
         self._num_bad = {"above guessing": 0, "rising": 0}
         self._said: set[str] = set()
+
+    def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
+        """Look at the figures of a logging step."""
+        if metrics is not None and trainer.cluster.is_root:
+            self.see(trainer.step, metrics["loss"], trainer.pruner)
 
     def see(self, step: int, loss: float, pruner: Pruner | None) -> None:
         """Look at the mean loss since the last log line, and at the channels where the phase prunes."""
@@ -56,8 +65,8 @@ class Health:
         return self._num_bad[name] >= _PATIENCE
 
     def _see_layers(self, step: int, pruner: Pruner) -> None:
-        assert self._config.prune is not None
-        min_channels = self._config.prune.min_channels
+        assert self._config is not None
+        min_channels = self._config.min_channels
         figures = zip(
             pruner.graph.groups, pruner.unmasked_widths(), pruner.living_widths(), pruner.norms(), strict=True
         )
@@ -84,8 +93,8 @@ class Health:
                 )
 
     def _see_target(self, step: int, pruner: Pruner) -> None:
-        assert self._config.prune is not None
-        target, reached = self._config.prune.target_macs_fraction, pruner.macs_fraction(pruner.unmasked_widths())
+        assert self._config is not None
+        target, reached = self._config.target_macs_fraction, pruner.macs_fraction(pruner.unmasked_widths())
         if pruner.is_settled(step) and reached > target:
             self._warn(
                 "target",
@@ -97,3 +106,9 @@ class Health:
         if name not in self._said:
             self._said.add(name)
             _log.warning("%s", message)
+
+
+def guessing_loss(training: TrainingConfig, num_classes: int) -> float | None:
+    """The cross-entropy of equal logits; None for other losses."""
+    is_plain = training.loss == "sparse_categorical_crossentropy" and not training.class_weights
+    return math.log(num_classes) if is_plain else None

@@ -49,7 +49,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                     "leave out one of them"
                 )
         self._learning_rate = self._build_learning_rate(learning_rate)
-        self._cluster = cluster
+        self.cluster = cluster
         self.compactors = list(compactors)
         self.momentum, self.decay = momentum, decay
         self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
@@ -60,6 +60,23 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         if not hasattr(self, "velocities"):
             self.velocities = [self.add_variable_from_reference(v, "velocity") for v in var_list]
             self._velocity_of = dict(zip((v.ref() for v in var_list), self.velocities, strict=True))
+
+    def for_model(self, model: keras.Model) -> "ResRepOptimizer":
+        """An optimizer with the same settings for another model of the same run, its velocities 0.
+
+        Args:
+            model: has compactors of the same names.
+        """
+        return ResRepOptimizer(
+            self._learning_rate,
+            [model.get_layer(compactor.name) for compactor in self.compactors],
+            momentum=self.momentum,
+            decay=self.decay,
+            lasso_strength=self.lasso_strength,
+            compactor_momentum=self.compactor_momentum,
+            rule=self.rule,
+            cluster=self.cluster,
+        )
 
     def row_norms(self) -> list[tf.Tensor]:
         """Row norms of the compactors as they stand on this rank, each [D_out]."""
@@ -93,10 +110,10 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
     def _average(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         norms = self.row_norms()
-        if self._cluster is None or self._cluster.size == 1:
+        if self.cluster is None or self.cluster.size == 1:
             return gradients, norms
-        summed = self._cluster.sum([*gradients, *norms], "optimizer")
-        averaged = [value / self._cluster.size for value in summed]
+        summed = self.cluster.sum([*gradients, *norms], "optimizer")
+        averaged = [value / self.cluster.size for value in summed]
         return averaged[: len(gradients)], averaged[len(gradients) :]
 
     def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:

@@ -1,38 +1,43 @@
-"""When masks change, and what they leave: the mask schedule of a run."""
+"""When masks change, and what they leave: the masks of a run."""
 
 import logging
-import math
 from collections.abc import Sequence
 
+from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import PruneConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.pruning.deadness import dead_channels, in_parts, num_masked_alive
 from resrep_dist.pruning.rules import group_norms, row_norms, select_masks
-from resrep_dist.pruning.targets import narrowest_widths, require_prunable, require_reachable_target
+from resrep_dist.pruning.targets import fewest_channels, require_prunable, require_reachable_target
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
 _log = logging.getLogger(__name__)
 
 
 class Pruner:
-    """Chooses the masks of a model with compactors; `num_chosen` is its only state outside the model.
+    """Chooses the masks of a run.
 
-    Channels that a shrunken model no longer has count as chosen and dead, so that nothing else changes.
+    Channels that a shrunken model no longer has count as chosen and dead, so the masks are those of a model that does
+    not shrink.
 
     Args:
-        model: at full width; `follow` tells of another.
+        state: of the run; `follow` gives it another one.
         graph: of the original model.
         first_step: no mask is chosen before.
         last_step: no mask changes later; see `last_mask_step`.
+
+    Raises:
+        ModelError: for a graph without groups.
+        ConfigError: for a target that cannot be reached.
     """
 
     def __init__(
         self,
-        model: keras.Model,
+        state: TrainState,
         graph: Graph,
         config: PruneConfig,
         cluster: Cluster,
@@ -40,19 +45,19 @@ class Pruner:
         first_step: int,
         last_step: int,
     ) -> None:
-        require_prunable(model, graph)
+        require_prunable(state.model.name, graph)
+        require_reachable_target(graph, config)
         self.graph, self._config, self._cluster = graph, config, cluster
-        self.follow(model, [range(width) for width in graph.widths])
         self._first_step, self._last_step = first_step, last_step
         self._total_macs = graph.macs.total(graph.widths)
-        self.num_chosen = 0
-        require_reachable_target(graph, config)
+        self.follow(state)
 
-    def follow(self, model: keras.Model, kept: Sequence[Sequence[int]]) -> None:
-        """Go on with this model; for each group the original channels that it has, ascending."""
-        groups, self._model = self.graph.groups, model
-        self._compactors = [[model.get_layer(layer.compactor) for layer in group.layers] for group in groups]
-        self._kept = [np.asarray(channels) for channels in kept]
+    def follow(self, state: TrainState) -> None:
+        """Go on with this state, whose model may be another."""
+        self._state, groups = state, self.graph.groups
+        channels = state.channels or KeptChannels.all_of(self.graph)
+        self._kept = [np.asarray(of_group) for of_group in channels.kept]
+        self._compactors = [[state.model.get_layer(layer.compactor) for layer in group.layers] for group in groups]
         compactors = [compactor for group in self._compactors for compactor in group]
         # All layers in one graph: called one by one, a ResNet-50's take several times as long.
         self._local_norms = tf.function(
@@ -63,37 +68,42 @@ class Pruner:
             lambda flat: _assign([compactor.mask for compactor in compactors], flat), autograph=False
         )
 
+    @property
+    def num_chosen(self) -> int:
+        """Number of channels that the last update chose."""
+        return self._state.num_chosen
+
     def is_due(self, step: int) -> bool:
-        """True where masks are chosen after `step` steps."""
+        """True if masks are chosen after `step` steps."""
         in_time = self._first_step <= step <= self._last_step
         return in_time and step % self._config.mask_interval_steps == 0
 
     def is_settled(self, step: int) -> bool:
-        """True where no mask changes after `step` steps."""
+        """True if no mask changes any more after `step` steps."""
         return step >= self._last_step // self._config.mask_interval_steps * self._config.mask_interval_steps
 
     def update(self) -> None:
-        """Choose all masks anew from row norms averaged over the ranks; a collective."""
+        """Choose all masks again from row norms averaged over the ranks (section 3.4); a collective."""
         norms = self._by_group([summed.numpy() / self._cluster.size for summed in self._summed_norms()])
         selection = select_masks(
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
             self.graph.macs,
             target_macs=self._config.target_macs_fraction * self._total_macs,
-            max_chosen=self.num_chosen + self._config.channels_per_update,
+            max_chosen=self._state.num_chosen + self._config.channels_per_update,
             min_channels=self._config.min_channels,
             round_to=self._config.round_to,
         )
-        self.num_chosen = selection.num_chosen
+        self._state.num_chosen = selection.num_chosen
         groups = zip(self.graph.groups, selection.masks, self._kept, strict=True)
         masks = [np.tile(mask[kept], group.num_parts) for group, mask, kept in groups for _ in group.layers]
         self._set_masks(np.concatenate(masks))
 
     def norms(self) -> list[np.ndarray]:
-        """Norms of each group's channels as they stand on this rank."""
+        """For each group the norms of its channels on this rank, [width of the model]; see `group_norms`."""
         return self._by_group(self._layer_norms())
 
     def channel_states(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each group, by name, its masked and its dead channels, bool [width at the start] each."""
+        """For each group, by name, its masked and its dead channels, bool [original width] each."""
         states = {}
         for group, compactors, kept, dead in zip(
             self.graph.groups, self._compactors, self._kept, self.dead(), strict=True
@@ -110,36 +120,50 @@ class Pruner:
         return self._compactors[index][0].kernel.numpy()[0, 0].T
 
     def unmasked_widths(self) -> list[int]:
-        """Channels of each group that its mask keeps."""
+        """Number of channels of each group that its mask keeps."""
         compactors = [group[0] for group in self._compactors]
         return [int(c.mask.numpy().sum()) // g.num_parts for c, g in zip(compactors, self.graph.groups, strict=True)]
 
     def living_widths(self) -> list[int]:
-        """Channels of each group that would survive a merge now."""
+        """Number of channels of each group that a merge would keep now."""
         return [int((~channels).sum()) for channels in self.dead()]
 
     def dead(self) -> list[np.ndarray]:
-        """For each group bool [width], the channels of the model that a merge now would delete."""
-        return dead_channels(self._model, self.graph, self._config.dead_row_norm, self._layer_norms())
+        """For each group bool [width of the model], the channels that a merge would delete now."""
+        return dead_channels(self._state.model, self.graph, self._config.dead_row_norm, self._layer_norms())
 
     def num_masked_alive(self) -> int:
-        """Masked channels that are not dead yet."""
-        return num_masked_alive(self._model, self.graph, self._config.dead_row_norm, self._layer_norms())
+        """Number of masked channels that are not dead yet."""
+        return num_masked_alive(self._state.model, self.graph, self._config.dead_row_norm, self._layer_norms())
 
     def macs_fraction(self, widths: list[int]) -> float:
         """Multiply-adds at the given widths, as a fraction of the base model's."""
         return self.graph.macs.total(widths) / self._total_macs
 
     def curves(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """What is worth a curve now: scalars and histograms by name."""
+        """Scalars and histograms for TensorBoard, by tag."""
         groups, living_widths, norms = self.graph.groups, self.living_widths(), self._layer_norms()
         scalars = {
-            "train/lasso_term": self._config.lasso_strength * float(sum(map(np.sum, norms))),
+            "train/lasso_term": self._state.optimizer.lasso_strength * float(sum(map(np.sum, norms))),
             "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
             "prune/macs_fraction_living": self.macs_fraction(living_widths),
             **{f"width/{g.name}": float(w * g.num_parts) for g, w in zip(groups, living_widths, strict=True)},
         }
         return scalars, {f"row_norms/{g.name}": n for g, n in zip(groups, self._by_group(norms), strict=True)}
+
+    def warn_if_too_slow(self) -> None:
+        """Log a warning if the updates that are left cannot mask enough channels for the target."""
+        interval_steps, max_channels = self._config.mask_interval_steps, self._config.channels_per_update
+        num_updates = self._last_step // interval_steps - (self._first_step - 1) // interval_steps
+        num_needed = fewest_channels(self.graph, self._config)
+        if num_needed > num_updates * max_channels:
+            _log.warning(
+                "The target will be missed: it takes at least %d channels, and %d updates of the masks choose at most "
+                "%d each. Raise prune.channels_per_update, lower prune.mask_interval_steps, or train longer.",
+                num_needed,
+                num_updates,
+                max_channels,
+            )
 
     def _layer_norms(self) -> list[np.ndarray]:
         return [norms.numpy() for norms in self._local_norms()]
@@ -155,36 +179,6 @@ class Pruner:
         full = np.zeros(self.graph.widths[index], norms.dtype)
         full[self._kept[index]] = norms
         return full
-
-    def warn_of_slow_pace(self) -> None:
-        """Say in the log where so many updates of the masks cannot reach the target."""
-        config = self._config
-        num_updates = (
-            self._last_step // config.mask_interval_steps - (self._first_step - 1) // config.mask_interval_steps
-        )
-        num_needed = self._fewest_channels()
-        if num_needed > num_updates * config.channels_per_update:
-            _log.warning(
-                "The target will be missed: it takes at least %d channels, and %d updates of the masks choose at most "
-                "%d each. Raise prune.channels_per_update, lower prune.mask_interval_steps, or train longer.",
-                num_needed,
-                num_updates,
-                config.channels_per_update,
-            )
-
-    def _fewest_channels(self) -> int:
-        """A lower bound of the channels to be masked for the target: a channel never saves more than it does first."""
-        widths, lowest = self.graph.widths, narrowest_widths(self.graph, self._config)
-        missing = (1.0 - self._config.target_macs_fraction) * self._total_macs
-        num_channels = 0
-        for saving, width, least in sorted(
-            zip(self.graph.macs.slopes(widths), widths, lowest, strict=True), reverse=True
-        ):
-            if missing <= 0 or saving <= 0:
-                break
-            num_taken = min(width - least, math.ceil(missing / saving))
-            num_channels, missing = num_channels + num_taken, missing - num_taken * saving
-        return num_channels
 
 
 def _assign(variables: Sequence[tf.Variable], flat: tf.Tensor) -> None:

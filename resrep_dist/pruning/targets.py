@@ -9,20 +9,22 @@ from resrep_dist.graph import Graph
 from resrep_dist.pruning.rules import last_step_to_die
 
 import numpy as np
-from tensorflow import keras
 
 _log = logging.getLogger(__name__)
+# Part of the phase after which masks stay, if no row of norm 1 could die in time after `mask_start_epochs`: with the
+# other half of the phase rows of smaller norm may still die.
+_FALLBACK_STOP_FRACTION = 0.5
 
 
-def require_prunable(model: keras.Model, graph: Graph) -> None:
-    """Raise a ModelError, with the first reasons, where nothing can be pruned."""
+def require_prunable(model_name: str, graph: Graph) -> None:
+    """Raise a ModelError, with the first reasons, if nothing can be pruned."""
     if not graph.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
-        raise ModelError(f"model {model.name}: no convolution can be pruned ({reasons or 'it has none'})")
+        raise ModelError(f"model {model_name}: no convolution can be pruned ({reasons or 'it has none'})")
 
 
 def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
-    """Raise a ConfigError where the narrowest widths that the settings allow still miss the target."""
+    """Raise a ConfigError if the narrowest widths that the settings allow still miss the target."""
     fraction = graph.macs.total(narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
     if fraction > config.target_macs_fraction:
         raise ConfigError(
@@ -38,19 +40,38 @@ def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
     return [min(least, width) for width in graph.widths]
 
 
+def fewest_channels(graph: Graph, config: PruneConfig) -> int:
+    """A lower bound of the number of channels to mask for the target.
+
+    A channel saves most while all others are there, so channels that save most are counted first, at full width.
+    """
+    widths, lowest, total = graph.widths, narrowest_widths(graph, config), graph.macs.total(graph.widths)
+    missing_macs = (1.0 - config.target_macs_fraction) * total
+    num_channels = 0
+    savings = sorted(zip(graph.macs.slopes(widths), widths, lowest, strict=True), reverse=True)
+    for saving, width, least in savings:
+        if missing_macs <= 0 or saving <= 0:
+            break
+        num_taken = min(width - least, math.ceil(missing_macs / saving))
+        num_channels, missing_macs = num_channels + num_taken, missing_macs - num_taken * saving
+    return num_channels
+
+
 def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
-    """The last step at which masks may change, so that the rows that are masked there still die in time.
+    """The last step at which masks may change, so that rows masked there still die before the phase ends.
 
     Args:
-        rates: the learning rate of every step of the phase.
+        config: its `mask_stop_fraction` counts if it is not None.
+        first_step: no mask changes before.
+        rates: the learning rate of every step of the phase, [N].
 
     Raises:
-        ConfigError: where that is before `first_step`.
+        ConfigError: if the last step would be before `first_step`.
     """
     in_time = last_step_to_die(rates, lasso_strength=config.lasso_strength, momentum=config.compactor_momentum)
     if config.mask_stop_fraction is None and in_time > first_step:
         return in_time
-    last_step = int(len(rates) * (config.mask_stop_fraction or 0.5))
+    last_step = int(len(rates) * (config.mask_stop_fraction or _FALLBACK_STOP_FRACTION))
     if last_step < first_step:
         raise ConfigError(
             f"prune.mask_start_epochs: received {config.mask_start_epochs:g}, step {first_step}; masks must stop at "

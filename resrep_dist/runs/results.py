@@ -4,18 +4,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt
 from resrep_dist.checkpoints.state import model_variables
 from resrep_dist.config import load_config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.graph import Graph, trace
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors, live_graph
 from resrep_dist.merging.certificate import certify, check_certificate
@@ -25,7 +24,7 @@ from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.pruning.deadness import num_masked_alive
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
-from resrep_dist.shrinking.surgery import at_layout
+from resrep_dist.shrinking.surgery import with_channels
 
 import tensorflow as tf
 from tensorflow import keras
@@ -105,26 +104,20 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
 
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
-    trained = whole = insert_compactors(base, graph)
-    variables: dict[str, tf.Variable] = {}
+    whole = insert_compactors(base, graph)
+    trained = [whole]
 
-    def lay_out(position: dict[str, Any]) -> None:
-        nonlocal trained
-        trained = at_layout(whole, graph, Layout.of(graph, position.get("layout")))
-        variables.clear()
-        variables.update(model_variables(trained))
+    def variables_at(position: dict[str, Any]) -> dict[str, tf.Variable]:
+        trained[:] = [with_channels(whole, graph, KeptChannels.from_json(graph, position.get("layout")))]
+        return model_variables(trained[0])
 
-    _restore_newest(workdir, variables, lay_out)
-    return trained
+    _restore_newest(workdir, variables_at)
+    return trained[0]
 
 
-def _restore_newest(
-    workdir: Path,
-    variables: dict[str, tf.Variable],
-    prepare: Callable[[dict[str, Any]], None] = lambda position: None,
-) -> None:
+def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> None:
     checkpoints = CheckpointFolder(workdir / "checkpoints")
-    if checkpoints.restore_newest(variables, is_whole=False, prepare=prepare) is None:
+    if checkpoints.restore_newest(variables, is_whole=False) is None:
         raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
 
 

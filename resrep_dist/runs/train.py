@@ -43,9 +43,9 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
         if graph and config.prune:
             # Before a base is trained for nothing.
-            require_prunable(model, graph)
+            require_prunable(model.name, graph)
             require_reachable_target(graph, config.prune)
-            check_heat_maps(config, graph)
+            check_heat_maps(config.logging, graph)
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
         cluster.everywhere(lambda: check_images(model, train_data))

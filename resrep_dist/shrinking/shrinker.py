@@ -1,95 +1,116 @@
-"""When the model in training shrinks, and what goes on with it: velocities, masks, counters."""
+"""When the model in training shrinks, and the state of the run that goes on with the smaller one."""
 
 import dataclasses
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from resrep_dist.config import Config
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.config import ShrinkConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
-from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.shrinking.refolding import calibrate, norm_velocities, refolded, refolded_layers
-from resrep_dist.shrinking.surgery import at_layout, narrow_velocities, removable, without_channels
-from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import PhasePlan, pruning_of
+from resrep_dist.shrinking.surgery import narrow_velocities, removable, with_channels, without_channels
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+_log = logging.getLogger(__name__)
+
 
 class Shrinker:
-    """Makes smaller ones of a live model; `layout` says how the one that it made last looks."""
+    """Decides when a model shrinks, and makes the smaller ones.
 
-    def __init__(self, graph: Graph, config: Config, plan: PhasePlan, cluster: Cluster) -> None:
-        self._graph, self._config, self._plan, self._cluster = graph, config, plan, cluster
+    Args:
+        graph: of the original model.
+        interval_steps: steps from one look at it to the next; that of the masks.
+        cluster: the ranks, which average the statistics of refolded batch norms.
+    """
+
+    def __init__(self, graph: Graph, config: ShrinkConfig, interval_steps: int, cluster: Cluster) -> None:
+        self._graph, self._config, self._interval_steps, self._cluster = graph, config, interval_steps, cluster
         self._base_macs = graph.macs.total(graph.widths)
-        self.layout = Layout.of(graph)
 
     def is_due(self, step: int) -> bool:
-        """True where it is looked at after `step` steps whether to shrink: as often as masks are chosen."""
-        return self._config.shrink.mode != "off" and step % pruning_of(self._config).mask_interval_steps == 0
+        """True if a shrink is considered after `step` steps."""
+        return self._config.mode != "off" and step % self._interval_steps == 0
 
-    def next_layout(self, live: LiveModel) -> dict[str, Any] | None:
-        """The layout that the model should have now, as JSON; none where it stays as it is."""
-        assert live.pruner is not None
-        dead = live.pruner.dead()
-        # A run may go on in another mode than it began in; what was folded stays folded.
-        is_refolded = self.layout.is_refolded or self._config.shrink.mode == "refold"
-        layout = dataclasses.replace(self.layout.without(dead), is_refolded=is_refolded)
-        # Constants cost a look at every layer; where too few channels are dead there is no need.
-        if not self._is_worth(live, layout):
-            return None
-        going = removable(live.model, self._graph, dead)
-        layout = dataclasses.replace(self.layout.without(going), is_refolded=is_refolded)
-        return dataclasses.asdict(layout) if self._is_worth(live, layout) else None
-
-    def saved_layout(self) -> dict[str, Any] | None:
-        """What a checkpoint holds of it, as JSON; none at full width."""
-        return None if self.layout == Layout.of(self._graph) else dataclasses.asdict(self.layout)
-
-    def rebuild(self, live: LiveModel, layout: Layout) -> LiveModel:
-        """A model at this layout in place of one at full width, for a state to be restored into."""
-        return self.live_at(at_layout(live.model, self._graph, layout), layout, live.pruner)
-
-    def shrink(self, live: LiveModel, layout: Layout, batches: Iterable[tf.Tensor]) -> LiveModel:
-        """The live model at a smaller layout, its state with it; a collective where it is refolded.
+    def next_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> dict[str, Any] | None:
+        """The channels that the model should keep from now on, as JSON; None if it stays as it is.
 
         Args:
-            batches: this rank's images for the statistics of batch norms, taken only where they are needed.
+            dead: for each group bool [width of the model], see `Pruner.dead`.
         """
-        dead = [~np.isin(old, new) for old, new in zip(self.layout.kept, layout.kept, strict=True)]
-        of_weights = {n.removeprefix("velocity/"): v for n, v in live.state.items() if n.startswith("velocity/")}
-        velocities = narrow_velocities(live.model, self._graph, dead, of_weights)
-        model = without_channels(live.model, self._graph, dead)
-        if layout.is_refolded:
+        assert state.channels is not None
+        # A run may go on in another mode than it began in; what was folded stays folded.
+        is_refolded = state.channels.is_refolded or self._config.mode == "refold"
+        channels = dataclasses.replace(state.channels.without(dead), is_refolded=is_refolded)
+        # Constants cost a look at every layer; where too few channels are dead there is no need.
+        if not self._is_worth(state, channels):
+            return None
+        going = removable(state.model, self._graph, dead)
+        channels = dataclasses.replace(state.channels.without(going), is_refolded=is_refolded)
+        return dataclasses.asdict(channels) if self._is_worth(state, channels) else None
+
+    def at(self, whole: TrainState, channels: KeptChannels) -> TrainState:
+        """A state with these channels for values to be loaded into; `whole` itself if it has all of them.
+
+        Args:
+            whole: the state at full width.
+        """
+        if channels == whole.channels:
+            return whole
+        return whole.for_model(with_channels(whole.model, self._graph, channels), channels)
+
+    def shrink(self, state: TrainState, channels: KeptChannels, batches: Iterable[tf.Tensor]) -> TrainState:
+        """The run's state with a smaller model; a collective if it is refolded.
+
+        Args:
+            channels: those that the smaller model has.
+            batches: this rank's images for the statistics of batch norms; taken only if they are needed.
+        """
+        assert state.channels is not None
+        dead = channels.lost_from(state.channels)
+        velocities = narrow_velocities(state.model, self._graph, dead, state.velocities)
+        model = without_channels(state.model, self._graph, dead)
+        if channels.is_refolded:
             before, model = model, refolded(model, self._graph)
             calibrate(model, self._graph, batches, self._cluster)
             # What was folded begins at rest, but for the row norms.
-            anew = refolded_layers(self._graph)
+            folded = refolded_layers(self._graph)
             of_norms = norm_velocities(before, model, self._graph, velocities)
-            velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in anew} | of_norms
-        smaller = self.live_at(model, layout, live.pruner)
-        smaller.take_over(live, velocities)
-        return smaller
+            velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
+        return state.for_model(model, channels, velocities)
 
-    def live_at(self, model: keras.Model, layout: Layout, pruner: Pruner | None = None) -> LiveModel:
-        """What trains a model that is at this layout; by default with a new pruner."""
-        live = LiveModel(model, self._graph, self._config, self._plan, self._cluster, pruner)
-        assert live.pruner is not None
-        live.pruner.follow(model, layout.kept)
-        self.layout = layout
-        return live
-
-    def macs_fraction(self, live: LiveModel) -> float:
+    def macs_fraction(self, state: TrainState) -> float:
         """Multiply-adds of the model in training, compactors among them, as a fraction of the base model's."""
-        return self._macs(live, self.layout) / self._base_macs
+        assert state.channels is not None
+        return self._macs(state, state.channels) / self._base_macs
 
-    def _is_worth(self, live: LiveModel, layout: Layout) -> bool:
-        saved = self._macs(live, self.layout) - self._macs(live, layout)
-        return saved >= self._config.shrink.min_saved_macs_fraction * self._base_macs
+    def warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
+        """Log why `exact` will not train what `off` would train, if that is so."""
+        reasons = []
+        if random := [
+            layer.name for layer in model.layers if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)
+        ]:
+            more = f" and {len(random) - 3} more" if len(random) > 3 else ""
+            reasons.append(f"a smaller model draws other random numbers in {', '.join(random[:3])}{more}")
+        if gradient_clip_norm is not None:
+            reasons.append("training.gradient_clip_norm no longer counts the gradients of rows that are gone")
+        if self._config.mode == "exact" and reasons:
+            _log.warning(
+                "shrink.mode exact is not exact in this run: %s. Training goes on soundly but otherwise than with "
+                "shrink.mode off; use off if the results are to be equal.",
+                "; ".join(reasons),
+            )
 
-    def _macs(self, live: LiveModel, layout: Layout) -> int:
-        return training_macs(live.model, self._graph, layout.widths, layout.is_refolded)
+    def _is_worth(self, state: TrainState, channels: KeptChannels) -> bool:
+        assert state.channels is not None
+        saved_macs = self._macs(state, state.channels) - self._macs(state, channels)
+        return saved_macs >= self._config.min_saved_macs_fraction * self._base_macs
+
+    def _macs(self, state: TrainState, channels: KeptChannels) -> int:
+        return training_macs(state.model, self._graph, channels.widths, channels.is_refolded)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from resrep_dist.checkpoints.state import model_variables, plain_name
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.graph.weighted import Weighted
 from resrep_dist.layers.insertion import live_graph
 from resrep_dist.layers.sync_batch_norm import copy_clusters
@@ -19,12 +19,17 @@ from tensorflow import keras
 _BatchNorm = keras.layers.BatchNormalization
 
 
-def at_layout(model: keras.Model, graph: Graph, layout: Layout) -> keras.Model:
-    """A model with full compactors at the widths of a layout, for weights to be loaded into."""
-    if layout == Layout.of(graph):
+def with_channels(model: keras.Model, graph: Graph, channels: KeptChannels) -> keras.Model:
+    """A model of the shape that a run has with these channels, for weights to be loaded into.
+
+    Args:
+        model: with compactors, at full width; returned as it is if all channels are kept.
+        graph: of the original model.
+    """
+    if channels == KeptChannels.all_of(graph):
         return model
-    narrow = without_channels(model, graph, layout.dead(graph))
-    return refolded(narrow, graph) if layout.is_refolded else narrow
+    narrow = without_channels(model, graph, channels.dead(graph))
+    return refolded(narrow, graph) if channels.is_refolded else narrow
 
 
 def removable(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -73,7 +78,8 @@ def narrow_velocities(
     variables = model_variables(model)
     weights = {name: variable.numpy() for name, variable in variables.items()}
     try:
-        # They go the way of the weights, whose places they take meanwhile.
+        # A velocity loses the same rows and columns as its weight. The surgery reads its arrays from a model's
+        # weights, so the velocities stand in their place while it does, and no second model is built for them.
         for name, variable in variables.items():
             variable.assign(velocities[name] if name in velocities else tf.zeros_like(variable))
         narrow = kept_weights(model, live_graph(model, graph), [~channels for channels in dead])

@@ -10,27 +10,30 @@ each; since the running average is linear, that is the same as averaging at ever
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
-from resrep_dist.checkpoints.state import batch_norm_statistics, state_variables
+from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics
 from resrep_dist.config import PruneConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.dashboard import write_layout
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 
-import tensorflow as tf
 from tensorflow import keras
 
 
 class ChannelMasks(keras.callbacks.Callback):
     """Gives all ranks the state of rank 0 at the start, and chooses masks from `first_step` to `last_step`.
 
+    Attributes:
+        state: what the fit carries from step to step; None before it starts.
+
     Args:
         graph: what `trace` found; the model that is fitted is `insert_compactors(model, graph)`.
+        config: says how masks are chosen; rates and the penalty are the optimizer's.
         cluster: the one that the optimizer has.
     """
 
@@ -41,38 +44,51 @@ class ChannelMasks(keras.callbacks.Callback):
         self.cluster = cluster or Cluster()
         self._graph, self._config, self._first_step, self._last_step = graph, config, first_step, last_step
         self.pruner: Pruner | None = None
-        self.state: dict[str, tf.Variable] = {}
-        self.step = 0
+        self.state: TrainState | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of steps made; 0 before the fit starts."""
+        return self.state.step if self.state else 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the compactors and give all ranks one state."""
+        """Find the compactors and give all ranks one state.
+
+        Raises:
+                UserError: for another optimizer, or one that does not average over the same ranks.
+        """
         optimizer = self.model.optimizer
         if not isinstance(optimizer, ResRepOptimizer):
             raise UserError(
                 f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
                 "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
             )
-        optimizer.build(self.model.trainable_variables)
-        self.state = state_variables(self.model, optimizer)
+        num_averaged = optimizer.cluster.size if optimizer.cluster else 1
+        if num_averaged != self.cluster.size:
+            raise UserError(
+                f"the optimizer: it averages gradients over {num_averaged} rank(s), expected {self.cluster.size} as in "
+                "ChannelMasks, or each rank would train on its own gradients; make one resrep_dist.Cluster() and give "
+                "it as `cluster` to ResRepOptimizer and to ChannelMasks"
+            )
+        num_chosen = self.state.num_chosen if self.state else 0
+        self.state = TrainState(self.model, optimizer, KeptChannels.all_of(self._graph))
+        self.state.num_chosen = num_chosen
         self._statistics = batch_norm_statistics(self.model)
-        self._digest = Digest(self.state)
-        num_chosen = self.pruner.num_chosen if self.pruner else 0
         times = {"first_step": self._first_step, "last_step": self._last_step}
-        self.pruner = Pruner(self.model, self._graph, self._config, self.cluster, **times)
-        self.pruner.warn_of_slow_pace()
-        self.pruner.num_chosen = num_chosen
+        self.pruner = Pruner(self.state, self._graph, self._config, self.cluster, **times)
+        self.pruner.warn_if_too_slow()
         self.share()
 
     def share(self) -> None:
         """Give all ranks the state of rank 0; a collective."""
-        self.cluster.broadcast(list(self.state.values()))
-        self.step = int(self.model.optimizer.iterations.numpy())
+        state = _started(self, self)
+        state.share(self.cluster)
+        state.step = int(state.optimizer.iterations.numpy())
 
     def agree(self) -> None:
         """Average the batch-norm statistics, then compare all state over the ranks; a collective."""
         self.average_statistics()
-        if self.cluster.size > 1:
-            self.cluster.agree(self._digest.names, self._digest())
+        _started(self, self).agree(self.cluster)
 
     def average_statistics(self) -> None:
         """Give batch norm the average of the ranks' statistics; a collective."""
@@ -82,9 +98,9 @@ class ChannelMasks(keras.callbacks.Callback):
                 variable.assign(value / self.cluster.size)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Choose the masks where it is time."""
-        assert self.pruner is not None
-        self.step = int(self.model.optimizer.iterations.numpy())
+        """Choose the masks if they are due."""
+        assert self.pruner is not None and self.state is not None
+        self.state.step = int(self.model.optimizer.iterations.numpy())
         if self.pruner.is_due(self.step):
             self.agree()
             self.pruner.update()
@@ -116,12 +132,12 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restore on rank 0 and give all ranks the state."""
-        masks = _started(self._masks, self)
-        masks.num_chosen = self._masks.cluster.from_root(lambda: self._restore(masks.num_chosen))
+        state = _started(self._masks, self)
+        state.num_chosen = self._masks.cluster.from_root(lambda: self._restore(state))
         self._masks.share()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save where it is time."""
+        """Save if it is due."""
         if self._masks.step % self._interval_steps == 0:
             self._save()
 
@@ -134,17 +150,15 @@ class Checkpoints(keras.callbacks.Callback):
         position = self._checkpoints.restore_newest({}, is_whole=False)
         return position["step"] if position else 0
 
-    def _restore(self, num_chosen: int) -> int:
-        position = self._checkpoints.restore_newest(self._masks.state)
-        return position["num_chosen"] if position else num_chosen
+    def _restore(self, state: TrainState) -> int:
+        position = self._checkpoints.restore_newest(state)
+        return position["num_chosen"] if position else state.num_chosen
 
     def _save(self) -> None:
         self._masks.agree()
-        pruner = _started(self._masks, self)
-        position = {"num_chosen": pruner.num_chosen}
-        self._masks.cluster.from_root(
-            lambda: self._checkpoints.save(self._masks.step, snapshot(self._masks.state), position).name
-        )
+        state = _started(self._masks, self)
+        position = {"num_chosen": state.num_chosen}
+        self._masks.cluster.from_root(lambda: self._checkpoints.save(state.step, snapshot(state), position).name)
 
 
 class PruningCurves(keras.callbacks.Callback):
@@ -161,10 +175,10 @@ class PruningCurves(keras.callbacks.Callback):
         self._monitor.start(self._masks.step, write_layout)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Add points where it is time."""
-        step = self._masks.step
-        if step % self._interval_steps == 0 and self._masks.cluster.is_root:
-            scalars, histograms = _started(self._masks, self).curves()
+        """Add points if they are due."""
+        step, pruner = self._masks.step, self._masks.pruner
+        if step % self._interval_steps == 0 and self._masks.cluster.is_root and pruner is not None:
+            scalars, histograms = pruner.curves()
             scalars |= {f"train/{name}": float(value) for name, value in (logs or {}).items()}
             scalars["train/learning_rate"] = self.model.optimizer.rate_at(step - 1)
             self._monitor.scalars(step, scalars)
@@ -180,7 +194,12 @@ class PruningCurves(keras.callbacks.Callback):
         self._monitor.close()
 
 
-def _started(masks: ChannelMasks, callback: keras.callbacks.Callback) -> Pruner:
-    if masks.pruner is None:
+def _started(masks: ChannelMasks, callback: keras.callbacks.Callback) -> TrainState:
+    """The state of a fit that has started.
+
+    Raises:
+        UserError: if `callback` stands before ChannelMasks in the list of callbacks.
+    """
+    if masks.state is None:
         raise UserError(f"callbacks: {type(callback).__name__} came before ChannelMasks; put ChannelMasks first")
-    return masks.pruner
+    return masks.state

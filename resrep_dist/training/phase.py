@@ -32,27 +32,45 @@ def pruning_of(config: Config) -> PruneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """When a phase ends, and its learning rate."""
+    """What a phase follows: its sections of the configuration, when it ends, its learning rate."""
 
+    phase: PhaseConfig
+    prune: PruneConfig | None
+    """None for a phase that does not prune."""
+    global_batch_size: int
     steps_per_epoch: float
     num_steps: int
     max_steps: int
-    """The end where masked rows are still alive after `num_steps`."""
+    """The end if masked rows are still alive after `num_steps`."""
     schedule: PhaseSchedule
 
     def to_steps(self, num_epochs: float) -> int:
-        """At least one."""
+        """Number of steps in so many epochs; at least one."""
         return _to_steps(num_epochs, self.steps_per_epoch)
+
+    def require_prune(self) -> PruneConfig:
+        """The section `prune`, which a phase with a graph has."""
+        assert self.prune is not None, "the plan was made without a graph"
+        return self.prune
 
 
 def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePlan:
-    """The plan of training on so many samples; with a graph, of pruning."""
+    """The plan of a phase.
+
+    Args:
+        graph: what is pruned; None for plain training.
+        num_samples: size of the training set.
+
+    Raises:
+        ConfigError: if the section that the phase needs is missing.
+    """
     phase, batch_size = phase_of(config, graph), config.data.global_batch_size
+    prune = pruning_of(config) if graph else None
     steps_per_epoch = num_samples / batch_size
     num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
-    extension_steps = round(pruning_of(config).max_extension_epochs * steps_per_epoch) if graph else 0
+    extension_steps = round(prune.max_extension_epochs * steps_per_epoch) if prune else 0
     schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
-    return PhasePlan(steps_per_epoch, num_steps, num_steps + extension_steps, schedule)
+    return PhasePlan(phase, prune, batch_size, steps_per_epoch, num_steps, num_steps + extension_steps, schedule)
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:

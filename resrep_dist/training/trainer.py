@@ -1,31 +1,30 @@
-"""The story of one training phase: resume, step, masks, curves, checkpoints, end."""
+"""The story of one training phase: resume, step, masks, shrinks, evaluations, checkpoints, end."""
 
 import gc
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoints.writer import Checkpointing
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
 from resrep_dist.data.order import training_batches
-from resrep_dist.data.sample_log import recorded
-from resrep_dist.data.source import ImageSource
+from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
 from resrep_dist.errors import StoppedError
 from resrep_dist.graph import Graph
-from resrep_dist.graph.layout import Layout
-from resrep_dist.monitoring.curves import Curves
-from resrep_dist.monitoring.dashboard import write_head
-from resrep_dist.monitoring.health import Health
-from resrep_dist.monitoring.monitor import Monitor
+from resrep_dist.graph.kept_channels import KeptChannels
+from resrep_dist.monitoring.defaults import default_hooks
+from resrep_dist.monitoring.hooks import Hook, Hooks
+from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, model_for_training, plan_phase, pruning_of
+from resrep_dist.training.phase import check_data, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -37,15 +36,24 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """Train a model on the ranks of a cluster; with a graph, prune it meanwhile.
 
+    Attributes:
+        state: of the run; its model is a copy of `model` with compactors in it, in the configured precision.
+        pruner: chooses the masks; None without a graph.
+        validation_top1: of the last evaluation, percent; None before the first.
+
     Args:
-        model: a functional Keras model. What is trained is `trainer.model`: a copy with compactors in it, in the
-            precision that the configuration asks for; the model itself where it is already like that.
-        graph: what `trace(model)` found; without one this is plain training.
-        config: the run's configuration. The phase is `train`, or, without a graph where there is a section `prune`,
-            `base`.
+        model: a functional Keras model.
+        graph: what `trace(model)` found; None for plain training.
+        config: the run's configuration. The phase is `train`, or `base` without a graph in a configuration that has
+            a section `prune`.
         cluster: the ranks; by default those that the launcher started.
-        workdir: where checkpoints and curves go, those of the base model into its folder `base`; without one
-            nothing is written.
+        workdir: folder of checkpoints and curves, those of the base model in its folder `base`; None writes nothing.
+        console: where progress is shown; None shows none.
+        hooks: what else watches the run, besides curves, warnings and the sample log; see `Hook`.
+
+    Raises:
+        ConfigError: for data, a model and settings that do not fit together.
+        ModelError: for a graph without anything to prune.
     """
 
     def __init__(
@@ -59,34 +67,59 @@ class Trainer:
         cluster: Cluster | None = None,
         workdir: Path | None = None,
         console: Console | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.cluster = cluster or Cluster()
         self.config, self.graph = config, graph
-        self._train_data, self._validation_data = train_data, validation_data
+        self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         check_data(config, train_data, self.cluster.size)
         if graph:
-            require_prunable(model, graph)
+            require_prunable(model.name, graph)
         self._plan = plan_phase(config, graph, len(train_data))
-        self.num_steps, self._schedule = self._plan.num_steps, self._plan.schedule
-        self._shrinker = Shrinker(graph, config, self._plan, self.cluster) if graph else None
-        self.state: dict[str, tf.Variable] = {}
+        self.num_steps = self._plan.num_steps
         model = model_for_training(model, graph, config, self.cluster)
-        self._take(LiveModel(model, graph, config, self._plan, self.cluster))
+        self._live = LiveModel(model, graph, self._plan, config.training, self.cluster)
+        self._shrinker = self._make_shrinker(graph) if graph else None
         if self.pruner:
-            self.pruner.warn_of_slow_pace()
-        self._workdir = workdir
-        self.step = 0
+            self.pruner.warn_if_too_slow()
+        self.description = "prune" if graph else "base" if config.prune else "train"
+        folder = workdir / "base" if workdir and self.description == "base" else workdir
+        checkpoints = folder / "checkpoints" if folder else None
+        self.checkpoints = CheckpointWriter(
+            checkpoints, config.checkpoint.num_kept, self.cluster, graph, config.to_dict()
+        )
+        sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
+        options: dict[str, Any] = {"cluster": self.cluster, "folder": folder, "sweep_row": sweep_row}
+        own = default_hooks(config, graph, self.description, self.num_steps, console=console, **options)
+        self._hooks = Hooks([*own, *hooks])
         self.validation_top1: float | None = None
+        self.collective_seconds: float | None = None
         self._batches: Iterator[Any] = iter(())
-        title = "prune" if graph else "base" if config.prune else "train"
-        self._folder = workdir / "base" if workdir and title == "base" else workdir
-        checkpoints = self._folder / "checkpoints" if self._folder else None
-        self.checkpointing = Checkpointing(checkpoints, config.checkpoint.num_kept, self.state, self.cluster)
-        is_seen = self.cluster.is_root and self._folder is not None
-        curves = self._folder / "tensorboard" if self._folder and is_seen else None
-        self._monitor = Monitor(title, curves, console if is_seen else None, self.num_steps)
-        self._curves = Curves(self._monitor, config, graph)
-        self._health = Health(config)
+
+    @property
+    def step(self) -> int:
+        """Number of steps made."""
+        return self.state.step
+
+    @property
+    def state(self) -> TrainState:
+        """All that the run carries from step to step."""
+        return self._live.state
+
+    @property
+    def model(self) -> keras.Model:
+        """The model in training."""
+        return self.state.model
+
+    @property
+    def pruner(self) -> Pruner | None:
+        """What chooses the masks; None without a graph."""
+        return self._live.pruner
+
+    @property
+    def checkpoint_write_seconds(self) -> float | None:
+        """Time that writing the last checkpoint took, on rank 0; None before the first, and if it failed."""
+        return self.checkpoints.write_seconds
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Resume where the workdir stands, train to the end, leave the last checkpoint behind.
@@ -94,6 +127,9 @@ class Trainer:
         Args:
             stop: what asks this rank to stop, if that is known before; otherwise signals and a file `stop` in
                 the workdir.
+
+        Raises:
+            StoppedError: on all ranks, when one of them was asked to stop; the checkpoint is written.
         """
         if stop is None:
             with StopRequest(self._workdir if self.cluster.is_root else None) as own:
@@ -102,63 +138,40 @@ class Trainer:
         with self.cluster.watchdog.watching(self.config.faults):
             try:
                 while not self.is_done():
-                    self._stop_where_asked(stop)
+                    self._stop_if_asked(stop)
                     self.train_until(self.step + 1)
                 self._save(is_last=True)
             finally:
                 # Watched too, with patience: a disk that hangs would keep a run that failed from ending.
                 with self.cluster.watchdog.patient():
-                    self.checkpointing.wait()
-                self._monitor.close()
-
-    def _stop_where_asked(self, stop: StopRequest) -> None:
-        """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
-        if self._step.is_stop_requested():
-            self._save(is_last=True)
-            raise StoppedError(
-                f"stopped at step {self.step} as asked, the checkpoint is written; start the same command again to "
-                "go on from there"
-            )
-        if stop.is_set():
-            self._step.request_stop()
+                    self.checkpoints.wait()
+                self._hooks.on_end(self)
 
     def start(self) -> None:
-        """Restore the newest checkpoint on rank 0 and give all ranks its state; a collective."""
-        whole = self._live
-        position = self.checkpointing.restore(lambda position: self._lay_out(whole, position))
-        self._lay_out(whole, position)
-        self.step = position["step"]
-        if self.pruner:
-            self.pruner.num_chosen = position["num_chosen"]
-        self.cluster.broadcast(list(self.state.values()))
+        """Go on from the newest checkpoint, on all ranks, or from the start; a collective."""
+        self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
-        row = str(self._workdir.resolve()) if self._workdir and self._folder == self._workdir else None
-        is_resumed, cluster = self.step > 0, self.cluster.description
-        self._monitor.start(self.step, lambda: write_head(self.config, row, cluster, is_resumed))
-        self._batches = self._curves.start(self.step, self._make_batches())
+        self._hooks.on_start(self)
+        self._batches = iter(self._hooks.wrap_batches(self, self._training_batches()))
 
     def train_until(self, step: int) -> None:
         """Train up to and including the given step, or to the end if it comes before."""
         for images, labels in itertools.islice(self._batches, max(0, step - self.step)):
             self.cluster.watchdog.beat(self.step + 1)
-            self._step.run(images, labels)
-            self.step += 1
+            self._live.step.run(images, labels)
             if self.pruner and self.pruner.is_due(self.step):
-                self.agree()
+                self.state.agree(self.cluster)
                 self.pruner.update()
-                self._curves.add_masks(self.step, self.pruner)
             if self._shrinker and self._shrinker.is_due(self.step):
                 with self.cluster.watchdog.patient():
                     self._shrink(self._shrinker, images, labels)
-            if self.step % self.config.logging.interval_steps == 0:
-                self._report()
+            metrics = self._read_metrics() if self.step % self.config.logging.interval_steps == 0 else None
+            self._hooks.on_step(self, metrics)
             if self._is_evaluation_due() or self.is_done():
                 self._evaluate()
             if self.step % self.config.checkpoint.interval_steps == 0:
-                with self._curves.pause("checkpoint", self.step):
-                    self._save()
-                self._curves.add_write(self.step, self.checkpointing.write_seconds)
+                self._save()
             if self.step >= self.num_steps and self.is_done():
                 break
 
@@ -168,51 +181,50 @@ class Trainer:
             return False
         if self.step >= self._plan.max_steps or self.pruner is None:
             return True
-        is_looked_at = (self.step - self.num_steps) % pruning_of(self.config).mask_interval_steps == 0
-        return is_looked_at and self.pruner.num_masked_alive() == 0
+        is_due = (self.step - self.num_steps) % self._plan.require_prune().mask_interval_steps == 0
+        return is_due and self.pruner.num_masked_alive() == 0
 
-    def agree(self) -> None:
-        """Compare the state in force over the ranks; a collective that raises a DisagreementError on all."""
-        if self.cluster.size > 1:
-            self.cluster.agree(self._digest.names, self._digest())
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
+        if self._live.step.is_stop_requested():
+            self._save(is_last=True)
+            raise StoppedError(
+                f"stopped at step {self.step} as asked, the checkpoint is written; start the same command again to "
+                "go on from there"
+            )
+        if stop.is_set():
+            self._live.step.request_stop()
 
-    def _take(self, live: LiveModel) -> None:
-        """Train this model from now on."""
-        self._live = live
-        self.model, self.optimizer, self.pruner = live.model, live.optimizer, live.pruner
-        self._step, self._evaluator, self._digest = live.step, live.evaluator, live.digest
-        # The same mapping: what saves the state holds it.
-        self.state.clear()
-        self.state.update(live.state)
+    def _make_shrinker(self, graph: Graph) -> Shrinker:
+        shrinker = Shrinker(graph, self.config.shrink, self._plan.require_prune().mask_interval_steps, self.cluster)
+        shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
+        return shrinker
 
-    def _lay_out(self, whole: LiveModel, position: dict[str, Any]) -> None:
-        """Take the whole model at the widths at which the run stood."""
-        if self._shrinker and self.graph:
-            layout = Layout.of(self.graph, position.get("layout"))
-            if layout != self._shrinker.layout:
-                self._take(self._shrinker.rebuild(whole, layout))
+    def _state_at(self, channels: KeptChannels | None) -> TrainState:
+        return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
 
     def _shrink(self, shrinker: Shrinker, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Train a smaller model from now on if rank 0 finds it worth while; a collective."""
-        layout = self.cluster.from_root(lambda: shrinker.next_layout(self._live))
-        if layout is None or self.graph is None:
+        assert self.graph is not None and self.pruner is not None
+        dead = self.pruner.dead
+        saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, dead()))
+        if saved is None:
             return
-        self.agree()
-        before, start = shrinker.macs_fraction(self._live), time.perf_counter()
+        self.state.agree(self.cluster)
+        before, start = shrinker.macs_fraction(self.state), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
-        self._take(shrinker.shrink(self._live, Layout.of(self.graph, layout), (images for images, _ in batches)))
+        channels = KeptChannels.from_json(self.graph, saved)
+        self._live.follow(shrinker.shrink(self.state, channels, (images for images, _ in batches)))
         # Models and graphs refer to themselves, and Python would keep the larger ones for a while.
         gc.collect()
         built = time.perf_counter()
-        # Now, where its time can be told, not in the middle of the next step.
-        self._step.trace(images, labels)
+        # Now, while its time can be told, not in the middle of the next step.
+        self._live.step.trace(images, labels)
         figures = {
-            "training_macs_fraction": shrinker.macs_fraction(self._live),
+            "training_macs_fraction": shrinker.macs_fraction(self.state),
             "build_seconds": built - start,
             "tracing_seconds": time.perf_counter() - built,
         }
-        self._monitor.scalars(self.step, {f"shrink/{name}": value for name, value in figures.items()})
-        self._curves.add_pause("shrink", self.step, time.perf_counter() - start)
         _log.info(
             "Step %d: the model shrinks from %.1f %% to %.1f %% of the base's multiply-adds, compactors counted "
             "(built in %.1f s, traced in %.1f s).",
@@ -222,54 +234,40 @@ class Trainer:
             figures["build_seconds"],
             figures["tracing_seconds"],
         )
+        self._hooks.on_shrink(self, figures)
 
-    def _training_batches(self) -> Any:
-        rank, size = self.cluster.rank, self.cluster.size
+    def _training_batches(self) -> NamedErrors:
+        """This rank's part of the batches from the present step on."""
         return training_batches(
             self._train_data,
             global_batch_size=self.config.data.global_batch_size,
             augmentation=self.config.data.augmentation,
             # The phases see different orders.
             seed=2 * self.config.seed + (self.graph is not None),
-            rank=rank,
-            num_ranks=size,
+            rank=self.cluster.rank,
+            num_ranks=self.cluster.size,
             first_step=self.step,
         )
 
-    def _make_batches(self) -> Iterator[Any]:
-        rank, size, batches = self.cluster.rank, self.cluster.size, self._training_batches()
-        if self.config.logging.record_samples and self._folder:
-            path = self._folder / "samples" / f"from-step-{self.step:08d}-rank-{rank}-of-{size}.csv"
-            return recorded(batches, path, self.step)
-        return iter(batches)
-
     def _save(self, is_last: bool = False) -> None:
-        self.agree()
-        # Whoever resumes there finds the curves up to there.
-        self._monitor.flush()
-        position = {
-            "num_chosen": self.pruner.num_chosen if self.pruner else 0,
-            "layout": self._shrinker.saved_layout() if self._shrinker else None,
-            "config": self.config.to_dict(),
-        }
-        self.checkpointing.save(self.step, position, is_last=is_last)
+        start = time.monotonic()
+        self.state.agree(self.cluster)
+        self._hooks.before_checkpoint(self)
+        self.checkpoints.save(self.state, is_last=is_last)
+        self._hooks.on_checkpoint(self, time.monotonic() - start)
 
     def _is_evaluation_due(self) -> bool:
-        interval = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch
-        return int(self.step / interval) > int((self.step - 1) / interval)
+        interval_steps = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch
+        return int(self.step / interval_steps) > int((self.step - 1) / interval_steps)
 
     def _evaluate(self) -> None:
-        self.agree()
-        batch_size = self.config.data.evaluation_batch_size
-        with self._curves.pause("evaluation", self.step):
-            values = self._evaluator.evaluate(self._validation_data, batch_size, self.cluster)
-            self.validation_top1 = values["top1"]
-            self._curves.add_validation(self.step, values, self.pruner)
-            if self.cluster.size > 1:
-                self._curves.add_collective(self.step, self._step.collective_seconds())
+        self.state.agree(self.cluster)
+        start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
+        values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
+        self.validation_top1 = values["top1"]
+        if self.cluster.size > 1:
+            self.collective_seconds = self._live.step.collective_seconds()
+        self._hooks.on_evaluation(self, values, time.monotonic() - start)
 
-    def _report(self) -> None:
-        metrics = self._step.read_metrics()
-        self._curves.add_training(self.step, metrics, float(self._schedule(self.step - 1)), self.pruner)
-        if self.cluster.is_root:
-            self._health.see(self.step, metrics["loss"], self.pruner)
+    def _read_metrics(self) -> dict[str, float]:
+        return {**self._live.step.read_metrics(), "learning_rate": float(self._plan.schedule(self.step - 1))}

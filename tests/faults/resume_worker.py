@@ -27,5 +27,5 @@ if __name__ == "__main__":
         **{name: variable.numpy() for name, variable in trainer.state.items()},
     )
     trainer.train_until(last_step)
-    rates = [trainer.optimizer.rate_at(step) for step in range(trainer.num_steps)]
+    rates = [trainer.state.optimizer.rate_at(step) for step in range(trainer.num_steps)]
     np.save(folder / f"rates-{cluster.size}-ranks.npy", rates)

@@ -14,7 +14,7 @@ import zipfile
 from resrep_dist.checkpoints.files import CheckpointFolder, restore, snapshot
 from resrep_dist.errors import CheckpointError
 from resrep_dist.graph import trace
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from tests.networks import small_network
 
 import numpy as np
@@ -272,9 +272,9 @@ def test_a_malicious_checkpoint_is_refused_in_one_line_and_nothing_in_it_runs(ch
 )  # fmt: skip
 def test_a_layout_that_is_not_one_of_the_models_is_refused(layout):
     graph = trace(small_network())
-    assert Layout.of(graph, {"kept": [[0, 3], [1], [15]], "is_refolded": True}).widths == [2, 1, 1]
+    assert KeptChannels.from_json(graph, {"kept": [[0, 3], [1], [15]], "is_refolded": True}).widths == [2, 1, 1]
     with pytest.raises(CheckpointError, match="is not one of this model's 3 groups") as error:
-        Layout.of(graph, layout)
+        KeptChannels.from_json(graph, layout)
     assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 

@@ -35,7 +35,7 @@ class Times:
 
 def writer_seconds(trainer: Trainer) -> float:
     """Processor time that the writing thread has used up to now."""
-    return trainer.checkpointing._executor.submit(time.thread_time).result()
+    return trainer.checkpoints._executor.submit(time.thread_time).result()
 
 
 def measure(trainer: Trainer, num_rounds: int, block_steps: int) -> dict[str, Times]:
@@ -48,12 +48,12 @@ def measure(trainer: Trainer, num_rounds: int, block_steps: int) -> dict[str, Ti
             if kind != "without":
                 trainer._save()
             if kind == "waited for":
-                trainer.checkpointing.wait()
+                trainer.checkpoints.wait()
             of_kind.standing.append(time.perf_counter() - start)
             trainer.train_until(trainer.step + block_steps)
-            trainer._step.read_metrics()  # waits for the last step
+            trainer._live.step.read_metrics()  # waits for the last step
             of_kind.wall.append(time.perf_counter() - start)
-            trainer.checkpointing.wait()
+            trainer.checkpoints.wait()
             of_kind.processor.append(time.process_time() - start_processor)
             of_kind.writing.append(writer_seconds(trainer) - written)
     return times

@@ -15,7 +15,7 @@ from pathlib import Path
 from resrep_dist.benchmark.arms import noise_batch, prepare, pruned_arm, trace_and_warm
 from resrep_dist.config import load_config
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -60,7 +60,10 @@ def main() -> None:
     options = parser.parse_args()
     config, cluster = load_config(options.config, options.overrides), Cluster()
     model, graph = prepare(config)
-    arm, batch = pruned_arm(model, graph, Layout.of(graph), config, cluster), noise_batch(model, config, cluster)
+    arm, batch = (
+        pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster),
+        noise_batch(model, config, cluster),
+    )
     trace_and_warm(arm, batch)
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)

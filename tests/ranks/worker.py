@@ -102,14 +102,14 @@ def float16(cluster: Cluster, folder: Path) -> None:
     """Mixed precision, gradients sent as float16; what is too large on one rank lowers the scale on all."""
     trainer = make_trainer(cluster, training={"precision": "mixed_float16", "compression": "fp16"})
     trainer.train_until(20)
-    metrics = trainer._step.read_metrics()
+    metrics = trainer._live.step.read_metrics()
     scale = float(trainer.state["loss_scale"])
     images, labels = next(iter(trainer._batches))
     if cluster.rank == cluster.size - 1:
         images *= 1e30
-    trainer._step.run(images, labels)
+    trainer._live.step.run(images, labels)
     assert float(trainer.state["loss_scale"]) == scale / 2, (scale, trainer.state["loss_scale"])
-    assert trainer._step.read_metrics()["skipped_steps"] == 1.0
+    assert trainer._live.step.read_metrics()["skipped_steps"] == 1.0
     trainer.train_until(50)
     state = {name: variable.numpy() for name, variable in trainer.state.items()}
     np.savez(folder / f"rank{cluster.rank}.npz", loss=metrics["loss"], **state)
@@ -132,7 +132,7 @@ def shrink(cluster: Cluster, folder: Path) -> None:
     trainer.start()
     first_step = trainer.step
     trainer.train_until(150)
-    trainer.checkpointing.wait()
+    trainer.checkpoints.wait()
     state = {name: variable.numpy() for name, variable in trainer.state.items()}
     np.savez(folder / f"from{first_step}_rank{cluster.rank}.npz", **state)
 
@@ -167,7 +167,7 @@ def flipped_bits(cluster: Cluster, folder: Path) -> None:
         for name, variable in trainer.state.items():
             variable.assign(state[name])
         trainer.step = 22
-        trainer.agree()
+        trainer.state.agree(cluster)
     (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
     if cluster.rank == cluster.size - 1:
         flip_bit(trainer.state["conv1/kernel"], 1 << 20)
@@ -188,16 +188,16 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
         images, labels = next(iter(trainer._batches))
         if cluster.rank == cluster.size - 1:
             images *= np.nan
-        trainer._step.run(images, labels)
+        trainer._live.step.run(images, labels)
 
     run_bad_step()
-    metrics = trainer._step.read_metrics()
+    metrics = trainer._live.step.read_metrics()
     assert np.array_equal(before, digest()), "a skipped step changed the state"
     assert metrics["skipped_steps"] == 1.0, metrics
-    assert int(trainer.optimizer.iterations) == 6
+    assert int(trainer.state.optimizer.iterations) == 6
     expected = f"Step 6 is skipped by all ranks, 1 in a row. Not finite: rank {cluster.size - 1}: the loss, "
     assert lines[0].startswith(expected) and "bn0/moving_mean" not in lines[0] and "rank 0" not in lines[0], lines
-    trainer._step.run(*next(iter(trainer._batches)))
+    trainer._live.step.run(*next(iter(trainer._batches)))
     assert not np.array_equal(before, digest()) and len(lines) == 1
     before = digest()
     try:
@@ -214,8 +214,8 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
     trainer = make_trainer(cluster)
     trainer.train_until(20)
     source = load_sources(small_config())[1]
-    shared = trainer._evaluator.top1(source, 50, cluster)
-    alone = trainer._evaluator.top1(source, 360)
+    shared = trainer._live.evaluator.top1(source, 50, cluster)
+    alone = trainer._live.evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
 
 
@@ -265,7 +265,7 @@ def checkpoints(cluster: Cluster, folder: Path) -> None:
     trainer.train_until(20)
     if cluster.is_root:
         assert written.exists(), "the second was begun before the first was whole"
-        trainer.checkpointing.wait()
+        trainer.checkpoints.wait()
         shutil.rmtree(written.parent)
         written.parent.write_text("a file stands where the folder should be")
     try:

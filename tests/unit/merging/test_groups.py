@@ -7,7 +7,7 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging import merge, surgery
 from resrep_dist.models.building import build_model
 from resrep_dist.pruning.pruner import Pruner
-from tests.networks import randomise, small_config, with_dead_channels
+from tests.networks import randomise, small_config, train_state, with_dead_channels
 
 import numpy as np
 import pytest
@@ -211,7 +211,7 @@ def test_the_groups_of_a_convolution_lose_the_same_channels_and_its_compactor_mi
     np.testing.assert_allclose(compactor(images[:, 0, 0]), images[:, 0, 0] @ matrix, atol=1e-5)
 
     config = small_config(prune={"target_macs_fraction": 0.5, "channels_per_update": 3})
-    pruner = Pruner(pruned, graph, config.prune, Cluster(), first_step=0, last_step=100)
+    pruner = Pruner(train_state(pruned, graph), graph, config.prune, Cluster(), first_step=0, last_step=100)
     for layer in graph.layers:
         kernel = pruned.get_layer(layer.compactor).kernel
         kernel.assign(np.random.default_rng(2).normal(size=kernel.shape))

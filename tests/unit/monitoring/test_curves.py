@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     stopped = make_trainer(workdir, profile_start_step=60, profile_num_steps=20)
     stopped.start()
     stopped.train_until(70)
-    stopped._monitor.close()
+    stopped._hooks.on_end(stopped)
     trainer = make_trainer(workdir, profile_start_step=140, profile_num_steps=2)
     trainer.run()
     return workdir, trainer

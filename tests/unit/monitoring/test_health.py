@@ -6,10 +6,10 @@ import resrep_dist
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.layers.insertion import insert_compactors
-from resrep_dist.monitoring.health import Health
+from resrep_dist.monitoring.health import Health, guessing_loss
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.reporting.problems import problems_of
-from tests.networks import random_source, small_config, small_network
+from tests.networks import random_source, small_config, small_network, train_state
 
 import numpy as np
 import pytest
@@ -26,11 +26,19 @@ def make_pruner(last_step=100, **prune):
     model = small_network()
     graph = resrep_dist.trace(model)
     model = insert_compactors(model, graph)
-    return Pruner(model, graph, config.prune, Cluster(), first_step=10, last_step=last_step), model, config
+    return (
+        Pruner(train_state(model, graph), graph, config.prune, Cluster(), first_step=10, last_step=last_step),
+        model,
+        config,
+    )
+
+
+def health_of(config):
+    return Health(config.prune, guessing_loss(config.training, config.model.num_classes))
 
 
 def see_losses(losses, **changes):
-    health = Health(small_config(**changes))
+    health = health_of(small_config(**changes))
     for step, loss in enumerate(losses):
         health.see(10 * step, loss, None)
 
@@ -81,7 +89,7 @@ def mask(model, name, kept, is_dead):
 
 def test_layers_at_their_least_are_named_when_they_are_masked_and_when_they_are_dead(warnings):
     pruner, model, config = make_pruner(min_channels=2)
-    health = Health(config)
+    health = health_of(config)
     health.see(10, 1.0, pruner)
     assert not warnings()
     mask(model, "conv1_compactor", 2, is_dead=False)
@@ -100,14 +108,14 @@ def test_a_layer_whose_channels_all_fade_is_named(warnings):
     pruner, model, config = make_pruner()
     kernel = model.get_layer("conv0_compactor").kernel
     kernel.assign(kernel * 5e-4)
-    Health(config).see(10, 1.0, pruner)
+    health_of(config).see(10, 1.0, pruner)
     (warning,) = warnings()
     assert "layer conv0 carries nothing any more: the largest row norm of its 8 channels is 0.0005" in warning
 
 
 def test_a_missed_target_is_said_when_masks_stop(warnings):
     pruner, _, config = make_pruner(last_step=57)
-    health = Health(config)
+    health = health_of(config)
     for step in (10, 40, 49):
         health.see(step, 1.0, pruner)
     assert not warnings()
@@ -122,9 +130,9 @@ def test_a_target_out_of_reach_is_refused_and_one_out_of_time_is_said_at_the_sta
         make_pruner(target_macs_fraction=0.05)
     with pytest.raises(ConfigError, match=r"more than 0.7323: .* prune.min_channels 3 and prune.round_to 8"):
         make_pruner(target_macs_fraction=0.3, min_channels=3, round_to=8)
-    make_pruner(channels_per_update=4)[0].warn_of_slow_pace()
+    make_pruner(channels_per_update=4)[0].warn_if_too_slow()
     assert not warnings()
-    make_pruner(last_step=30, channels_per_update=2)[0].warn_of_slow_pace()
+    make_pruner(last_step=30, channels_per_update=2)[0].warn_if_too_slow()
     (warning,) = warnings()
     assert "it takes at least 8 channels, and 3 updates of the masks choose at most 2 each" in warning
 

@@ -38,7 +38,7 @@ def test_a_run_shrinks_rarely_and_resumes_bit_for_bit_from_before_and_after(tmp_
     trainer = make_trainer(tmp_path / "whole", mode)
     trainer.start()
     shrinks = shrinks_of(trainer, 150)
-    trainer.checkpointing.wait()
+    trainer.checkpoints.wait()
     del shrinks[10]
     assert 1 <= len(shrinks) <= 4, shrinks
     last = max(shrinks)

@@ -5,14 +5,14 @@ import dataclasses
 from resrep_dist.checkpoints.state import model_variables
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
-from resrep_dist.graph.layout import Layout
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import live_graph
 from resrep_dist.merging import merge
 from resrep_dist.pruning.deadness import dead_channels
 from resrep_dist.shrinking.refolding import calibrate, refolded
 from resrep_dist.shrinking.shrinker import Shrinker
-from resrep_dist.shrinking.surgery import at_layout, removable, without_channels
+from resrep_dist.shrinking.surgery import removable, with_channels, without_channels
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase
 from tests.networks import random_source, randomise, small_config, small_network, with_dead_channels
@@ -94,8 +94,8 @@ def make_live(model, graph):
         shrink={"mode": "exact", "min_saved_macs_fraction": 0.01},
     )
     plan = plan_phase(config, graph, len(SOURCE))
-    live = LiveModel(model_for_training(model, graph, config, CLUSTER), graph, config, plan, CLUSTER)
-    return live, Shrinker(graph, config, plan, CLUSTER)
+    live = LiveModel(model_for_training(model, graph, config, CLUSTER), graph, plan, config.training, CLUSTER)
+    return live, Shrinker(graph, config.shrink, config.prune.mask_interval_steps, CLUSTER)
 
 
 def train(live, first_step, last_step):
@@ -110,7 +110,7 @@ def copy_of(live, model, graph):
     copy, shrinker = make_live(model, graph)
     for name, variable in copy.state.items():
         variable.assign(live.state[name])
-    copy.pruner.num_chosen = live.pruner.num_chosen
+    copy.state.num_chosen = live.state.num_chosen
     return copy, shrinker
 
 
@@ -121,14 +121,14 @@ def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(fl
     live, _ = make_live(model, graph)
     # Of layers that live and die together some channels are the weakest from the start.
     for layer in (layer for group in graph.groups if len(group.layers) > 1 for layer in group.layers):
-        compactor = live.model.get_layer(layer.compactor)
+        compactor = live.state.model.get_layer(layer.compactor)
         compactor.kernel.assign(compactor.kernel * ([0.05] * 3 + [1.0] * 7))
     train(live, 0, 150)
     small, shrinker = copy_of(live, model, graph)
-    layout = Layout.of(graph, shrinker.next_layout(small))
+    layout = KeptChannels.from_json(graph, shrinker.next_channels(small.state, small.pruner.dead()))
     num_gone = sum(graph.widths) - sum(layout.widths)
     assert num_gone >= 3, "rows have died"
-    small = shrinker.shrink(small, layout, ())
+    small.follow(shrinker.shrink(small.state, layout, ()))
     if make_model is branching_network:
         widths = zip(graph.groups, layout.widths, strict=True)
         assert any(len(group.layers) > 1 and width < group.width for group, width in widths)
@@ -139,9 +139,9 @@ def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(fl
     assert live.pruner.unmasked_widths() == small.pruner.unmasked_widths()
     assert live.pruner.living_widths() == small.pruner.living_widths()
     _, shrinker = copy_of(live, model, graph)
-    expected = shrinker.shrink(live, layout, ())
-    assert expected.state.keys() == small.state.keys()
-    for name, variable in expected.state.items():
+    expected = shrinker.shrink(live.state, layout, ())
+    assert expected.keys() == small.state.keys()
+    for name, variable in expected.items():
         # A running mean lags behind the constant that it holds, which shrinks with the weights that are gone.
         atol = 0.05 if name == "pointwise_bn/moving_mean" else 1e-9
         np.testing.assert_allclose(small.state[name].numpy(), variable.numpy(), rtol=0, atol=atol, err_msg=name)
@@ -158,7 +158,7 @@ def test_a_shrunken_model_is_counted_and_merged_and_reports_the_original_widths(
     # In two steps, so that the second begins at the widths of the first.
     first = [channels & (np.arange(len(channels)) % 2 == 0) for channels in dead]
     small = without_channels(pruned, graph, first)
-    layout = Layout.of(graph).without(first)
+    layout = KeptChannels.all_of(graph).without(first)
     rest = [channels[list(kept)] for channels, kept in zip(dead, layout.kept, strict=True)]
     assert any(channels.any() for channels in rest)
     small = without_channels(small, graph, rest)
@@ -193,7 +193,7 @@ def test_a_layout_gives_the_structure_back():
     small = without_channels(pruned, graph, dead)
     for is_refolded in (False, True):
         saved = {"kept": [np.flatnonzero(~channels).tolist() for channels in dead], "is_refolded": is_refolded}
-        built = at_layout(pruned, graph, Layout.of(graph, saved))
+        built = with_channels(pruned, graph, KeptChannels.from_json(graph, saved))
         like = refolded(small, graph) if is_refolded else small
         shapes = [{name: v.shape for name, v in model_variables(m).items()} for m in (built, like)]
         assert shapes[0] == shapes[1]
@@ -252,11 +252,13 @@ def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_sp
     graph = trace(model)
     live, shrinker = make_live(model, graph)
     train(live, 0, 150)
-    layout = dataclasses.replace(Layout.of(graph, shrinker.next_layout(live)), is_refolded=True)
+    saved = shrinker.next_channels(live.state, live.pruner.dead())
+    layout = dataclasses.replace(KeptChannels.from_json(graph, saved), is_refolded=True)
     assert sum(layout.widths) < sum(graph.widths)
     kept = {layer.compactor: list(k) for g, k in zip(graph.groups, layout.kept, strict=True) for layer in g.layers}
-    small = shrinker.shrink(live, layout, [SOURCE.images[:64]])
-    assert int(small.optimizer.iterations) == 150
+    small, _ = copy_of(live, model, graph)
+    small.follow(shrinker.shrink(live.state, layout, [SOURCE.images[:64]]))
+    assert int(small.state.optimizer.iterations) == 150
     for name, variable in small.state.items():
         weight = name.removeprefix("velocity/")
         if weight == name:
@@ -274,13 +276,13 @@ def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_sp
             assert not variable.numpy().any(), name
     # The shrinker's own mode is `exact`: a run may go on in another mode than the one that has folded it.
     train(small, 150, 300)
-    assert shrinker.next_layout(small)["is_refolded"]
+    assert shrinker.next_channels(small.state, small.pruner.dead())["is_refolded"]
 
 
 @pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])
 def test_a_layout_of_another_model_is_refused(kept):
     graph = trace(small_network())
     with pytest.raises((ValueError, TypeError)):
-        Layout.of(graph, {"kept": kept, "is_refolded": False})
+        KeptChannels.from_json(graph, {"kept": kept, "is_refolded": False})
     saved = {"kept": [[0, 7], [11], [0, 1, 15]], "is_refolded": True}
-    assert Layout.of(graph, saved).widths == [2, 1, 3]
+    assert KeptChannels.from_json(graph, saved).widths == [2, 1, 3]

@@ -2,7 +2,7 @@
 
 import itertools
 
-from resrep_dist.checkpoints.state import state_variables
+from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
@@ -38,8 +38,10 @@ def make_step(freeze_batch_norm=False, learning_rate=0.1, **options):
     compactors = compactors_of(model, graph)
     compactors[1].mask.assign([0.0] * 3 + [1.0] * 9)
     optimizer = ResRepOptimizer(learning_rate, compactors, lasso_strength=0.02)
-    step = TrainStep(model, optimizer, CLUSTER, config, 30)
-    return step, model, state_variables(model, optimizer) | step.variables
+    step = TrainStep(CLUSTER, config, 30)
+    state = TrainState(model, optimizer, shared=step.variables)
+    step.follow(state)
+    return step, model, state
 
 
 def batches(num_batches=3, size=30):

@@ -88,11 +88,11 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_and_the_third_failur
     folder.write_text("a file stands where the folder should be")
     trainer.start()
     trainer.train_until(20)
-    trainer.checkpointing.wait()
+    trainer.checkpoints.wait()
     assert caplog.text.count("cannot be written") == 2 and "trying again at the next interval" in caplog.text
     folder.unlink()
     trainer.train_until(30)
-    trainer.checkpointing.wait()
+    trainer.checkpoints.wait()
     assert [path.name for path in folder.iterdir()] == ["step-00000030"]
     folder.rename(tmp_path / "elsewhere")
     folder.write_text("again")
@@ -105,7 +105,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tm
     trainer = make_trainer(tmp_path, checkpoint={"interval_steps": 10})
     trainer.start()
     trainer.train_until(30)
-    trainer.checkpointing.wait()
+    trainer.checkpoints.wait()
     expected = {name: variable.numpy() for name, variable in trainer.state.items()}
     (tmp_path / "checkpoints" / "step-00000030" / "state.npz").write_bytes(b"nothing")
     resumed = make_trainer(tmp_path, checkpoint={"interval_steps": 10})

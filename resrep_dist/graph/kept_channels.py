@@ -1,0 +1,80 @@
+"""Which of the original channels a model in training still has."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from resrep_dist.errors import CheckpointError, one_line
+from resrep_dist.graph.structure import Graph
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptChannels:
+    """The channels of each group that a model still has: all it takes to build a model of the same shape."""
+
+    kept: tuple[tuple[int, ...], ...]
+    """Indices into the original channels of each group, ascending."""
+    is_refolded: bool = False
+    """True if the layers before the compactors have lost the other channels too."""
+
+    @classmethod
+    def all_of(cls, graph: Graph) -> "KeptChannels":
+        """All channels of the original model."""
+        return cls.first_of(graph.widths)
+
+    @classmethod
+    def first_of(cls, widths: Iterable[int], is_refolded: bool = False) -> "KeptChannels":
+        """The first channels of each group, as many as `widths` says."""
+        return cls(tuple(tuple(range(width)) for width in widths), is_refolded)
+
+    @classmethod
+    def from_json(cls, graph: Graph, saved: Mapping[str, Any] | None) -> "KeptChannels":
+        """Read what `to_json` gave.
+
+        Args:
+            graph: of the original model.
+            saved: the JSON value; None means all channels.
+
+        Raises:
+            CheckpointError: for a value that does not fit the graph.
+        """
+        if saved is None:
+            return cls.all_of(graph)
+        try:
+            result = cls(tuple(map(tuple, saved["kept"])), saved["is_refolded"])
+            is_good = isinstance(result.is_refolded, bool) and all(
+                kept and list(kept) == sorted(set(kept).intersection(range(width)))
+                for kept, width in zip(result.kept, graph.widths, strict=True)
+            )
+        except (TypeError, KeyError, ValueError):
+            is_good = False
+        if not is_good:
+            raise CheckpointError(
+                f"the checkpoint's layout {one_line(saved)} is not one of this model's {len(graph.widths)} groups; "
+                "use another --workdir"
+            )
+        return result
+
+    def to_json(self, graph: Graph) -> dict[str, Any] | None:
+        """A JSON value that `from_json` reads; None for all channels of the original model."""
+        return None if self == KeptChannels.all_of(graph) else dataclasses.asdict(self)
+
+    @property
+    def widths(self) -> list[int]:
+        """Number of channels of each group."""
+        return [len(channels) for channels in self.kept]
+
+    def dead(self, graph: Graph) -> list[np.ndarray]:
+        """For each group bool [original width], the channels that are gone."""
+        return self.lost_from(KeptChannels.all_of(graph))
+
+    def lost_from(self, before: "KeptChannels") -> list[np.ndarray]:
+        """For each group bool [width in `before`], the channels that `before` has and these have not."""
+        return [~np.isin(old, new) for old, new in zip(before.kept, self.kept, strict=True)]
+
+    def without(self, dead: Sequence[np.ndarray]) -> "KeptChannels":
+        """Without the channels that are True in `dead`, for each group bool [width]."""
+        kept = zip(self.kept, dead, strict=True)
+        return dataclasses.replace(self, kept=tuple(tuple(np.asarray(k)[~d].tolist()) for k, d in kept))
