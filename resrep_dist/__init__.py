@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from resrep_dist.merging import Certificate as Certificate
     from resrep_dist.merging import merge as merge
     from resrep_dist.merging import merge_convolution as merge_convolution
+    from resrep_dist.monitoring.hooks import Hook as Hook
     from resrep_dist.pruning.optimizer import ResRepOptimizer as ResRepOptimizer
     from resrep_dist.training.keras_callbacks import ChannelMasks as ChannelMasks
     from resrep_dist.training.keras_callbacks import Checkpoints as Checkpoints
@@ -52,6 +53,7 @@ _MODULES = {
     "layers.compactor": ("Compactor", "GroupLasso"),
     "layers.insertion": ("insert_compactors",),
     "merging": ("Certificate", "merge", "merge_convolution"),
+    "monitoring.hooks": ("Hook",),
     "pruning.optimizer": ("ResRepOptimizer",),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),
     "training.trainer": ("Trainer",),

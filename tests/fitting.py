@@ -15,9 +15,13 @@ from tensorflow import keras
 
 
 def fit(
-    model: keras.Model, config: Config, source: Source, num_steps: int, cluster: Cluster, folder: Path
+    model: keras.Model, config: Config, source: Source, num_steps: int, cluster: Cluster | None, folder: Path
 ) -> ChannelMasks:
-    """Fit the first steps of what `Trainer(model, trace(model), config, ...)` trains; returns the callback."""
+    """Fit the first steps of what `Trainer(model, trace(model), config, ...)` trains; returns the callback.
+
+    Args:
+        cluster: None forgets it, as a user might.
+    """
     graph = resrep_dist.trace(model)
     model = resrep_dist.insert_compactors(model, graph)
     steps_per_epoch = len(source) / config.data.global_batch_size
@@ -34,6 +38,7 @@ def fit(
         first_step=round(steps_per_epoch * config.prune.mask_start_epochs),
         last_step=int(length * config.prune.mask_stop_fraction),
     )  # fmt: skip
+    cluster = masks.cluster
     checkpoints = Checkpoints(folder / "checkpoints", masks, interval_steps=10)
     curves = PruningCurves(folder / "tensorboard", masks, interval_steps=5)
     first_step = checkpoints.saved_step()

@@ -108,7 +108,6 @@ class TrainStep:
         """
         outcome = self._compiled(images, labels)
         kind, self._num_stop_requests = int(outcome.kind), float(outcome.num_stop_requests)
-        self._state.step += 1
         if kind == _GOOD:
             self._num_skipped_in_a_row = 0
         elif kind == _NOT_FINITE:
@@ -116,6 +115,7 @@ class TrainStep:
         elif kind == _DRIFTED:
             digests = Digest({plain_name(variable): variable for variable in [*self._watched, *self._statistics]})
             self._cluster.agree(digests.names, digests())
+        self._state.step += 1
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call, over all ranks, and the counts of steps that were skipped."""
@@ -173,7 +173,7 @@ class TrainStep:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 found.append(f"rank {rank}: {', '.join(names[:3])}{more}")
         where = "; ".join(found) or "a gradient of all ranks together is too large for float16"
-        step, in_a_row = self._state.step, self._num_skipped_in_a_row
+        step, in_a_row = self._state.step + 1, self._num_skipped_in_a_row
         _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, in_a_row, where)
         if in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
             raise NonFiniteError(

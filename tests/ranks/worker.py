@@ -96,6 +96,11 @@ def keras_fit(cluster: Cluster, folder: Path) -> None:
     for name, variable in masks.state.items():
         np.testing.assert_allclose(variable.numpy(), trainer.state[name].numpy(), rtol=0, atol=1e-9, err_msg=name)
     masks.agree()
+    try:
+        fit(small_network(), trainer.config, random_source(), 30, None, folder / "alone")
+        raise AssertionError("every rank trained on its own gradients")
+    except UserError as error:
+        assert "averages gradients over 1 rank(s), expected 2 as in ChannelMasks" in str(error), error
 
 
 def float16(cluster: Cluster, folder: Path) -> None:
@@ -166,7 +171,7 @@ def flipped_bits(cluster: Cluster, folder: Path) -> None:
         assert not (folder / "run" / "checkpoints").exists()
         for name, variable in trainer.state.items():
             variable.assign(state[name])
-        trainer.step = 22
+        trainer.state.step = 22
         trainer.state.agree(cluster)
     (folder / f"rank{cluster.rank}.txt").write_text("\n".join(messages))
     if cluster.rank == cluster.size - 1:
@@ -178,7 +183,7 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     """One rank gets batches with a NaN: all skip those steps, statistics included, and after 10 of them stop."""
     trainer = make_trainer(cluster)
     lines: list[str] = []
-    logger = logging.getLogger("resrep_dist.step")
+    logger = logging.getLogger("resrep_dist.training.step")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})

@@ -1,5 +1,6 @@
 """When a trainer's model shrinks, and that a run resumes from either side of it."""
 
+import logging
 import shutil
 
 import resrep_dist
@@ -11,6 +12,7 @@ from tests.networks import random_source, shrinking_config, small_network
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 
 def make_trainer(workdir=None, mode="exact", **training):
@@ -119,3 +121,31 @@ def read_scalars(folder):
         for tag in events.Tags()["tensors"]
         if tag.startswith("shrink/")
     }
+
+
+def network_with_dropout():
+    model = small_network()
+    outputs = keras.layers.Dropout(0.5, name="drop")(model.get_layer("pool").output)
+    return keras.Model(model.inputs, keras.layers.Dense(10, name="classes")(outputs), name="dropout")
+
+
+@pytest.mark.parametrize(
+    "make_model, mode, training, reasons",
+    [
+        (small_network, "exact", {}, []),
+        (small_network, "exact", {"gradient_clip_norm": 1.0}, ["training.gradient_clip_norm no longer counts"]),
+        (network_with_dropout, "exact", {}, ["a smaller model draws other random numbers in drop"]),
+        (network_with_dropout, "exact", {"gradient_clip_norm": 1.0}, ["in drop", "training.gradient_clip_norm"]),
+        (network_with_dropout, "refold", {}, []),
+        (network_with_dropout, "off", {"gradient_clip_norm": 1.0}, []),
+    ],
+)
+def test_a_run_in_which_exact_is_not_exact_says_so_at_its_start(
+    caplog, monkeypatch, make_model, mode, training, reasons
+):
+    monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
+    model, config = make_model(), shrinking_config(mode, **training)
+    resrep_dist.Trainer(model, resrep_dist.trace(model), config, random_source(), random_source(64, seed=1))
+    said = [record.getMessage() for record in caplog.records if "is not exact in this run" in record.getMessage()]
+    assert len(said) == bool(reasons)
+    assert all(reason in said[0] for reason in reasons)

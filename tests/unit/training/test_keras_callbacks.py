@@ -54,6 +54,18 @@ def test_fit_gives_the_trainers_result_with_curves_and_resumes(tmp_path, trained
     assert steps["validation/accuracy"] == [10, 20, 30, 40]
 
 
+def test_the_lasso_term_of_the_curves_has_the_optimizers_strength():
+    model = small_network()
+    graph = resrep_dist.trace(model)
+    pruned = resrep_dist.insert_compactors(model, graph)
+    compactors = [pruned.get_layer(layer.compactor) for layer in graph.layers]
+    pruned.compile(resrep_dist.ResRepOptimizer(0.0, compactors, lasso_strength=0.5), "mse")
+    masks = ChannelMasks(graph, CONFIG.prune, first_step=1, last_step=10)
+    pruned.fit(np.zeros([2, 16, 16, 3]), np.zeros([2, 10]), verbose=0, callbacks=[masks])
+    # All rows of identities have norm 1.
+    assert masks.pruner.curves()[0]["train/lasso_term"] == pytest.approx(0.5 * sum(graph.widths))
+
+
 def test_a_step_that_is_not_finite_is_left_out():
     base = small_network()
     graph = resrep_dist.trace(base)

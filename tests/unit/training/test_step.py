@@ -221,3 +221,22 @@ def test_float16_for_the_way_takes_averages_up_to_64_and_says_when_not():
     np.testing.assert_allclose(received[0] / 30, [1e-7, -0.37, 63.0], rtol=1e-3)
     np.testing.assert_array_equal(rest[0], np.float32([2e-30, 2e30]))
     assert not step._sum([tf.constant([70.0 * 15])], [tf.constant([1.0])])[2]
+
+
+def test_a_gradient_too_large_for_its_way_does_not_lower_the_loss_scale():
+    class TwoAlike(Cluster):
+        """Two ranks that hold the same."""
+
+        def sum(self, tensors, name):
+            return [2 * tensor for tensor in tensors]
+
+    step, _, state = make_step(precision="mixed_float16", compression="fp16", class_weights=(3000.0,) * 10)
+    step._cluster = TwoAlike()
+    step._cluster.size = 2
+    step.follow(state)
+    state["loss_scale"].assign(8.0)
+    before = values_of(state)
+    train(step, 2)
+    assert step.read_metrics()["skipped_steps"] == 2, "the averaged gradients are above 64"
+    assert state["loss_scale"].numpy() == 8.0
+    np.testing.assert_array_equal(state["conv0/kernel"].numpy(), before["conv0/kernel"])
