@@ -18,7 +18,7 @@ class State(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Segment:
     """Neighbouring channels of a tensor that one layer has made."""
 
     variable: int
@@ -28,16 +28,16 @@ class Block:
     state: State
     """What a dead channel holds here."""
 
-    def at(self, state: State) -> "Block":
+    def at(self, state: State) -> "Segment":
         """The same channels in another state."""
         return dataclasses.replace(self, state=state)
 
 
-Blocks = tuple[Block, ...]
-"""All channels of a tensor in their order; a flattened tensor has its blocks once per pixel, one whose channels a
+Segments = tuple[Segment, ...]
+"""All channels of a tensor in their order; a flattened tensor has its segments once per pixel, one whose channels a
 grouped convolution divides has them once per part."""
 
-GroupBlocks = tuple[tuple[int | None, int], ...]
+GroupSegments = tuple[tuple[int | None, int], ...]
 """The same when the trace is done: index of the group (None where the channels stay) and width."""
 
 
@@ -71,18 +71,18 @@ class ChannelSets:
         """Channels of each set; of a tensor in parts, those of one part."""
         self.num_parts: list[int] = []
         self.possible_gates: set[str] = set()
-        self.wanted_parts: dict[str, int] = {}
+        self.requested_parts: dict[str, int] = {}
         """What `num_parts` must be for channels to go that are kept so far."""
         self._parts_of = dict(num_parts or {})
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
         self._consumers: list[tuple[int, str]] = []
 
-    def fixed(self, width: int) -> Blocks:
+    def fixed(self, width: int) -> Segments:
         """Channels that stay, because nobody knows how to remove them."""
         return self._new(width, None, State.VARYING, "")
 
-    def produced(self, producer: Producer, width: int, reason: str | None) -> Blocks:
+    def produced(self, producer: Producer, width: int, reason: str | None) -> Segments:
         """The output channels of a layer; with a reason they stay."""
         is_removed = reason is None and producer.name not in self.gates
         num_parts = math.lcm(self._parts_of.get(producer.name, 1), producer.num_groups)
@@ -90,16 +90,23 @@ class ChannelSets:
             num_parts = producer.num_groups
         return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason, num_parts)
 
-    def divide(self, blocks: Blocks, num_parts: int) -> bool:
-        """True where a tensor is so many parts that live and die alike; if not, its producers are asked for it."""
-        roots = [self.find(block.variable) for block in blocks]
-        if len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts:
-            return True
-        if len(set(roots)) == 1:
-            for variable, producer in enumerate(self.producers):
-                if producer and self.find(variable) == roots[0]:
-                    self.wanted_parts[producer.name] = math.lcm(num_parts, self.num_parts[variable])
-        return False
+    def has_equal_parts(self, segments: Segments, num_parts: int) -> bool:
+        """True if a tensor consists of `num_parts` equal parts: channel i of all parts lives and dies together."""
+        roots = [self.find(segment.variable) for segment in segments]
+        return len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts
+
+    def request_parts(self, segments: Segments, num_parts: int) -> None:
+        """Record in `requested_parts` that the producers of a tensor should divide it into equal parts.
+
+        This trace does not change: its producers have been passed already. The next one divides their channels. Only
+        a tensor of one set of channels can be divided; no request is made for others, or if it has the parts.
+        """
+        roots = {self.find(segment.variable) for segment in segments}
+        if len(roots) > 1 or self.has_equal_parts(segments, num_parts):
+            return
+        for variable, producer in enumerate(self.producers):
+            if producer and self.find(variable) in roots:
+                self.requested_parts[producer.name] = math.lcm(num_parts, self.num_parts[variable])
 
     def find(self, variable: int) -> int:
         """The representative of a set."""
@@ -117,15 +124,15 @@ class ChannelSets:
         if reason is not None and not self._reasons.get(first):
             self._reasons[first] = reason
 
-    def keep(self, blocks: Sequence[Block], reason: str) -> None:
+    def keep(self, segments: Sequence[Segment], reason: str) -> None:
         """These channels must stay, for this reason; the first reason counts."""
-        for block in blocks:
-            root = self.find(block.variable)
+        for segment in segments:
+            root = self.find(segment.variable)
             self._reasons[root] = self._reasons.get(root) or reason
 
-    def consume(self, blocks: Sequence[Block], consumer: str) -> None:
+    def consume(self, segments: Sequence[Segment], consumer: str) -> None:
         """Note that a layer loses inputs with these channels."""
-        self._consumers += {(block.variable, consumer) for block in blocks}
+        self._consumers += {(segment.variable, consumer) for segment in segments}
 
     def reason(self, variable: int) -> str | None:
         """Why the channels stay; None where they may go."""
@@ -140,7 +147,7 @@ class ChannelSets:
 
     def _new(
         self, width: int, producer: Producer | None, state: State, reason: str | None, num_parts: int = 1
-    ) -> Blocks:
+    ) -> Segments:
         variable = len(self._parents)
         self._parents.append(variable)
         self.producers.append(producer)
@@ -148,4 +155,4 @@ class ChannelSets:
         self.num_parts.append(num_parts)
         if reason is not None:
             self._reasons[variable] = reason
-        return (Block(variable, width // num_parts, state),) * num_parts
+        return (Segment(variable, width // num_parts, state),) * num_parts

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import UnitMacs
 from resrep_dist.graph.macs import MultiplyAdds
 
-CallCost = tuple[str, UnitMacs | None, GroupBlocks, GroupBlocks]
+CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
 """Name of the layer, cost of a call, channels of its first input and of its output."""
 
 
@@ -20,7 +20,7 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
             uncounted.append(name)
             continue
         constant += cost.constant
-        # None stands for the channels that stay; a block that comes again (flattened pixels) adds up.
+        # None stands for the channels that stay; a segment that comes again (flattened pixels) adds up.
         before, after = _channels_by_group(inputs), _channels_by_group(outputs)
         terms = [(cost.per_input * count, [group]) for group, count in before.items()]
         terms += [(cost.per_output * count, [group]) for group, count in after.items()]
@@ -39,9 +39,9 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
     return MultiplyAdds(constant, tuple(linear), dict(bilinear)), tuple(dict.fromkeys(uncounted))
 
 
-def _channels_by_group(blocks: GroupBlocks) -> dict[int | None, int]:
+def _channels_by_group(segments: GroupSegments) -> dict[int | None, int]:
     """How often each group stands there; for the channels that stay, how many they are."""
     result: Counter[int | None] = Counter()
-    for group, width in blocks:
+    for group, width in segments:
         result[group] += width if group is None else 1
     return dict(result)

@@ -8,14 +8,24 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from resrep_dist.graph.channels import Block, Blocks, ChannelSets, State
+from resrep_dist.graph.channels import ChannelSets, Segment, Segments, State
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-Slim = tuple[dict[str, Any], list[np.ndarray]]
-"""Changes of a layer's configuration, and its weights, at fewer channels."""
+
+class Narrowed(NamedTuple):
+    """What a layer becomes when it keeps only some of its channels.
+
+    Two things and no layer: the caller decides whether it builds one (a merge) or only reads the weights (an optimizer
+    state that is cut in the same way).
+    """
+
+    config_changes: dict[str, Any]
+    """Keys of the layer's configuration with their new values; empty if the configuration does not say the width."""
+    weights: list[np.ndarray]
+    """In the order of `layer.get_weights()`; empty if the layer has none."""
 
 
 class UnitMacs(NamedTuple):
@@ -42,7 +52,7 @@ class Kind:
 
     known_to_kerassurgeon = False
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         """The output's channels; says in `channels` what must be kept, joined or consumed."""
         raise NotImplementedError
 
@@ -53,9 +63,9 @@ class Kind:
         """
         raise NotImplementedError
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         """The layer at the kept channels of its first input and its output, bool [C_in] and [C_out]."""
-        return {}, layer.get_weights()
+        return Narrowed({}, layer.get_weights())
 
     def macs(self, node: Any) -> UnitMacs | None:
         """What a call costs at full width; None where that is not known."""
@@ -68,7 +78,7 @@ class Passing(Kind):
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         return inputs[0]
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -78,8 +88,8 @@ class Passing(Kind):
 class ZeroPadding(Passing):
     """A border of zeros."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
         channels.keep(nonzero, f"a dead channel would be a constant, and {node.layer.name} pads it with zeros")
         return inputs[0]
 
@@ -90,17 +100,17 @@ class Elementwise(Kind):
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         probe = np.array([[[[-1.5, 0.0, 0.5, 2.0]]]], np.float32)
         together = np.asarray(node.layer(probe), np.float32)
         alone = [np.asarray(node.layer(probe[..., i : i + 1]), np.float32) for i in range(4)]
         if not np.array_equal(together, np.concatenate(alone, -1)):
             channels.keep(inputs[0], f"the activation {node.layer.name} mixes its channels")
         keeps_zero = not np.any(alone[1])
-        is_zero = [block.state == State.ZERO and keeps_zero for block in inputs[0]]
+        is_zero = [segment.state == State.ZERO and keeps_zero for segment in inputs[0]]
         return tuple(
-            block if zero else block.at(max(block.state, State.CONSTANT))
-            for block, zero in zip(inputs[0], is_zero, strict=True)
+            segment if zero else segment.at(max(segment.state, State.CONSTANT))
+            for segment, zero in zip(inputs[0], is_zero, strict=True)
         )
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -112,36 +122,36 @@ class BatchNorm(Kind):
 
     known_to_kerassurgeon = True
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        return tuple(block.at(max(block.state, State.CONSTANT)) for block in inputs[0])
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        return tuple(segment.at(max(segment.state, State.CONSTANT)) for segment in inputs[0])
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         scale, offset = batch_norm_as_affine(node.layer)
         return inputs[0] * scale + offset
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
-        return {}, [weight[inputs] for weight in layer.get_weights()]
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({}, [weight[inputs] for weight in layer.get_weights()])
 
 
 class Depthwise(Kind):
     """A convolution of every channel alone."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         layer = node.layer
         if pads(layer):
-            nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+            nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
             channels.keep(nonzero, f"a dead channel would be a constant, and {layer.name} pads it with zeros")
         least = State.CONSTANT if layer.use_bias else State.ZERO
-        return tuple(block.at(max(block.state, least)) for block in inputs[0])
+        return tuple(segment.at(max(segment.state, least)) for segment in inputs[0])
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         layer = node.layer
         kernel = layer.depthwise_kernel.numpy()[..., 0].astype(np.float64)
         return inputs[0] * kernel.sum((0, 1)) + (layer.bias.numpy() if layer.use_bias else 0.0)
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernel, *bias = layer.get_weights()
-        return {}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)]
+        return Narrowed({}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)])
 
     def macs(self, node: Any) -> UnitMacs | None:
         taps = int(np.prod(node.layer.kernel_size)) * node.layer.depth_multiplier
@@ -153,7 +163,7 @@ class Flatten(Kind):
 
     known_to_kerassurgeon = True
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         return inputs[0] * num_pixels(node.input_shapes)
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -163,7 +173,7 @@ class Flatten(Kind):
 class Reshape(Kind):
     """A reshape that leaves the channels on the last axis, or flattens."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         before, after = node.input_shapes[-1], node.output_shapes[-1]
         if len(node.output_shapes) == 2 and after != before:
             return inputs[0] * (after // before)
@@ -172,8 +182,8 @@ class Reshape(Kind):
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         return np.tile(inputs[0], node.output_shapes[-1] // len(inputs[0]))
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
-        return {"target_shape": (*layer.output_shape[1:-1], int(outputs.sum()))}, []
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({"target_shape": (*layer.output_shape[1:-1], int(outputs.sum()))}, [])
 
 
 class Opaque(Kind):
@@ -182,9 +192,9 @@ class Opaque(Kind):
     def __init__(self, description: str, is_free: bool) -> None:
         self.description, self._is_free = description, is_free
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        for blocks in inputs:
-            channels.keep(blocks, f"its channels reach {node.layer.name}, {self.description}")
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        for segments in inputs:
+            channels.keep(segments, f"its channels reach {node.layer.name}, {self.description}")
         return channels.fixed(_width(node))
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -218,9 +228,9 @@ def num_pixels(shape: Sequence[int | None]) -> int:
     return math.prod(pixels)
 
 
-def total_width(blocks: Sequence[Block]) -> int:
+def total_width(segments: Sequence[Segment]) -> int:
     """Channels of a tensor."""
-    return sum(block.width for block in blocks)
+    return sum(segment.width for segment in segments)
 
 
 def _width(node: Any) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import Kind
 from resrep_dist.graph.macs import MultiplyAdds
 
@@ -58,15 +58,15 @@ class LayerChannels:
     """How a layer of the flat model treats channels, and which groups' they are."""
 
     kind: Kind
-    inputs: tuple[GroupBlocks, ...]
-    output: GroupBlocks
+    inputs: tuple[GroupSegments, ...]
+    output: GroupSegments
     is_shared: bool = False
     """It is called at several places; the channels are those of one call."""
 
     @property
     def is_in_a_group(self) -> bool:
         """True where it has channels that may go."""
-        return any(group is not None for blocks in (*self.inputs, self.output) for group, _ in blocks)
+        return any(group is not None for segments in (*self.inputs, self.output) for group, _ in segments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Graph:
     def at_widths(self, widths: Sequence[int]) -> "Graph":
         """The graph of the same model with fewer channels in its groups; the multiply-adds stay by width."""
 
-        def narrower(blocks: GroupBlocks) -> GroupBlocks:
-            return tuple((group, width if group is None else widths[group]) for group, width in blocks)
+        def narrower(segments: GroupSegments) -> GroupSegments:
+            return tuple((group, width if group is None else widths[group]) for group, width in segments)
 
         return dataclasses.replace(
             self,

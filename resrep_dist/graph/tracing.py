@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError
-from resrep_dist.graph.channels import Blocks, ChannelSets, GroupBlocks
+from resrep_dist.graph.channels import ChannelSets, GroupSegments, Segments
 from resrep_dist.graph.counting import count_macs
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
@@ -42,11 +42,11 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
             if gates := tracing.sets.possible_gates:
                 # Known only at the end, but it matters from the start: a gate has no compactor, it never dies itself.
                 tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, gates, num_parts))
-            wanted = num_parts | tracing.sets.wanted_parts
-            if wanted == num_parts:
+            requested = num_parts | tracing.sets.requested_parts
+            if requested == num_parts:
                 return tracing.graph()
             # So are parts: a producer must divide its channels as a grouped convolution far behind it does.
-            num_parts = wanted
+            num_parts = requested
     except OpenSizeError:
         raise ModelError(
             f"model {model.name}: its input size is open, {tuple(flat.input_shape)}; build it with a fixed one, or "
@@ -61,15 +61,15 @@ class _Tracing:
         self._shared = {name for name, count in Counter(names).items() if count > 1}
         self._kinds = [kind_of(node, node.layer.name in self._shared, exclude) for node in self._nodes]
         self._batch_norms = _batch_norms_behind(self._nodes, self._kinds, model, self._shared)
-        self._blocks: dict[str, Blocks] = {str(id(t)): sets.fixed(t.shape[-1] or 0) for t in model.inputs}
+        self._segments: dict[str, Segments] = {str(id(t)): sets.fixed(t.shape[-1] or 0) for t in model.inputs}
         behind = set(self._batch_norms.values())
         for node, kind in zip(self._nodes, self._kinds, strict=True):
             inputs = self._inputs(node)
             # The compactor stands behind this batch norm.
-            blocks = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
-            self._blocks |= dict.fromkeys(node.flat_output_ids, blocks)
+            segments = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
+            self._segments |= dict.fromkeys(node.flat_output_ids, segments)
         for tensor in model.outputs:
-            sets.keep(self._blocks[str(id(tensor))], "its channels are an output of the model")
+            sets.keep(self._segments[str(id(tensor))], "its channels are an output of the model")
 
     def graph(self) -> Graph:
         """The groups and what they cost."""
@@ -92,8 +92,8 @@ class _Tracing:
         channels: dict[str, LayerChannels] = {}
         costs = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):
-            inputs = tuple(self._resolved(blocks, index_of_root) for blocks in self._inputs(node))
-            output = self._resolved(self._blocks[node.flat_output_ids[0]], index_of_root)
+            inputs = tuple(self._resolved(segments, index_of_root) for segments in self._inputs(node))
+            output = self._resolved(self._segments[node.flat_output_ids[0]], index_of_root)
             name = node.layer.name
             if name not in channels or not channels[name].is_in_a_group:
                 channels[name] = LayerChannels(kind, inputs, output, name in self._shared)
@@ -101,11 +101,11 @@ class _Tracing:
         macs, uncounted = count_macs([group.width for group in groups], costs)
         return Graph(tuple(groups), refused, macs, uncounted, channels)
 
-    def _inputs(self, node: Any) -> list[Blocks]:
-        return [self._blocks[key] for key in node.flat_input_ids]
+    def _inputs(self, node: Any) -> list[Segments]:
+        return [self._segments[key] for key in node.flat_input_ids]
 
-    def _resolved(self, blocks: Blocks, index_of_root: dict[int, int]) -> GroupBlocks:
-        return tuple((index_of_root.get(self.sets.find(block.variable)), block.width) for block in blocks)
+    def _resolved(self, segments: Segments, index_of_root: dict[int, int]) -> GroupSegments:
+        return tuple((index_of_root.get(self.sets.find(segment.variable)), segment.width) for segment in segments)
 
     def _variables_by_root(self) -> dict[int, list[int]]:
         result: dict[int, list[int]] = {}

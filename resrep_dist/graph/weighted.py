@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from resrep_dist.graph.channels import Blocks, ChannelSets, Producer, State
-from resrep_dist.graph.kinds import Kind, Slim, UnitMacs, num_pixels, pads
+from resrep_dist.graph.channels import ChannelSets, Producer, Segments, State
+from resrep_dist.graph.kinds import Kind, Narrowed, UnitMacs, num_pixels, pads
 
 import numpy as np
 from tensorflow import keras
@@ -24,14 +24,14 @@ class Weighted(Kind):
     def __init__(self, excluded: Sequence[str] = ()) -> None:
         self._excluded = frozenset(excluded)
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        layer, blocks = node.layer, inputs[0]
-        varying = [block for block in blocks if block.state == State.VARYING]
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        layer, segments = node.layer, inputs[0]
+        varying = [segment for segment in segments if segment.state == State.VARYING]
         channels.keep(varying, f"{layer.name} would still receive values from its dead channels")
         if self.needs_zeros(layer):
-            nonzero = [block for block in blocks if block.state == State.CONSTANT]
+            nonzero = [segment for segment in segments if segment.state == State.CONSTANT]
             channels.keep(nonzero, f"a dead channel would be a constant, which {layer.name} cannot hold in its bias")
-        channels.consume(blocks, layer.name)
+        channels.consume(segments, layer.name)
         reason = self.own_reason
         if layer.name in self._excluded:
             reason = "it is excluded by the configuration"
@@ -70,12 +70,12 @@ class Weighted(Kind):
         """Bool: the rows of the first kernel, on its axis -2, of a choice of input channels, bool [C_in]."""
         return inputs
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernels = [np.asarray(weight) for weight in self.kernels(layer)]
         kernels[0] = kernels[0][..., self.rows(inputs), :]
         kernels[-1] = kernels[-1][..., outputs]
         bias = [layer.bias.numpy()[outputs]] if layer.use_bias else []
-        return {self.width_key: int(outputs.sum())}, [*kernels, *bias]
+        return Narrowed({self.width_key: int(outputs.sum())}, [*kernels, *bias])
 
 
 class Convolution(Weighted):
@@ -99,8 +99,9 @@ class Grouped(Convolution):
         super().__init__(excluded)
         self.num_groups = num_groups
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        if not channels.divide(inputs[0], self.num_groups):
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        if not channels.has_equal_parts(inputs[0], self.num_groups):
+            channels.request_parts(inputs[0], self.num_groups)
             description = f"a convolution of {self.num_groups} groups that differ in them"
             channels.keep(inputs[0], f"its channels reach {node.layer.name}, {description}")
         return super().trace(node, inputs, channels)
@@ -144,10 +145,10 @@ class Separable(Weighted):
         depthwise, pointwise = kernels
         return (constants * depthwise.sum((0, 1))[:, 0]) @ pointwise[0, 0]
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         depthwise, pointwise, *bias = layer.get_weights()
         weights = [depthwise[:, :, inputs], pointwise[:, :, inputs][..., outputs], *(b[outputs] for b in bias)]
-        return {"filters": int(outputs.sum())}, weights
+        return Narrowed({"filters": int(outputs.sum())}, weights)
 
     def macs(self, node: Any) -> UnitMacs | None:
         positions = num_pixels(node.output_shapes)
@@ -162,9 +163,9 @@ class Transposed(Weighted):
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
         return True
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernel, *bias = layer.get_weights()
-        return {}, [kernel[..., inputs], *bias]
+        return Narrowed({}, [kernel[..., inputs], *bias])
 
     def macs(self, node: Any) -> UnitMacs | None:
         return UnitMacs(per_pair=num_pixels(node.input_shapes) * math.prod(node.layer.kernel_size))
@@ -176,7 +177,7 @@ class Fixed(Kind):
     def __init__(self, description: str, own_reason: str) -> None:
         self._description, self._own_reason = description, own_reason
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         channels.keep(inputs[0], f"its channels reach {node.layer.name}, {self._description}")
         return channels.produced(Producer(node.layer.name, True), node.output_shapes[-1] or 0, self._own_reason)
 
