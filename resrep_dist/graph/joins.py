@@ -1,4 +1,4 @@
-"""Layers where tensors meet: their channels are added, multiplied, or put side by side."""
+"""Layers with several inputs: channels are added, multiplied or concatenated."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Join(Kind):
-    """A sum and its like: the channels of all inputs meet one by one."""
+    """Elementwise operations on several inputs, such as Add: channel i of all inputs is combined."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         name = f"the {type(node.layer).__name__} {node.layer.name}"
@@ -30,10 +30,11 @@ class Join(Kind):
 
 
 class Multiply(Join):
-    """A product: a gate, or an activation written by hand. A dead channel is zero if one of its factors is.
+    """A product: a gate (squeeze-and-excitation) or an activation built from its parts (x * sigmoid(x)).
 
-    Where a dead channel of the gated tensor is zero, its gate may hold anything, so the gate needs no compactor.
-    Where it is a constant, the gate gets one: both are constants then.
+    A dead channel of the product is zero if one of its factors is. If a dead channel of the gated tensor is zero, its
+    gate may have any value, so the gate needs no compactor. If it is another constant, the gate gets a compactor, so
+    that the product is a constant too.
     """
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
@@ -66,7 +67,7 @@ class Multiply(Join):
 
 
 class Concatenate(Kind):
-    """Channels side by side."""
+    """The channels of all inputs one after the other."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         return tuple(segment for segments in inputs for segment in segments)
@@ -76,7 +77,16 @@ class Concatenate(Kind):
 
 
 def join_all(inputs: Sequence[Segments], channels: ChannelSets, name: str) -> None:
-    """Let channels that meet one by one live and die together; a single channel that meets all stays."""
+    """Join the sets of channels that are combined one by one.
+
+    An input with a single channel is broadcast over all others; it is kept. Inputs that are divided in different ways
+    are kept too, and a division is requested for the next trace if it could help.
+
+    Args:
+        inputs: Channels of each input.
+        channels: The sets, changed in place.
+        name: Description of the layer, for the reason that the user reads.
+    """
     widest = max(inputs, key=total_width)
     for segments in inputs:
         if [segment.width for segment in segments] == [segment.width for segment in widest]:
@@ -92,11 +102,11 @@ def join_all(inputs: Sequence[Segments], channels: ChannelSets, name: str) -> No
 
 
 def _states_beside(index: int, inputs: Sequence[Segments]) -> list[State]:
-    """States of the inputs where the widest one has its segment `index`; a single channel is never dead."""
+    """Return the states of all inputs at segment `index` of the widest one; a single channel is never dead."""
     return [segments[index].state if index < len(segments) and total_width(segments) > 1 else State.VARYING
             for segments in inputs]  # fmt: skip
 
 
 def _size(shape: Sequence[int | None]) -> int:
-    """Pixels of a tensor to compare; an open size is a large one."""
+    """Return the number of pixels of a tensor for comparisons; an open size counts as a large one."""
     return math.prod(size or 1 << 16 for size in shape[1:-1])

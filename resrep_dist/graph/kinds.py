@@ -1,7 +1,7 @@
-"""How each kind of layer treats channels: all that the trace, the count and the merge know of it, in one class.
+"""How each kind of layer treats channels: one class with all that trace, multiply-adds and merge know of it.
 
-This file has the layers that pass channels on; `joins.py` those where tensors meet; `weighted.py` those that mix
-channels.
+This module has the layers that pass channels on, `joins.py` those with several inputs, and `weighted.py` those that
+mix channels.
 """
 
 import math
@@ -16,64 +16,90 @@ from tensorflow import keras
 
 
 class Narrowed(NamedTuple):
-    """What a layer becomes when it keeps only some of its channels.
+    """A layer that keeps only some of its channels, as data: what changes in its configuration, and its weights.
 
-    Two things and no layer: the caller decides whether it builds one (a merge) or only reads the weights (an optimizer
-    state that is cut in the same way).
+    A kind of layer knows which axes of which weights its channels are on, but it does not create the smaller layer.
+    `merging/surgery.py` does that when it rebuilds the model, or uses the weights alone: the velocities of an
+    optimizer have the shapes of the weights and are narrowed by the same rules.
     """
 
     config_changes: dict[str, Any]
-    """Keys of the layer's configuration with their new values; empty if the configuration does not say the width."""
+    """New values of keys of the layer's configuration; empty if its configuration does not depend on the channels."""
     weights: list[np.ndarray]
-    """In the order of `layer.get_weights()`; empty if the layer has none."""
+    """The remaining weights in the order of `layer.get_weights()`; empty if the layer has none."""
 
 
 class UnitMacs(NamedTuple):
     """Multiply-adds of one call for one image."""
 
     constant: int = 0
-    """At any width."""
+    """Multiply-adds that do not depend on the number of channels."""
     per_input: int = 0
-    """For each input channel."""
+    """Multiply-adds per input channel."""
     per_output: int = 0
-    """For each output channel."""
+    """Multiply-adds per output channel."""
     per_pair: int = 0
-    """For each pair of an input and an output channel."""
+    """Multiply-adds per pair of an input and an output channel."""
     num_groups: int = 1
-    """Only one pair in so many counts: an output sees the inputs of its group."""
+    """Number of groups of a grouped convolution: one in `num_groups` pairs is connected."""
 
 
 class OpenSizeError(Exception):
-    """Something that needs the size of an image was asked of a tensor that leaves it open."""
+    """The height and width of a tensor are not fixed, but are needed."""
 
 
 class Kind:
-    """A kind of layer; channels are on the last axis."""
+    """A kind of layer; channels are on the last axis.
+
+    A node is Keras' record of one call of a layer, with its input and output tensors.
+    """
 
     known_to_kerassurgeon = False
+    """True if kerassurgeon can delete channels of such a layer."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
-        """The output's channels; says in `channels` what must be kept, joined or consumed."""
+        """Return the channels of the output, and record in `channels` which sets are kept, joined or consumed.
+
+        Args:
+            node: The call.
+            inputs: Channels of each input.
+            channels: The sets of channels, changed in place.
+        """
         raise NotImplementedError
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Constants [C_out] that dead channels hold behind the layer, from those before it, [C_in] each.
+        """Return the constants that dead channels hold in the output of a call in inference.
 
-        Right for dead channels only; what stands at the living ones means nothing.
+        Args:
+            node: The call.
+            inputs: For each input the constants of its channels, [C_in].
+
+        Returns:
+            float64 [C_out]. Only the values of dead channels have a meaning.
         """
         raise NotImplementedError
 
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
-        """The layer at the kept channels of its first input and its output, bool [C_in] and [C_out]."""
+        """Return the configuration changes and the weights of the layer without the channels that are removed.
+
+        Args:
+            layer: The layer at its present width.
+            inputs: bool [C_in], True for the channels of the first input that are kept.
+            outputs: bool [C_out], True for the channels of the output that are kept.
+        """
         return Narrowed({}, layer.get_weights())
 
     def macs(self, node: Any) -> UnitMacs | None:
-        """What a call costs at full width; None where that is not known."""
+        """Return the multiply-adds of a call for one image; None if they are not known.
+
+        Raises:
+            OpenSizeError: If the layer has weights and the size of its images is not fixed.
+        """
         return UnitMacs()
 
 
 class Passing(Kind):
-    """Every channel is treated alone, and a constant stays that constant: pooling, cropping, dropout."""
+    """Layers that treat every channel alone and leave a constant unchanged: pooling, cropping, dropout."""
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
@@ -86,7 +112,7 @@ class Passing(Kind):
 
 
 class ZeroPadding(Passing):
-    """A border of zeros."""
+    """ZeroPadding2D, which adds a border of zeros."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
@@ -95,7 +121,7 @@ class ZeroPadding(Passing):
 
 
 class Elementwise(Kind):
-    """A function of one number: activations, scaling."""
+    """Functions of one number: activations, scaling."""
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
@@ -118,7 +144,7 @@ class Elementwise(Kind):
 
 
 class BatchNorm(Kind):
-    """In inference an affine function of each channel."""
+    """Batch norm, which is an affine function of each channel in inference."""
 
     known_to_kerassurgeon = True
 
@@ -134,7 +160,7 @@ class BatchNorm(Kind):
 
 
 class Depthwise(Kind):
-    """A convolution of every channel alone."""
+    """DepthwiseConv2D: a convolution of every channel alone."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         layer = node.layer
@@ -159,7 +185,7 @@ class Depthwise(Kind):
 
 
 class Flatten(Kind):
-    """Pixels become channels: all channels of the first pixel, then of the second."""
+    """Flatten: all channels of the first pixel, then those of the second, and so on."""
 
     known_to_kerassurgeon = True
 
@@ -171,7 +197,7 @@ class Flatten(Kind):
 
 
 class Reshape(Kind):
-    """A reshape that leaves the channels on the last axis, or flattens."""
+    """A reshape that leaves the channels on the last axis, or that flattens."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         before, after = node.input_shapes[-1], node.output_shapes[-1]
@@ -187,7 +213,12 @@ class Reshape(Kind):
 
 
 class Opaque(Kind):
-    """A layer that nobody can take channels from: what it receives stays, and so does what it gives."""
+    """A layer of unknown effect: all channels of its inputs and outputs are kept.
+
+    Args:
+        description: What the layer is, for the reason that the user reads.
+        is_free: True if the layer has no multiply-adds that count; otherwise they are not known.
+    """
 
     def __init__(self, description: str, is_free: bool) -> None:
         self.description, self._is_free = description, is_free
@@ -205,22 +236,22 @@ class Opaque(Kind):
 
 
 def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of a batch norm in inference, float64 [D] each."""
+    """Return scale and offset of a batch norm in inference, float64 [D] each."""
     deviation = np.sqrt(layer.moving_variance.numpy().astype(np.float64) + layer.epsilon)
     scale = (layer.gamma.numpy() if layer.scale else 1.0) / deviation
     return scale, (layer.beta.numpy() if layer.center else 0.0) - layer.moving_mean.numpy() * scale
 
 
 def pads(layer: keras.layers.Layer) -> bool:
-    """True where a convolution sees zeros beyond the border."""
+    """Return True if a convolution pads its input with zeros."""
     return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1
 
 
 def num_pixels(shape: Sequence[int | None]) -> int:
-    """Pixels of a tensor [N, ..., C].
+    """Return the number of pixels of a tensor of the shape [N, ..., C].
 
     Raises:
-        OpenSizeError: where its size is open.
+        OpenSizeError: If the number is not fixed.
     """
     pixels = [size for size in shape[1:-1] if size is not None]
     if len(pixels) < len(shape) - 2:
@@ -229,7 +260,7 @@ def num_pixels(shape: Sequence[int | None]) -> int:
 
 
 def total_width(segments: Sequence[Segment]) -> int:
-    """Channels of a tensor."""
+    """Return the number of channels of a tensor."""
     return sum(segment.width for segment in segments)
 
 
@@ -239,6 +270,6 @@ def _width(node: Any) -> int:
 
 
 def on_vectors(layer: keras.layers.Layer, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """What a layer makes of constants, [C] for each input."""
+    """Apply a layer to constants, [C] for each input; returns float64 [C]."""
     vectors = [tf.constant(vector[np.newaxis], tf.float64) for vector in inputs]
     return np.asarray(layer(vectors if len(vectors) > 1 else vectors[0]), np.float64)[0]
