@@ -44,11 +44,11 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
 
 def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
     rank_batch_size = math.ceil(config.data.global_batch_size / num_ranks)
-    num_parts = config.training.gradient_accumulation_steps
-    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_parts)
-    parts = f" in {num_parts} parts" if num_parts > 1 else ""
+    num_micro_batches = config.training.gradient_accumulation_steps
+    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_micro_batches)
+    division = f" in {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
     console.print(
-        f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{parts}: "
+        f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{division}: "
         f"{estimate.total / 2**20:,.0f} MiB = weights {estimate.weights / 2**20:,.0f} + gradients and momentum "
         f"{estimate.gradients_and_momentum / 2**20:,.0f} + kept for the backward pass "
         f"{estimate.activations / 2**20:,.0f}; working space of the device's libraries comes on top"

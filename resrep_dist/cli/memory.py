@@ -37,21 +37,21 @@ class MemoryEstimate:
         return self.weights + self.gradients_and_momentum + self.activations
 
 
-def estimate_memory(model: keras.Model, rank_batch_size: int, num_parts: int = 1) -> MemoryEstimate:
+def estimate_memory(model: keras.Model, rank_batch_size: int, num_micro_batches: int = 1) -> MemoryEstimate:
     """Add up what a step of `model`, compactors and precision included, has to hold.
 
     Args:
         rank_batch_size: samples of one rank in a step.
-        num_parts: gradient accumulation steps; the samples of one part are computed at once.
+        num_micro_batches: gradient accumulation steps; the samples of one micro-batch are computed at once.
 
     Raises:
         ModelError: for a layer whose output size is open.
     """
     trained = sum(_variable_bytes(variable) for variable in model.trainable_variables)
-    samples = math.ceil(rank_batch_size / num_parts)
+    samples = math.ceil(rank_batch_size / num_micro_batches)
     return MemoryEstimate(
         weights=sum(_variable_bytes(variable) for variable in model.weights),
-        gradients_and_momentum=trained * (2 if num_parts == 1 else 3),
+        gradients_and_momentum=trained * (2 if num_micro_batches == 1 else 3),
         activations=samples * sum(_kept_bytes(layer) for layer in model.layers),
     )
 

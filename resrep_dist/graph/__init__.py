@@ -1,4 +1,4 @@
-"""A Keras functional model -> prunable groups, reasons for the rest, multiply-adds."""
+"""Analysis of a functional Keras model: groups of prunable channels, reasons for the rest, multiply-adds."""
 
 from resrep_dist.graph.rebuilding import CallInputs as CallInputs
 from resrep_dist.graph.rebuilding import copy_weights as copy_weights

@@ -1,4 +1,4 @@
-"""Which channels live and die together, and what a dead one holds on its way through the network."""
+"""Which channels are kept or removed together, and which values dead channels hold in the rest of the network."""
 
 import dataclasses
 import enum
@@ -7,59 +7,65 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class State(enum.IntEnum):
-    """What a dead channel holds at some tensor."""
+    """What a dead channel holds in a tensor."""
 
     ZERO = 0
     """Zero at every pixel of every image."""
     CONSTANT = 1
     """One number at every pixel of every image."""
     VARYING = 2
-    """It depends on the image or the pixel: the channel cannot be left out."""
+    """A value that depends on the image or the pixel: the channel cannot be removed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """Neighbouring channels of a tensor that one layer has made."""
+class Segment:
+    """Neighboring channels of a tensor that were produced by one layer."""
 
     variable: int
-    """Index of the set of channels, see `ChannelSets`."""
+    """Index of the set of channels in `ChannelSets`."""
     width: int
     """Number of channels."""
     state: State
     """What a dead channel holds here."""
 
-    def at(self, state: State) -> "Block":
-        """The same channels in another state."""
+    def at(self, state: State) -> "Segment":
+        """Return the same channels in another state."""
         return dataclasses.replace(self, state=state)
 
 
-Blocks = tuple[Block, ...]
-"""All channels of a tensor in their order; a flattened tensor has its blocks once per pixel, one whose channels a
-grouped convolution divides has them once per part."""
+Segments = tuple[Segment, ...]
+"""All channels of a tensor, in order.
 
-GroupBlocks = tuple[tuple[int | None, int], ...]
-"""The same when the trace is done: index of the group (None where the channels stay) and width."""
+A flattened tensor has its segments once per pixel. A tensor whose channels are divided for a grouped convolution has
+one segment per part, all of the same set.
+"""
+
+GroupSegments = tuple[tuple[int | None, int], ...]
+"""Segments after the trace: index of the group (None if the channels are not prunable) and number of channels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Producer:
-    """A layer whose output channels might go."""
+    """A layer whose output channels might be pruned."""
 
     name: str
+    """Name of the layer in the flat model."""
     is_convolution: bool
-    """False for dense layers on vectors: these go only along with a convolution."""
+    """False for a dense layer on vectors: its channels are pruned only together with those of a convolution."""
     num_groups: int = 1
-    """Of a grouped convolution: each group of outputs sees only its own group of inputs."""
+    """Number of groups of a grouped convolution, in which each output depends on the inputs of one group."""
 
 
 class ChannelSets:
-    """Sets of channels; those that must go together are joined (union-find).
+    """Sets of channels. Sets that can only be pruned together are joined (union-find).
 
     Args:
-        residual_groups: layers that meet in an addition may be joined; False refuses them.
-        gates: producers without a compactor: their channels go with those that they multiply.
-        num_parts: producers whose output is that many equal parts, of which a grouped convolution needs the same
-            channels each: channel i of all parts lives and dies together.
+        residual_groups: True if layers whose outputs are added may be joined, False if their channels are kept.
+        gates: Names of producers without a compactor. Their channels are removed together with those that they
+            multiply.
+        num_parts: For each producer that must divide its output, by name, the number of equal parts. A grouped
+            convolution needs the same channels in each of its groups, so channel i of all parts is kept or removed
+            together. None if no producer must.
     """
 
     def __init__(
@@ -68,47 +74,75 @@ class ChannelSets:
         self.residual_groups, self.gates = residual_groups, frozenset(gates)
         self.producers: list[Producer | None] = []
         self.widths: list[int] = []
-        """Channels of each set; of a tensor in parts, those of one part."""
+        """Number of channels of each set; of one part if the tensor is divided."""
         self.num_parts: list[int] = []
+        """Number of parts of each set."""
         self.possible_gates: set[str] = set()
-        self.wanted_parts: dict[str, int] = {}
-        """What `num_parts` must be for channels to go that are kept so far."""
+        """Names of producers that could be gates in the next trace."""
+        self.requested_parts: dict[str, int] = {}
+        """The `num_parts` with which the next trace could prune channels that this one keeps."""
         self._parts_of = dict(num_parts or {})
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
         self._consumers: list[tuple[int, str]] = []
 
-    def fixed(self, width: int) -> Blocks:
-        """Channels that stay, because nobody knows how to remove them."""
+    def fixed(self, width: int) -> Segments:
+        """Create a set of channels that cannot be removed and need no reason, such as those of the input.
+
+        Args:
+            width: Number of channels.
+        """
         return self._new(width, None, State.VARYING, "")
 
-    def produced(self, producer: Producer, width: int, reason: str | None) -> Blocks:
-        """The output channels of a layer; with a reason they stay."""
+    def produced(self, producer: Producer, width: int, reason: str | None) -> Segments:
+        """Create the set of a layer's output channels.
+
+        Args:
+            producer: The layer.
+            width: Number of output channels.
+            reason: Why the channels are kept. None if they may be removed.
+
+        Returns:
+            One segment, or one per part if the producer's channels are divided.
+        """
         is_removed = reason is None and producer.name not in self.gates
         num_parts = math.lcm(self._parts_of.get(producer.name, 1), producer.num_groups)
-        if width % num_parts:
-            num_parts = producer.num_groups
+        assert width % num_parts == 0
         return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason, num_parts)
 
-    def divide(self, blocks: Blocks, num_parts: int) -> bool:
-        """True where a tensor is so many parts that live and die alike; if not, its producers are asked for it."""
-        roots = [self.find(block.variable) for block in blocks]
-        if len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts:
-            return True
-        if len(set(roots)) == 1:
-            for variable, producer in enumerate(self.producers):
-                if producer and self.find(variable) == roots[0]:
-                    self.wanted_parts[producer.name] = math.lcm(num_parts, self.num_parts[variable])
-        return False
+    def has_equal_parts(self, segments: Segments, num_parts: int) -> bool:
+        """Return True if a tensor consists of `num_parts` parts whose channels i are kept or removed together."""
+        roots = [self.find(segment.variable) for segment in segments]
+        return len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts
+
+    def request_parts(self, segments: Segments, num_parts: int) -> None:
+        """Record in `requested_parts` that the producers of a tensor should divide it into `num_parts` equal parts.
+
+        This trace does not change, because it has already passed the producers; the next one divides their channels.
+        Only a tensor of a single set can be divided, and only if the number of parts divides its width. Nothing is
+        recorded for other tensors, or if the parts exist.
+        """
+        roots = {self.find(segment.variable) for segment in segments}
+        if len(roots) > 1 or self.has_equal_parts(segments, num_parts):
+            return
+        for variable, producer in enumerate(self.producers):
+            if producer and self.find(variable) in roots:
+                # A multiple, so that what another consumer has requested still holds.
+                requested = math.lcm(num_parts, self.num_parts[variable])
+                if self.widths[variable] * self.num_parts[variable] % requested == 0:
+                    self.requested_parts[producer.name] = requested
 
     def find(self, variable: int) -> int:
-        """The representative of a set."""
+        """Return the index of the set that represents all sets joined with this one."""
         while self._parents[variable] != variable:
             variable = self._parents[variable]
         return variable
 
     def join(self, first: int, second: int) -> None:
-        """From now on both sets live and die together."""
+        """Join two sets: from now on their channels are kept or removed together.
+
+        If either set must be kept, both are.
+        """
         first, second = sorted((self.find(first), self.find(second)))
         if first == second:
             return
@@ -117,22 +151,22 @@ class ChannelSets:
         if reason is not None and not self._reasons.get(first):
             self._reasons[first] = reason
 
-    def keep(self, blocks: Sequence[Block], reason: str) -> None:
-        """These channels must stay, for this reason; the first reason counts."""
-        for block in blocks:
-            root = self.find(block.variable)
+    def keep(self, segments: Sequence[Segment], reason: str) -> None:
+        """Mark channels as not prunable. The first reason given for a set is reported to the user."""
+        for segment in segments:
+            root = self.find(segment.variable)
             self._reasons[root] = self._reasons.get(root) or reason
 
-    def consume(self, blocks: Sequence[Block], consumer: str) -> None:
-        """Note that a layer loses inputs with these channels."""
-        self._consumers += {(block.variable, consumer) for block in blocks}
+    def consume(self, segments: Sequence[Segment], consumer: str) -> None:
+        """Record that the layer `consumer` loses input channels when these channels are removed."""
+        self._consumers += {(segment.variable, consumer) for segment in segments}
 
     def reason(self, variable: int) -> str | None:
-        """Why the channels stay; None where they may go."""
+        """Return why the channels of a set are kept; None if they may be removed."""
         return self._reasons.get(self.find(variable))
 
     def consumers(self) -> dict[int, set[str]]:
-        """Consumers of each set, by its representative."""
+        """Return the names of the consumers of each set, by its representative."""
         result: dict[int, set[str]] = {}
         for variable, name in self._consumers:
             result.setdefault(self.find(variable), set()).add(name)
@@ -140,7 +174,7 @@ class ChannelSets:
 
     def _new(
         self, width: int, producer: Producer | None, state: State, reason: str | None, num_parts: int = 1
-    ) -> Blocks:
+    ) -> Segments:
         variable = len(self._parents)
         self._parents.append(variable)
         self.producers.append(producer)
@@ -148,4 +182,4 @@ class ChannelSets:
         self.num_parts.append(num_parts)
         if reason is not None:
             self._reasons[variable] = reason
-        return (Block(variable, width // num_parts, state),) * num_parts
+        return (Segment(variable, width // num_parts, state),) * num_parts

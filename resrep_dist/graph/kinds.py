@@ -1,74 +1,110 @@
-"""How each kind of layer treats channels: all that the trace, the count and the merge know of it, in one class.
+"""How each kind of layer treats channels: one class with all that trace, multiply-adds and merge know of it.
 
-This file has the layers that pass channels on; `joins.py` those where tensors meet; `weighted.py` those that mix
-channels.
+This module has the layers that pass channels on, `joins.py` those with several inputs, and `weighted.py` those that
+mix channels.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from resrep_dist.graph.channels import Block, Blocks, ChannelSets, State
+from resrep_dist.graph.channels import ChannelSets, Segment, Segments, State
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-Slim = tuple[dict[str, Any], list[np.ndarray]]
-"""Changes of a layer's configuration, and its weights, at fewer channels."""
+
+class Narrowed(NamedTuple):
+    """A layer that keeps only some of its channels, as data: what changes in its configuration, and its weights.
+
+    A kind of layer knows which axes of which weights its channels are on, but it does not create the smaller layer.
+    `merging/surgery.py` does that when it rebuilds the model, or uses the weights alone: the velocities of an
+    optimizer have the shapes of the weights and are narrowed by the same rules.
+    """
+
+    config_changes: dict[str, Any]
+    """New values of keys of the layer's configuration; empty if its configuration does not depend on the channels."""
+    weights: list[np.ndarray]
+    """The remaining weights in the order of `layer.get_weights()`; empty if the layer has none."""
 
 
 class UnitMacs(NamedTuple):
     """Multiply-adds of one call for one image."""
 
     constant: int = 0
-    """At any width."""
+    """Multiply-adds that do not depend on the number of channels."""
     per_input: int = 0
-    """For each input channel."""
+    """Multiply-adds per input channel."""
     per_output: int = 0
-    """For each output channel."""
+    """Multiply-adds per output channel."""
     per_pair: int = 0
-    """For each pair of an input and an output channel."""
+    """Multiply-adds per pair of an input and an output channel."""
     num_groups: int = 1
-    """Only one pair in so many counts: an output sees the inputs of its group."""
+    """Number of groups of a grouped convolution: one in `num_groups` pairs is connected."""
 
 
 class OpenSizeError(Exception):
-    """Something that needs the size of an image was asked of a tensor that leaves it open."""
+    """The height and width of a tensor are not fixed, but are needed."""
 
 
 class Kind:
-    """A kind of layer; channels are on the last axis."""
+    """A kind of layer; channels are on the last axis.
+
+    A node is Keras' record of one call of a layer, with its input and output tensors.
+    """
 
     known_to_kerassurgeon = False
+    """True if kerassurgeon can delete channels of such a layer."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        """The output's channels; says in `channels` what must be kept, joined or consumed."""
-        raise NotImplementedError
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        """Return the channels of the output, and record in `channels` which sets are kept, joined or consumed.
 
-    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Constants [C_out] that dead channels hold behind the layer, from those before it, [C_in] each.
-
-        Right for dead channels only; what stands at the living ones means nothing.
+        Args:
+            node: The call.
+            inputs: Channels of each input.
+            channels: The sets of channels, changed in place.
         """
         raise NotImplementedError
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
-        """The layer at the kept channels of its first input and its output, bool [C_in] and [C_out]."""
-        return {}, layer.get_weights()
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the constants that dead channels hold in the output of a call in inference.
+
+        Args:
+            node: The call.
+            inputs: For each input the constants of its channels, [C_in].
+
+        Returns:
+            float64 [C_out]. Only the values of dead channels have a meaning.
+        """
+        raise NotImplementedError
+
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        """Return the configuration changes and the weights of the layer without the channels that are removed.
+
+        Args:
+            layer: The layer at its present width.
+            inputs: bool [C_in], True for the channels of the first input that are kept.
+            outputs: bool [C_out], True for the channels of the output that are kept.
+        """
+        return Narrowed({}, layer.get_weights())
 
     def macs(self, node: Any) -> UnitMacs | None:
-        """What a call costs at full width; None where that is not known."""
+        """Return the multiply-adds of a call for one image; None if they are not known.
+
+        Raises:
+            OpenSizeError: If the layer has weights and the size of its images is not fixed.
+        """
         return UnitMacs()
 
 
 class Passing(Kind):
-    """Every channel is treated alone, and a constant stays that constant: pooling, cropping, dropout."""
+    """Layers that treat every channel alone and leave a constant unchanged: pooling, cropping, dropout."""
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         return inputs[0]
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -76,31 +112,31 @@ class Passing(Kind):
 
 
 class ZeroPadding(Passing):
-    """A border of zeros."""
+    """ZeroPadding2D, which adds a border of zeros."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
         channels.keep(nonzero, f"a dead channel would be a constant, and {node.layer.name} pads it with zeros")
         return inputs[0]
 
 
 class Elementwise(Kind):
-    """A function of one number: activations, scaling."""
+    """Functions of one number: activations, scaling."""
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         probe = np.array([[[[-1.5, 0.0, 0.5, 2.0]]]], np.float32)
         together = np.asarray(node.layer(probe), np.float32)
         alone = [np.asarray(node.layer(probe[..., i : i + 1]), np.float32) for i in range(4)]
         if not np.array_equal(together, np.concatenate(alone, -1)):
             channels.keep(inputs[0], f"the activation {node.layer.name} mixes its channels")
         keeps_zero = not np.any(alone[1])
-        is_zero = [block.state == State.ZERO and keeps_zero for block in inputs[0]]
+        is_zero = [segment.state == State.ZERO and keeps_zero for segment in inputs[0]]
         return tuple(
-            block if zero else block.at(max(block.state, State.CONSTANT))
-            for block, zero in zip(inputs[0], is_zero, strict=True)
+            segment if zero else segment.at(max(segment.state, State.CONSTANT))
+            for segment, zero in zip(inputs[0], is_zero, strict=True)
         )
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -108,40 +144,40 @@ class Elementwise(Kind):
 
 
 class BatchNorm(Kind):
-    """In inference an affine function of each channel."""
+    """Batch norm, which is an affine function of each channel in inference."""
 
     known_to_kerassurgeon = True
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        return tuple(block.at(max(block.state, State.CONSTANT)) for block in inputs[0])
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        return tuple(segment.at(max(segment.state, State.CONSTANT)) for segment in inputs[0])
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         scale, offset = batch_norm_as_affine(node.layer)
         return inputs[0] * scale + offset
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
-        return {}, [weight[inputs] for weight in layer.get_weights()]
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({}, [weight[inputs] for weight in layer.get_weights()])
 
 
 class Depthwise(Kind):
-    """A convolution of every channel alone."""
+    """DepthwiseConv2D: a convolution of every channel alone."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         layer = node.layer
         if pads(layer):
-            nonzero = [block for block in inputs[0] if block.state != State.ZERO]
+            nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
             channels.keep(nonzero, f"a dead channel would be a constant, and {layer.name} pads it with zeros")
         least = State.CONSTANT if layer.use_bias else State.ZERO
-        return tuple(block.at(max(block.state, least)) for block in inputs[0])
+        return tuple(segment.at(max(segment.state, least)) for segment in inputs[0])
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         layer = node.layer
         kernel = layer.depthwise_kernel.numpy()[..., 0].astype(np.float64)
         return inputs[0] * kernel.sum((0, 1)) + (layer.bias.numpy() if layer.use_bias else 0.0)
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernel, *bias = layer.get_weights()
-        return {}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)]
+        return Narrowed({}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)])
 
     def macs(self, node: Any) -> UnitMacs | None:
         taps = int(np.prod(node.layer.kernel_size)) * node.layer.depth_multiplier
@@ -149,11 +185,11 @@ class Depthwise(Kind):
 
 
 class Flatten(Kind):
-    """Pixels become channels: all channels of the first pixel, then of the second."""
+    """Flatten: all channels of the first pixel, then those of the second, and so on."""
 
     known_to_kerassurgeon = True
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         return inputs[0] * num_pixels(node.input_shapes)
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -161,9 +197,9 @@ class Flatten(Kind):
 
 
 class Reshape(Kind):
-    """A reshape that leaves the channels on the last axis, or flattens."""
+    """A reshape that leaves the channels on the last axis, or that flattens."""
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         before, after = node.input_shapes[-1], node.output_shapes[-1]
         if len(node.output_shapes) == 2 and after != before:
             return inputs[0] * (after // before)
@@ -172,19 +208,24 @@ class Reshape(Kind):
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         return np.tile(inputs[0], node.output_shapes[-1] // len(inputs[0]))
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
-        return {"target_shape": (*layer.output_shape[1:-1], int(outputs.sum()))}, []
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({"target_shape": (*layer.output_shape[1:-1], int(outputs.sum()))}, [])
 
 
 class Opaque(Kind):
-    """A layer that nobody can take channels from: what it receives stays, and so does what it gives."""
+    """A layer of unknown effect: all channels of its inputs and outputs are kept.
+
+    Args:
+        description: What the layer is, for the reason that the user reads.
+        is_free: True if the layer has no multiply-adds that count; otherwise they are not known.
+    """
 
     def __init__(self, description: str, is_free: bool) -> None:
         self.description, self._is_free = description, is_free
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        for blocks in inputs:
-            channels.keep(blocks, f"its channels reach {node.layer.name}, {self.description}")
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        for segments in inputs:
+            channels.keep(segments, f"its channels reach {node.layer.name}, {self.description}")
         return channels.fixed(_width(node))
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -195,22 +236,22 @@ class Opaque(Kind):
 
 
 def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of a batch norm in inference, float64 [D] each."""
+    """Return scale and offset of a batch norm in inference, float64 [D] each."""
     deviation = np.sqrt(layer.moving_variance.numpy().astype(np.float64) + layer.epsilon)
     scale = (layer.gamma.numpy() if layer.scale else 1.0) / deviation
     return scale, (layer.beta.numpy() if layer.center else 0.0) - layer.moving_mean.numpy() * scale
 
 
 def pads(layer: keras.layers.Layer) -> bool:
-    """True where a convolution sees zeros beyond the border."""
+    """Return True if a convolution pads its input with zeros."""
     return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1
 
 
 def num_pixels(shape: Sequence[int | None]) -> int:
-    """Pixels of a tensor [N, ..., C].
+    """Return the number of pixels of a tensor of the shape [N, ..., C].
 
     Raises:
-        OpenSizeError: where its size is open.
+        OpenSizeError: If the number is not fixed.
     """
     pixels = [size for size in shape[1:-1] if size is not None]
     if len(pixels) < len(shape) - 2:
@@ -218,9 +259,9 @@ def num_pixels(shape: Sequence[int | None]) -> int:
     return math.prod(pixels)
 
 
-def total_width(blocks: Sequence[Block]) -> int:
-    """Channels of a tensor."""
-    return sum(block.width for block in blocks)
+def total_width(segments: Sequence[Segment]) -> int:
+    """Return the number of channels of a tensor."""
+    return sum(segment.width for segment in segments)
 
 
 def _width(node: Any) -> int:
@@ -229,6 +270,6 @@ def _width(node: Any) -> int:
 
 
 def on_vectors(layer: keras.layers.Layer, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """What a layer makes of constants, [C] for each input."""
+    """Apply a layer to constants, [C] for each input; returns float64 [C]."""
     vectors = [tf.constant(vector[np.newaxis], tf.float64) for vector in inputs]
     return np.asarray(layer(vectors if len(vectors) > 1 else vectors[0]), np.float64)[0]

@@ -1,7 +1,7 @@
-"""Multiply-adds as a function of the widths of the prunable groups. No Keras, no files.
+"""Multiply-adds as a function of the widths of the prunable groups.
 
-Convention: convolutions and dense layers count, one multiply-add per weight and output position; bias,
-batch norm, activations, pooling and the compactors (which the merge folds away) do not.
+Convention: convolutions and dense layers count, with one multiply-add per weight and output position. Bias, batch norm,
+activations, pooling and compactors, which are folded by the merge, do not count.
 """
 
 import dataclasses
@@ -10,20 +10,26 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class MultiplyAdds:
-    """constant + sum_i linear[i] w_i + sum_(i<=j) bilinear[i, j] w_i w_j, widths w in channels."""
+    """The polynomial constant + sum_i linear[i] w_i + sum_(i<=j) bilinear[i, j] w_i w_j of the widths w, in channels.
+
+    All methods take the width of each group, in the order of `Graph.groups`.
+    """
 
     constant: int
+    """Multiply-adds of layers that no group touches."""
     linear: tuple[int, ...]
+    """Multiply-adds per channel of each group."""
     bilinear: dict[tuple[int, int], int]
+    """Multiply-adds per pair of channels of the groups i <= j."""
 
     def total(self, widths: Sequence[int]) -> int:
-        """Multiply-adds of one forward pass of one image at the given widths."""
+        """Return the multiply-adds of one forward pass of one image."""
         assert len(widths) == len(self.linear)
         pairs = sum(cost * widths[i] * widths[j] for (i, j), cost in self.bilinear.items())
         return self.constant + sum(c * w for c, w in zip(self.linear, widths, strict=True)) + pairs
 
     def slopes(self, widths: Sequence[int]) -> list[int]:
-        """Derivative of the total by each width; r channels fewer save r slope - r r bilinear[i, i]."""
+        """Return the derivative of the total by each width; r fewer channels save r slope - r^2 bilinear[i, i]."""
         result = list(self.linear)
         for (i, j), cost in self.bilinear.items():
             result[i] += cost * widths[j]
@@ -31,5 +37,5 @@ class MultiplyAdds:
         return result
 
     def per_channel(self, widths: Sequence[int]) -> list[int]:
-        """Multiply-adds that one channel fewer in each group saves at the given widths."""
+        """Return for each group the multiply-adds that one channel fewer saves."""
         return [slope - self.bilinear.get((i, i), 0) for i, slope in enumerate(self.slopes(widths))]

@@ -1,4 +1,4 @@
-"""Arithmetic on Keras tensors (`x + y`, `0.5 * x`, `tf.nn.relu(x)`) as layers that every Keras can load."""
+"""Converts arithmetic on Keras tensors (`x + y`, `0.5 * x`, `tf.nn.relu(x)`) to stock layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,15 @@ _COMMUTES = ("add", "multiply")
 
 
 def operator_as_layer(node: Any) -> keras.layers.Layer | None:
-    """A layer that does what this call of a TensorFlow operator does on its tensors; None where there is none."""
+    """Return a new stock layer that computes the same as a call of a TensorFlow operator.
+
+    Args:
+        node: Keras' record of the call.
+
+    Returns:
+        The layer, to be called on the tensors among the operator's arguments. None if the call is not one of a
+        TensorFlow operator or there is no such layer.
+    """
     if type(node.layer).__name__ != "TFOpLambda":
         return None
     symbol = node.layer.get_config()["function"].removesuffix("_v2")
@@ -50,16 +58,16 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
 
 
 def is_symbolic(value: Any) -> bool:
-    """True for the tensors of a functional model."""
+    """Return True for the tensors of a functional model."""
     return hasattr(value, "_keras_history")
 
 
 def _as_number(value: Any) -> float | None:
-    """A number, also where TensorFlow has made a tensor of it (the 2 of `2 * x`)."""
+    """Return a number, also if TensorFlow has made a tensor of it (the 2 of `2 * x`); None for other values."""
     is_scalar = isinstance(value, int | float) or (isinstance(value, tf.Tensor) and value.shape.rank == 0)
     return float(value) if is_scalar and not is_symbolic(value) else None
 
 
 def _have_same_rank(tensors: list[tf.Tensor]) -> bool:
-    """Layers broadcast as NumPy does only over tensors of one rank."""
+    """Keras layers broadcast like NumPy only over tensors of the same rank."""
     return len({tensor.shape.rank for tensor in tensors}) == 1

@@ -1,6 +1,6 @@
-"""A functional Keras model -> the same model anew, flat: the one way in which models are changed.
+"""Rebuilds functional Keras models layer by layer: the one way in which this package changes models.
 
-Flat means: models inside the model are taken apart, built-in activations and arithmetic on tensors become
+A rebuilt model is flat: it has the layers of inner models, and built-in activations and arithmetic on tensors are
 layers of their own.
 """
 
@@ -20,26 +20,29 @@ _WITH_ACTIVATION = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.SeparableCo
 
 @dataclasses.dataclass(frozen=True)
 class CallInputs:
-    """What a layer is called on."""
+    """The arguments of a call of a layer."""
 
     args: tuple[Any, ...]
+    """Positional arguments; the first has the input tensors."""
     kwargs: dict[str, Any]
+    """Keyword arguments, such as `training`."""
 
 
 Call = Callable[[keras.layers.Layer, keras.layers.Layer, CallInputs], Any]
+"""Calls the clone of a layer, or something in its place: (layer, clone, inputs) -> outputs, see `rebuild`."""
 
 
 def nodes(model: keras.Model) -> Iterator[Any]:
-    """The model's calls of layers, inputs left out, in the order in which they can be computed."""
+    """Yield the model's calls of layers, without its inputs, each after the calls that it depends on."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
 
 
 def flatten(model: keras.Model) -> keras.Model:
-    """The model itself if it is flat, else a flat copy with equal outputs.
+    """Return the model itself if it is flat, otherwise a flat copy with equal weights and outputs.
 
     Raises:
-        ModelError: for a subclassed model, a model not built, a layer that its configuration does not give back.
+        ModelError: If the model is subclassed or not built, or a layer cannot be copied from its configuration.
     """
     require_functional(model)
     is_flat = all(
@@ -56,7 +59,15 @@ def flatten(model: keras.Model) -> keras.Model:
 
 
 def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
-    """A copy with equal weights for images of a fixed height and width, pixels; for models that leave them open."""
+    """Return a copy of a model, with equal weights, for images of a fixed size.
+
+    Args:
+        model: A functional model whose inputs do not fix height and width, [None, None, None, channels].
+        size: Height and width of the images, pixels.
+
+    Raises:
+        ModelError: As `flatten`.
+    """
     shapes = [(t.shape[0], *size, t.shape[-1]) if t.shape.rank == 4 else tuple(t.shape) for t in model.inputs]
     fixed = rebuild(model, input_shapes=shapes)
     copy_weights(model, fixed)
@@ -66,12 +77,16 @@ def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
 def rebuild(
     model: keras.Model, call: Call | None = None, input_shapes: Sequence[Sequence[int | None]] | None = None
 ) -> keras.Model:
-    """Build a functional model anew, flat, layer by layer, from the layers' configurations; with new weights.
+    """Rebuild a functional model, flat, from the configurations of its layers, with new weights.
 
     Args:
-        call: gets a layer of `model`, its clone (not built yet; its name is unique in the flat model) and what
-            the clone is to be called on, and returns the outputs that take the place of the layer's.
-        input_shapes: shapes of the inputs with the batch dimension; the model's by default.
+        model: The model, which is not changed.
+        call: Called with a layer of `model`, its clone (not built yet, with a name that is unique in the flat model)
+            and the inputs for the clone; returns the outputs that replace those of the layer. None calls the clone.
+        input_shapes: Shapes of the inputs with the batch dimension; None for those of the model.
+
+    Raises:
+        ModelError: If the model is subclassed or not built, or a layer cannot be copied from its configuration.
     """
     require_functional(model)
     shapes = input_shapes or [tuple(t.shape) for t in model.inputs]
@@ -84,7 +99,13 @@ def rebuild(
 
 
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
-    """Copy the weights of all layers that both models have under one (flat) name, but those to `skip`."""
+    """Copy the weights of all layers that both models have.
+
+    Args:
+        source: Any functional model; its layers are found by the names that they have in a flat copy.
+        target: A flat model, changed in place.
+        skip: Names of layers that are left out.
+    """
     layers = {name: layer for layer, name in _flat_names(source) if name not in skip}
     for layer in target.layers:
         if layer.name in layers and layer.weights:
@@ -92,7 +113,11 @@ def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str]
 
 
 def require_functional(model: keras.Model) -> None:
-    """Refuse subclassed models and such as are not built."""
+    """Check that a model is functional or Sequential, and built.
+
+    Raises:
+        ModelError: If it is not.
+    """
     if not isinstance(model, keras.Sequential) and not getattr(model, "_is_graph_network", False):
         raise ModelError(
             f"model {model.name}: expected a functional Keras model, received a subclassed one "
@@ -128,7 +153,7 @@ class _Rebuilding:
         replacement = operator_as_layer(node)
         if replacement is not None:
             tensors = [tensor for tensor in tf.nest.flatten((args, kwargs)) if is_symbolic(tensor)]
-            # An operator's layer stands for one call.
+            # The layer of an operator replaces one call.
             clone = type(replacement).from_config({**replacement.get_config(), "name": name})
             return self._call_back(layer, clone, CallInputs((tensors if len(tensors) > 1 else tensors[0],), {}))
         if training is not None and layer._expects_training_arg and kwargs.get("training") is None:
@@ -141,7 +166,10 @@ class _Rebuilding:
 
 
 class _Tensor:
-    """Keras takes a tensor out of its list at every use; this one can be taken any number of times."""
+    """A tensor in the form that `node.map_arguments` expects: a list, of which it takes one item at every use.
+
+    This one can be taken any number of times.
+    """
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -174,7 +202,7 @@ def _has_activation_to_split(layer: keras.layers.Layer) -> bool:
 
 
 def _flat_names(model: keras.Model) -> list[tuple[keras.layers.Layer, str]]:
-    """All layers, those of inner models too, each with a name that is unique in the flat model."""
+    """Return all layers, including those of inner models, each with a name that is unique in the flat model."""
     taken = {layer.name for layer in model.layers if not isinstance(layer, keras.Model)}
     taken |= {tensor.node.layer.name for tensor in model.inputs}
     found: dict[int, tuple[keras.layers.Layer, str]] = {}

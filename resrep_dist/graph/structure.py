@@ -1,86 +1,96 @@
-"""What `trace` finds: groups of channels that may go, the layers they touch, the cost."""
+"""The result of a trace: groups of prunable channels, the layers that they touch, the multiply-adds."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import Kind
 from resrep_dist.graph.macs import MultiplyAdds
 
 
 @dataclasses.dataclass(frozen=True)
 class PrunableLayer:
-    """A convolution or dense layer with a compactor behind it."""
+    """A convolution or dense layer that is followed by a compactor."""
 
     name: str
+    """Name of the layer in the flat model."""
     batch_norm: str | None
-    """The batch norm right behind it, folded together with it."""
+    """Name of the batch norm that directly follows the layer and is folded with it; None if there is none."""
     num_groups: int = 1
-    """Of a grouped convolution: its compactor mixes only channels of one group."""
+    """Number of groups of a grouped convolution; its compactor mixes only channels of the same group."""
 
     @property
     def site(self) -> str:
-        """The layer behind which the compactor stands."""
+        """Name of the layer that the compactor directly follows."""
         return self.batch_norm or self.name
 
     @property
     def compactor(self) -> str:
-        """The compactor's name."""
+        """Name of the compactor."""
         return f"{self.name}_compactor"
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Layers whose output channels live and die together, by one mask; most groups have one layer."""
+    """Layers whose output channels are pruned together, by one mask; most groups have one layer."""
 
     layers: tuple[PrunableLayer, ...]
+    """The layers with a compactor."""
     width: int
-    """Channels of each of the layers that can go one by one."""
+    """Number of channels that can be pruned one by one: those of one part."""
     consumers: tuple[str, ...]
-    """Convolutions and dense layers that lose input channels with the group."""
+    """Names of the convolutions and dense layers that lose input channels with the group."""
     num_parts: int = 1
-    """A grouped convolution divides the channels of each layer into so many parts of `width` channels; channel i of
-    all parts lives and dies together."""
+    """Number of parts of `width` channels in each layer's output; channel i of all parts is pruned together.
+
+    More than 1 if a grouped convolution divides the channels.
+    """
 
     @property
     def name(self) -> str:
-        """The first layer's."""
+        """Name of the group: that of its first layer."""
         return self.layers[0].name
 
     @property
     def num_channels(self) -> int:
-        """Output channels of each of the layers."""
+        """Number of output channels of each layer."""
         return self.width * self.num_parts
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerChannels:
-    """How a layer of the flat model treats channels, and which groups' they are."""
+    """How a layer of the flat model treats channels, and the groups that its channels belong to."""
 
     kind: Kind
-    inputs: tuple[GroupBlocks, ...]
-    output: GroupBlocks
+    """The kind of layer."""
+    inputs: tuple[GroupSegments, ...]
+    """Channels of each input."""
+    output: GroupSegments
+    """Channels of the output."""
     is_shared: bool = False
-    """It is called at several places; the channels are those of one call."""
+    """True if the layer is called several times; the channels are those of one call."""
 
     @property
     def is_in_a_group(self) -> bool:
-        """True where it has channels that may go."""
-        return any(group is not None for blocks in (*self.inputs, self.output) for group, _ in blocks)
+        """True if some of its channels are prunable."""
+        return any(group is not None for segments in (*self.inputs, self.output) for group, _ in segments)
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """What `trace` finds: groups in topological order, the other convolutions with the reason, the cost."""
+    """The result of `trace`."""
 
     groups: tuple[Group, ...]
+    """Prunable groups in topological order."""
     refused: dict[str, str]
+    """For each convolution that is not prunable, by name, the reason."""
     macs: MultiplyAdds
-    """By the width of each group."""
+    """Multiply-adds as a function of the width of each group."""
     uncounted: tuple[str, ...] = ()
-    """Layers whose multiply-adds are not known; `macs` leaves them out."""
+    """Names of layers whose multiply-adds are not known; `macs` does not include them."""
     channels: dict[str, LayerChannels] = dataclasses.field(default_factory=dict, repr=False)
-    """By layer of the flat model; of a shared layer, a call that has channels that may go, if there is one."""
+    """For each layer of the flat model its channels; for a shared layer those of a call with prunable channels, if any.
+    """
 
     @property
     def layers(self) -> list[PrunableLayer]:
@@ -89,14 +99,20 @@ class Graph:
 
     @property
     def widths(self) -> list[int]:
-        """Full width of each group."""
+        """Width of each group, channels."""
         return [group.width for group in self.groups]
 
     def at_widths(self, widths: Sequence[int]) -> "Graph":
-        """The graph of the same model with fewer channels in its groups; the multiply-adds stay by width."""
+        """Return the graph of the same model with other widths of its groups.
 
-        def narrower(blocks: GroupBlocks) -> GroupBlocks:
-            return tuple((group, width if group is None else widths[group]) for group, width in blocks)
+        `macs` stays the same: it is a function of the widths.
+
+        Args:
+            widths: Number of channels of each group, in the order of `groups`.
+        """
+
+        def narrower(segments: GroupSegments) -> GroupSegments:
+            return tuple((group, width if group is None else widths[group]) for group, width in segments)
 
         return dataclasses.replace(
             self,

@@ -1,4 +1,4 @@
-"""Which kind a layer is of: the one table to extend for a new layer."""
+"""The kind of each Keras layer: the one table to extend for a new layer."""
 
 from collections.abc import Collection
 from typing import Any
@@ -23,8 +23,8 @@ _GLOBAL_POOLING = (_layers.GlobalAveragePooling2D, _layers.GlobalMaxPooling2D)
 ACTIVATIONS = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
 _JOINS = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Maximum, _layers.Minimum)
 _OTHER_CONVOLUTIONS = (_layers.Conv1D, _layers.Conv3D)
-# Layers with weights that do not count, by the convention of `macs.py`.
-_NORMALISATIONS = (
+# Layers whose weights do not count as multiply-adds, by the convention of `macs.py`.
+_NORMALIZATIONS = (
     "BatchNormalization",
     "LayerNormalization",
     "GroupNormalization",
@@ -36,11 +36,12 @@ _NORMALISATIONS = (
 
 
 def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
-    """The kind of a call's layer; what is not in the table is opaque.
+    """Return the kind of a call's layer; layers that are not in the table are `Opaque`.
 
     Args:
-        is_shared: the layer is called at several places.
-        excluded: names of layers whose output channels stay.
+        node: Keras' record of the call.
+        is_shared: True if the layer is called several times.
+        excluded: Names of layers whose output channels the configuration keeps.
     """
     layer = node.layer
     if getattr(layer, "data_format", "channels_last") == "channels_first":
@@ -105,11 +106,11 @@ def _passing(node: Any) -> Kind | None:
 
 
 def _keeps_channels_last(node: Any) -> bool:
-    """Rows of channels stay rows, or all becomes one row."""
+    """True if a reshape leaves the last axis as it is, or flattens all axes to one."""
     before, after = node.input_shapes, node.output_shapes
     return before[-1] is not None and (after[-1] == before[-1] or (len(after) == 2 and after[-1] is not None))
 
 
 def _opaque(layer: keras.layers.Layer, description: str) -> Kind:
-    is_free = not layer.weights or type(layer).__name__ in _NORMALISATIONS
+    is_free = not layer.weights or type(layer).__name__ in _NORMALIZATIONS
     return kinds.Opaque(description, is_free)

@@ -1,8 +1,18 @@
-"""A Keras functional model -> which channels may go, who loses inputs with them, and what they cost.
+"""Traces which channels of a functional Keras model can be pruned, which layers lose inputs, and what they cost.
 
-Channels may go where they reach only layers that can lose them, and where what a dead channel still holds on its
-way (zero, or one number at every pixel of every image) can be carried into the bias of the layer that loses it.
-All others are refused by name with the reason.
+Channels are prunable if they reach only layers that can lose them, and if the value that a dead channel still holds
+there (zero, or the same number at every pixel of every image) can be added to the bias of the layer that loses it. All
+other convolutions are refused by name with the reason.
+
+The result is a fixed point. One trace visits the layers from the inputs to the outputs, but two facts about a layer are
+known only when layers behind it have been visited:
+
+- Whether it is a gate (squeeze-and-excitation), seen at the product. A gate gets no compactor: its channels never die.
+- Into how many equal parts it must divide its channels, seen at a grouped convolution, or where its channels are
+  combined with those of a layer that divides its own.
+
+So each trace records the gates and parts that it finds, and the model is traced again with them until no trace requests
+other parts. That ends: a request is always a multiple of the parts that the layer has, and divides its width.
 """
 
 from collections import Counter
@@ -10,7 +20,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError
-from resrep_dist.graph.channels import Blocks, ChannelSets, GroupBlocks
+from resrep_dist.graph.channels import ChannelSets, GroupSegments, Segments
 from resrep_dist.graph.counting import count_macs
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
@@ -22,14 +32,22 @@ from tensorflow import keras
 
 
 def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool = False) -> Graph:
-    """Trace a functional model; `kinds.py` and `weighted.py` say which layers channels can pass.
+    """Find the prunable channels of a functional model.
+
+    `table.py` has the layers that channels can pass.
 
     Args:
-        exclude: convolutions to leave as they are.
-        residual_groups: layers that meet in an addition are pruned together; by default they stay.
+        model: A functional or Sequential model.
+        exclude: Names of convolutions that are not pruned.
+        residual_groups: True if layers whose outputs are added are pruned together, False if they are not pruned.
+
+    Returns:
+        The groups of prunable channels, the refused convolutions and the multiply-adds. Layers are named as in the
+        flat model (see `flatten`).
 
     Raises:
-        ModelError: for a subclassed model, sizes left open, a name in `exclude` that the model does not have.
+        ModelError: If the model is subclassed or its input size is not fixed, or if it has no layer of a name in
+            `exclude`.
     """
     flat = flatten(model)
     unknown = sorted(set(exclude) - {layer.name for layer in flat.layers})
@@ -40,13 +58,11 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
         while True:
             tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, num_parts=num_parts))
             if gates := tracing.sets.possible_gates:
-                # Known only at the end, but it matters from the start: a gate has no compactor, it never dies itself.
                 tracing = _Tracing(flat, exclude, ChannelSets(residual_groups, gates, num_parts))
-            wanted = num_parts | tracing.sets.wanted_parts
-            if wanted == num_parts:
+            requested = num_parts | tracing.sets.requested_parts
+            if requested == num_parts:
                 return tracing.graph()
-            # So are parts: a producer must divide its channels as a grouped convolution far behind it does.
-            num_parts = wanted
+            num_parts = requested
     except OpenSizeError:
         raise ModelError(
             f"model {model.name}: its input size is open, {tuple(flat.input_shape)}; build it with a fixed one, or "
@@ -61,18 +77,18 @@ class _Tracing:
         self._shared = {name for name, count in Counter(names).items() if count > 1}
         self._kinds = [kind_of(node, node.layer.name in self._shared, exclude) for node in self._nodes]
         self._batch_norms = _batch_norms_behind(self._nodes, self._kinds, model, self._shared)
-        self._blocks: dict[str, Blocks] = {str(id(t)): sets.fixed(t.shape[-1] or 0) for t in model.inputs}
+        self._segments: dict[str, Segments] = {str(id(t)): sets.fixed(t.shape[-1] or 0) for t in model.inputs}
         behind = set(self._batch_norms.values())
         for node, kind in zip(self._nodes, self._kinds, strict=True):
             inputs = self._inputs(node)
-            # The compactor stands behind this batch norm.
-            blocks = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
-            self._blocks |= dict.fromkeys(node.flat_output_ids, blocks)
+            # The compactor follows this batch norm, so its producer's channels are not changed by it.
+            segments = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
+            self._segments |= dict.fromkeys(node.flat_output_ids, segments)
         for tensor in model.outputs:
-            sets.keep(self._blocks[str(id(tensor))], "its channels are an output of the model")
+            sets.keep(self._segments[str(id(tensor))], "its channels are an output of the model")
 
     def graph(self) -> Graph:
-        """The groups and what they cost."""
+        """Return the groups and what they cost."""
         groups: list[Group] = []
         refused: dict[str, str] = {}
         index_of_root: dict[int, int] = {}
@@ -92,8 +108,8 @@ class _Tracing:
         channels: dict[str, LayerChannels] = {}
         costs = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):
-            inputs = tuple(self._resolved(blocks, index_of_root) for blocks in self._inputs(node))
-            output = self._resolved(self._blocks[node.flat_output_ids[0]], index_of_root)
+            inputs = tuple(self._resolved(segments, index_of_root) for segments in self._inputs(node))
+            output = self._resolved(self._segments[node.flat_output_ids[0]], index_of_root)
             name = node.layer.name
             if name not in channels or not channels[name].is_in_a_group:
                 channels[name] = LayerChannels(kind, inputs, output, name in self._shared)
@@ -101,11 +117,11 @@ class _Tracing:
         macs, uncounted = count_macs([group.width for group in groups], costs)
         return Graph(tuple(groups), refused, macs, uncounted, channels)
 
-    def _inputs(self, node: Any) -> list[Blocks]:
-        return [self._blocks[key] for key in node.flat_input_ids]
+    def _inputs(self, node: Any) -> list[Segments]:
+        return [self._segments[key] for key in node.flat_input_ids]
 
-    def _resolved(self, blocks: Blocks, index_of_root: dict[int, int]) -> GroupBlocks:
-        return tuple((index_of_root.get(self.sets.find(block.variable)), block.width) for block in blocks)
+    def _resolved(self, segments: Segments, index_of_root: dict[int, int]) -> GroupSegments:
+        return tuple((index_of_root.get(self.sets.find(segment.variable)), segment.width) for segment in segments)
 
     def _variables_by_root(self) -> dict[int, list[int]]:
         result: dict[int, list[int]] = {}
@@ -117,7 +133,7 @@ class _Tracing:
 def _batch_norms_behind(
     all_nodes: list[Any], kinds: list[Kind], model: keras.Model, shared: Collection[str]
 ) -> dict[str, str]:
-    """For each layer that might be pruned the batch norm that alone receives its output."""
+    """Return for each layer that might be pruned the batch norm that is the only layer to receive its output."""
     followers: dict[str, list[Any]] = {}
     for node in all_nodes:
         for key in node.flat_input_ids:

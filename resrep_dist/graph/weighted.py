@@ -1,37 +1,41 @@
-"""Layers that mix channels: they lose inputs with the channels before them, and some lose outputs."""
+"""Layers that mix channels: they lose inputs when the channels before them are removed, and some lose outputs."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from resrep_dist.graph.channels import Blocks, ChannelSets, Producer, State
-from resrep_dist.graph.kinds import Kind, Slim, UnitMacs, num_pixels, pads
+from resrep_dist.graph.channels import ChannelSets, Producer, Segments, State
+from resrep_dist.graph.kinds import Kind, Narrowed, UnitMacs, num_pixels, pads
 
 import numpy as np
 from tensorflow import keras
 
 
 class Weighted(Kind):
-    """A layer with a kernel [..., C_in, C_out], perhaps with a bias."""
+    """A layer with a kernel [..., C_in, C_out] and optionally a bias.
+
+    Args:
+        excluded: Names of layers whose output channels the configuration keeps.
+    """
 
     width_key = "filters"
-    """The configuration's name of the number of output channels."""
+    """Key of the layer's configuration with the number of output channels."""
     own_reason: str | None = None
-    """Why the layer's own output channels stay; None where they may go."""
+    """Why the layer's own output channels are kept; None if they may be removed."""
     num_groups = 1
-    """Of a grouped convolution."""
+    """Number of groups of a grouped convolution."""
 
     def __init__(self, excluded: Sequence[str] = ()) -> None:
         self._excluded = frozenset(excluded)
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        layer, blocks = node.layer, inputs[0]
-        varying = [block for block in blocks if block.state == State.VARYING]
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        layer, segments = node.layer, inputs[0]
+        varying = [segment for segment in segments if segment.state == State.VARYING]
         channels.keep(varying, f"{layer.name} would still receive values from its dead channels")
         if self.needs_zeros(layer):
-            nonzero = [block for block in blocks if block.state == State.CONSTANT]
+            nonzero = [segment for segment in segments if segment.state == State.CONSTANT]
             channels.keep(nonzero, f"a dead channel would be a constant, which {layer.name} cannot hold in its bias")
-        channels.consume(blocks, layer.name)
+        channels.consume(segments, layer.name)
         reason = self.own_reason
         if layer.name in self._excluded:
             reason = "it is excluded by the configuration"
@@ -44,38 +48,40 @@ class Weighted(Kind):
         return np.zeros(node.output_shapes[-1])
 
     def is_convolution(self, node: Any) -> bool:
-        """False where the outputs go only along with those of a convolution."""
+        """Return False if the outputs are pruned only together with those of a convolution."""
         return True
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
-        """True where a constant in a dead input channel gives something else than a constant."""
+        """Return True if a constant other than zero in a dead input channel does not give a constant output."""
         return pads(layer)
 
     def kernels(self, layer: keras.layers.Layer) -> list[np.ndarray]:
-        """The weights without the bias, float64; the first has the input channels on its axis -2, the last
-        the output channels on its axis -1."""
+        """Return the weights without the bias, float64.
+
+        The first has the input channels on its axis -2, the last has the output channels on its axis -1.
+        """
         weights = layer.get_weights()
         return [np.asarray(weight, np.float64) for weight in (weights[:-1] if layer.use_bias else weights)]
 
     def num_outputs(self, kernels: Sequence[np.ndarray]) -> int:
-        """Output channels."""
+        """Return the number of output channels of a layer with these kernels."""
         return kernels[-1].shape[-1]
 
     def response(self, kernels: Sequence[np.ndarray], constants: np.ndarray) -> np.ndarray:
-        """What constant inputs [C_in] add to each output, [C_out]."""
+        """Return what constant inputs [C_in] add to each output, [C_out]."""
         kernel = kernels[0]
         return constants @ kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
 
     def rows(self, inputs: np.ndarray) -> np.ndarray:
-        """Bool: the rows of the first kernel, on its axis -2, of a choice of input channels, bool [C_in]."""
+        """Return which rows of the first kernel, on its axis -2, belong to input channels; both bool."""
         return inputs
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernels = [np.asarray(weight) for weight in self.kernels(layer)]
         kernels[0] = kernels[0][..., self.rows(inputs), :]
         kernels[-1] = kernels[-1][..., outputs]
         bias = [layer.bias.numpy()[outputs]] if layer.use_bias else []
-        return {self.width_key: int(outputs.sum())}, [*kernels, *bias]
+        return Narrowed({self.width_key: int(outputs.sum())}, [*kernels, *bias])
 
 
 class Convolution(Weighted):
@@ -88,9 +94,13 @@ class Convolution(Weighted):
 
 
 class Grouped(Convolution):
-    """Conv2D whose channels are divided into groups; every group loses the same ones of its channels.
+    """Conv2D with groups; every group loses the same of its channels.
 
     The kernel is [height, width, C_in / groups, C_out].
+
+    Args:
+        excluded: Names of layers whose output channels the configuration keeps.
+        num_groups: Number of groups.
     """
 
     known_to_kerassurgeon = False
@@ -99,8 +109,9 @@ class Grouped(Convolution):
         super().__init__(excluded)
         self.num_groups = num_groups
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
-        if not channels.divide(inputs[0], self.num_groups):
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        if not channels.has_equal_parts(inputs[0], self.num_groups):
+            channels.request_parts(inputs[0], self.num_groups)
             description = f"a convolution of {self.num_groups} groups that differ in them"
             channels.keep(inputs[0], f"its channels reach {node.layer.name}, {description}")
         return super().trace(node, inputs, channels)
@@ -119,7 +130,12 @@ class Grouped(Convolution):
 
 
 class Dense(Weighted):
-    """A dense layer; on an image it is a 1x1 convolution."""
+    """A dense layer; on images it is a 1x1 convolution.
+
+    Args:
+        excluded: Names of layers whose output channels the configuration keeps.
+        on_vectors: True if its inputs are [N, C], False if they are images.
+    """
 
     width_key = "units"
 
@@ -144,10 +160,10 @@ class Separable(Weighted):
         depthwise, pointwise = kernels
         return (constants * depthwise.sum((0, 1))[:, 0]) @ pointwise[0, 0]
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         depthwise, pointwise, *bias = layer.get_weights()
         weights = [depthwise[:, :, inputs], pointwise[:, :, inputs][..., outputs], *(b[outputs] for b in bias)]
-        return {"filters": int(outputs.sum())}, weights
+        return Narrowed({"filters": int(outputs.sum())}, weights)
 
     def macs(self, node: Any) -> UnitMacs | None:
         positions = num_pixels(node.output_shapes)
@@ -155,28 +171,33 @@ class Separable(Weighted):
 
 
 class Transposed(Weighted):
-    """Conv2DTranspose: loses inputs, keeps its outputs."""
+    """Conv2DTranspose, which loses inputs and keeps its outputs."""
 
     own_reason = "it is a transposed convolution"
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
         return True
 
-    def slim(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Slim:
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         kernel, *bias = layer.get_weights()
-        return {}, [kernel[..., inputs], *bias]
+        return Narrowed({}, [kernel[..., inputs], *bias])
 
     def macs(self, node: Any) -> UnitMacs | None:
         return UnitMacs(per_pair=num_pixels(node.input_shapes) * math.prod(node.layer.kernel_size))
 
 
 class Fixed(Kind):
-    """A convolution that keeps its inputs and outputs, at a known cost."""
+    """A convolution that keeps its inputs and outputs, at a known cost.
+
+    Args:
+        description: What the layer is, for the reason that the user reads about the channels before it.
+        own_reason: Why its own channels are kept.
+    """
 
     def __init__(self, description: str, own_reason: str) -> None:
         self._description, self._own_reason = description, own_reason
 
-    def trace(self, node: Any, inputs: Sequence[Blocks], channels: ChannelSets) -> Blocks:
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         channels.keep(inputs[0], f"its channels reach {node.layer.name}, {self._description}")
         return channels.produced(Producer(node.layer.name, True), node.output_shapes[-1] or 0, self._own_reason)
 

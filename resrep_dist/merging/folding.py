@@ -5,7 +5,7 @@ from typing import Any
 
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, nodes, rebuild
-from resrep_dist.graph.channels import GroupBlocks
+from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
 from resrep_dist.layers.compactor import Compactor
@@ -64,9 +64,9 @@ def merge_convolution(
     return merged
 
 
-def channels_where(of_groups: Sequence[np.ndarray], blocks: GroupBlocks, elsewhere: bool) -> np.ndarray:
+def channels_where(of_groups: Sequence[np.ndarray], segments: GroupSegments, elsewhere: bool) -> np.ndarray:
     """Bool [C] over a tensor's channels, from bool [D] of each group; `elsewhere` for channels that stay."""
-    parts = [np.full(width, elsewhere) if group is None else of_groups[group] for group, width in blocks]
+    parts = [np.full(width, elsewhere) if group is None else of_groups[group] for group, width in segments]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, copy_weights, rebuild
-from resrep_dist.graph.kinds import Slim
+from resrep_dist.graph.kinds import Narrowed
 from resrep_dist.graph.table import ACTIVATIONS
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.merging.folding import channels_where
@@ -50,10 +50,10 @@ def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) 
         kept: for each group bool [D], the channels that it keeps.
     """
     weights: dict[str, list[np.ndarray]] = {}
-    slim_layer = _slimmer(model, graph, kept)
+    narrow_layer = _narrower(model, graph, kept)
 
-    def narrower(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
-        changes, arrays = slim_layer(layer)
+    def call_narrow(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+        changes, arrays = narrow_layer(layer)
         if arrays:
             weights[layer.name] = arrays
         # A shared layer, an activation, has no changes: its one clone is for all its calls.
@@ -61,39 +61,40 @@ def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) 
             clone = type(layer).from_config({**clone.get_config(), **changes})
         return clone(*inputs.args, **inputs.kwargs)
 
-    slim = rebuild(model, narrower)
-    copy_weights(model, slim, skip=weights)
+    narrow = rebuild(model, call_narrow)
+    copy_weights(model, narrow, skip=weights)
     for name, arrays in weights.items():
-        slim.get_layer(name).set_weights(arrays)
-    return slim
+        narrow.get_layer(name).set_weights(arrays)
+    return narrow
 
 
 def kept_weights(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
     """The weights that `keep_channels` gives to each layer, by the layer's name, without a model of them."""
-    slim_layer = _slimmer(model, graph, kept)
-    return {layer.name: slim_layer(layer)[1] or layer.get_weights() for layer in model.layers if layer.weights}
+    narrow_layer = _narrower(model, graph, kept)
+    return {layer.name: narrow_layer(layer).weights or layer.get_weights() for layer in model.layers if layer.weights}
 
 
-def _slimmer(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> Callable[[keras.layers.Layer], Slim]:
+def _narrower(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> Callable[[keras.layers.Layer], Narrowed]:
     """What a layer of the model changes in its configuration, and its weights, at the kept channels."""
     groups = zip(graph.groups, kept, strict=True)
     kept_by = {layer.compactor: np.tile(k, group.num_parts) for group, k in groups for layer in group.layers}
     compacted = graph.layers if any(isinstance(layer, Compactor) for layer in model.layers) else []
     producers, between = {layer.name for layer in compacted}, {layer.batch_norm for layer in compacted}
 
-    def slim(layer: keras.layers.Layer) -> Slim:
+    def narrow(layer: keras.layers.Layer) -> Narrowed:
         if isinstance(layer, Compactor):
             mask = kept_by[layer.name]
-            return {"channels": int(mask.sum())}, [layer.kernel.numpy()[..., mask], layer.mask.numpy()[mask]]
+            weights = [layer.kernel.numpy()[..., mask], layer.mask.numpy()[mask]]
+            return Narrowed({"channels": int(mask.sum())}, weights)
         channels = graph.channels[layer.name]
         if not channels.is_in_a_group or layer.name in between:
-            return {}, []
+            return Narrowed({}, [])
         of_input, of_output = (channels_where(kept, b, True) for b in (channels.inputs[0], channels.output))
         if layer.name in producers:
             of_output = np.ones(layer.output_shape[-1], bool)
-        return channels.kind.slim(layer, of_input, of_output)
+        return channels.kind.narrow(layer, of_input, of_output)
 
-    return slim
+    return narrow
 
 
 def _delete_with_kerassurgeon(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:

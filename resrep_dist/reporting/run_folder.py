@@ -47,11 +47,11 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
     Raises:
         UserError: for a folder that is none, or a file in it that cannot be read.
     """
-    all_parts = [workdir.resolve().parts for workdir in workdirs]
-    num_parts = 1
-    while len({parts[-num_parts:] for parts in all_parts}) < len(set(all_parts)):
-        num_parts += 1
-    names = ["/".join(parts[-num_parts:]) for parts in all_parts]
+    all_paths = [workdir.resolve().parts for workdir in workdirs]
+    name_length = 1
+    while len({path[-name_length:] for path in all_paths}) < len(set(all_paths)):
+        name_length += 1
+    names = ["/".join(path[-name_length:]) for path in all_paths]
     return [_read_run(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
 
 

@@ -21,8 +21,8 @@ def test_the_estimate_is_the_sum_by_hand():
     estimate = estimate_memory(model, 32)
     assert (estimate.weights, estimate.gradients_and_momentum) == (4 * weights, 8 * trained)
     assert estimate.activations == 4 * 32 * outputs
-    parts = estimate_memory(model, 32, num_parts=3)
-    assert (parts.gradients_and_momentum, parts.activations) == (12 * trained, 4 * 11 * outputs)
+    accumulated = estimate_memory(model, 32, num_micro_batches=3)
+    assert (accumulated.gradients_and_momentum, accumulated.activations) == (12 * trained, 4 * 11 * outputs)
     half = estimate_memory(with_precision(model, "mixed_bfloat16"), 32)
     # The images come in float32.
     assert half.activations == 32 * (2 * (outputs - images) + 4 * images) and half.weights == estimate.weights

@@ -73,7 +73,7 @@ def test_other_layers_are_refused_by_name(layer, reason):
     assert trace(chain(layer)).refused["a"] == reason
 
 
-def test_a_convolution_for_channels_first_is_refused_with_the_mend():
+def test_a_convolution_for_channels_first_is_refused_with_the_fix():
     inputs = keras.Input([3, 8, 8])
     x = layers.Conv2D(4, 3, data_format="channels_first", name="a")(inputs)
     graph = trace(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
@@ -128,6 +128,26 @@ def test_multiply_adds_of_widths_are_those_of_a_model_built_at_them():
     assert graph.macs.total([2, 5]) == small.macs.total([2, 5])
     before, after = graph.macs.total([6, 8]), graph.macs.total([5, 8])
     assert graph.macs.per_channel([6, 8])[0] == before - after
+
+
+@pytest.mark.timeout(60)
+def test_two_divisions_that_a_layer_cannot_have_at_once_end_the_trace():
+    # Of the 12 channels of `c` the addition wants 16 parts, or a multiple, and the grouped convolution wants 3.
+    small, large = keras.Input([2, 2, 3]), keras.Input([4, 4, 3])
+    c = layers.ReLU()(layers.Conv2D(12, 1, name="c")(small))
+    pixels = layers.Flatten()(layers.ReLU()(layers.Conv2D(3, 1, name="pixels")(large)))
+    dense = layers.ReLU()(layers.Dense(48, name="units")(layers.GlobalAveragePooling2D()(large)))
+    x = layers.Add(name="second")([layers.Add(name="first")([pixels, dense]), layers.Flatten()(c)])
+    for _ in range(4):
+        x = layers.Dense(4)(x)
+    grouped = layers.Conv2D(12, 1, groups=3, name="grouped")(c)
+    outputs = layers.Add()([x, layers.Dense(4)(layers.GlobalAveragePooling2D()(grouped))])
+    graph = trace(keras.Model([small, large], outputs), residual_groups=True)
+    assert [(group.name, group.num_parts) for group in graph.groups] == [("grouped", 3)]
+    assert graph.refused == {
+        "c": "its channels meet differently divided ones in the Add second",
+        "pixels": "its channels meet differently divided ones in the Add first",
+    }
 
 
 def test_sequential_models_are_traced():
