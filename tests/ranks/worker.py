@@ -179,7 +179,7 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     """One rank gets batches with a NaN: all skip those steps, statistics included, and after 10 of them stop."""
     trainer = make_trainer(cluster)
     lines: list[str] = []
-    logger = logging.getLogger("resrep_dist.step")
+    logger = logging.getLogger("resrep_dist.training.step")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})
