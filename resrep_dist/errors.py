@@ -1,5 +1,7 @@
 """The errors that end a run, each with the exit code that the command line returns for it."""
 
+from typing import Any
+
 
 def one_line(message: object, max_length: int = 200) -> str:
     """The text of anything, an exception too, in one line that a terminal can show; cut to a length to be read."""
@@ -8,7 +10,7 @@ def one_line(message: object, max_length: int = 200) -> str:
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message is one line with the mend in it."""
+    """Something the user gave cannot be used; the message is one line that says how to fix it."""
 
     exit_code = 2
 
@@ -87,3 +89,20 @@ class RankLostError(RuntimeError):
     """Another rank is gone, and no collective can be finished without it."""
 
     exit_code = 8
+
+
+def describe_error(error: Exception) -> dict[str, Any]:
+    """What `error_from` needs to raise the same error in another process, as JSON values."""
+    # The nearest of our classes: another process may not know a subclass of it.
+    known = next((kind.__name__ for kind in type(error).__mro__ if globals().get(kind.__name__) is kind), None)
+    return {"class": known, "message": str(error), "exit_code": getattr(error, "exit_code", 1)}
+
+
+def error_from(description: dict[str, Any]) -> Exception:
+    """The error of another process, of the same class if it is one of this module, otherwise a RuntimeError."""
+    kind = globals()[description["class"]] if description["class"] else RuntimeError
+    # Not by `__init__`, which may take more than the message.
+    error: Exception = kind.__new__(kind, description["message"])
+    # The process where it was raised is the one that reports it.
+    vars(error).update(exit_code=description["exit_code"], is_of_one_rank=False)
+    return error

@@ -21,7 +21,7 @@ from resrep_dist.distributed.environment import (
 )
 from resrep_dist.distributed.presence import Presence
 from resrep_dist.distributed.watchdog import Watchdog
-from resrep_dist.errors import DisagreementError, HostError, UserError
+from resrep_dist.errors import DisagreementError, HostError, UserError, describe_error, error_from
 
 import numpy as np
 import tensorflow as tf
@@ -94,7 +94,8 @@ class Cluster:
         """Call `function` on rank 0 while the others wait; all get its JSON value.
 
         The wait has no limit outside of training, and a long one (`faults.long_limit_seconds`) in it. An error that
-        the function raises on rank 0 is raised on all ranks, with its exit code.
+        the function raises on rank 0 is raised on all ranks, with its message and exit code. Its class is the same
+        there if it is one of `resrep_dist.errors`, otherwise RuntimeError.
         """
         with self.watchdog.patient():
             return function() if self._horovod is None else self._from_root(function)
@@ -107,14 +108,12 @@ class Cluster:
                 answer = {"value": function()}
             except Exception as raised:  # whatever it is, the others must not wait for an answer
                 error = raised
-                answer = {"error": str(raised), "exit_code": getattr(raised, "exit_code", 1)}
+                answer = {"error": describe_error(raised)}
         answer = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
         if error is not None:
             raise error
         if "error" in answer:
-            failure = RuntimeError(answer["error"])
-            failure.exit_code = answer["exit_code"]  # type: ignore[attr-defined]
-            raise failure
+            raise error_from(answer["error"])
         return answer["value"]
 
     def everywhere(self, function: Callable[[], Any]) -> Any:

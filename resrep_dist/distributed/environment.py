@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from resrep_dist.errors import UserError
@@ -106,6 +107,20 @@ def require_one_cluster(num_ranks: int) -> None:
 def is_launched() -> bool:
     """True where a launcher, or a script that wants to know the exit code, started this process."""
     return launched_size() > 1 or "RESREP_EXIT_CODES" in os.environ
+
+
+def namespace_id(kind: str) -> str | None:
+    """What tells apart hosts, their restarts, and containers on one host; None where the system does not say.
+
+    Args:
+        kind: of Linux' namespaces: `pid`, within which process numbers mean something, or `net`, within which
+            loopback addresses do.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink(f'/proc/self/ns/{kind}')}"
+    except OSError:
+        return None
 
 
 def before_leaving(function: Callable[[], None]) -> None:

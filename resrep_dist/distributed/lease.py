@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resrep_dist.distributed.environment import leave
+from resrep_dist.distributed.environment import leave, namespace_id
 from resrep_dist.errors import UserError
 
 import psutil
@@ -130,7 +130,7 @@ class Lease:
         return {
             "token": self._token,
             "host": socket.gethostname(),
-            "namespace": _process_namespace(),
+            "namespace": namespace_id("pid"),
             "process": os.getpid(),
             "process_start_time": psutil.Process().create_time(),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
@@ -157,7 +157,7 @@ def hold_lease(workdir: Path, cluster: "Cluster") -> Iterator[None]:
 def _reason_to_take_over(holder: dict[str, Any], age_seconds: float) -> str | None:
     if age_seconds > STALE_SECONDS:
         return f"it was not renewed for {age_seconds:.0f} s"
-    if holder.get("namespace") is not None and holder["namespace"] == _process_namespace():
+    if holder.get("namespace") is not None and holder["namespace"] == namespace_id("pid"):
         return None if _is_alive(holder) else "that process is dead"
     job = os.environ.get("SLURM_JOB_ID")
     if job is not None and holder.get("slurm_job_id") == job:
@@ -173,15 +173,6 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         return False
     except (psutil.Error, KeyError, TypeError, ValueError):
         return True
-
-
-def _process_namespace() -> str | None:
-    """What tells apart hosts, their restarts, and containers on one host: process numbers mean nothing across them."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
 
 
 def _name(holder: dict[str, Any]) -> str:

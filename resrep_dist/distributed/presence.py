@@ -2,13 +2,14 @@
 
 It tells of a killed rank within milliseconds, where files in a shared folder would need it to be shared, and many
 seconds of silence. What travels is one number a second, the step that a rank has begun. Rank 0's port is open
-only while the ranks connect; each shows a secret that it got over Horovod's own connections.
+only while the ranks connect. Both sides prove that they know a secret, which rank 0 has sent over Horovod's own
+connections, by HMACs of fresh random numbers: another program, at either end, learns nothing that would let it in.
 """
 
 import atexit
 import contextlib
 import dataclasses
-import hmac
+import ipaddress
 import logging
 import math
 import os
@@ -19,9 +20,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from resrep_dist.distributed.environment import before_leaving, leave
+from resrep_dist.distributed.environment import before_leaving, leave, namespace_id
+from resrep_dist.distributed.handshake import prove_as_rank, prove_as_root
 from resrep_dist.errors import RankLostError, StalledError
 
 import psutil
@@ -30,11 +33,12 @@ _log = logging.getLogger(__name__)
 _NUMBER = struct.Struct("!q")
 # In place of a step: "I end, all is well", and "I end by an error that I have named".
 _LEFT, _FAILED = -1, -2
-_HELLO = struct.Struct("!32sq64s")
 _INTERVAL_SECONDS = 1.0
 # A process that runs tells every second; after so long it is worth a word.
 _SILENT_SECONDS = 5.0
-_CONNECT_SECONDS, _HELLO_SECONDS = 30.0, 3.0
+# How long the ranks have to find each other, one has to reach an address, and rank 0 waits before it looks again.
+_FIND_SECONDS, _CONNECT_SECONDS, _ACCEPT_SECONDS = 30.0, 3.0, 0.1
+_MAX_HANDSHAKES = 64
 # How long a rank may take to end by itself after another one has named an error.
 _GRACE_SECONDS = 3.0
 _GOODBYE_SECONDS = 1.0
@@ -164,8 +168,8 @@ def _listen(listener: list[socket.socket]) -> dict[str, Any]:
     return {
         "addresses": [entry.address for entries in interfaces for entry in entries if entry.family == socket.AF_INET],
         "port": listener[0].getsockname()[1],
-        "secret": secrets.token_hex(16),
-        "answer": secrets.token_hex(16),
+        "secret": secrets.token_hex(32),
+        "host": _host(),
         "place": _place(),
     }
 
@@ -173,23 +177,21 @@ def _listen(listener: list[socket.socket]) -> dict[str, Any]:
 def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> list[_Peer]:
     """On rank 0: let the other ranks in, and nobody else; then close the port."""
     peers: dict[int, _Peer] = {}
-    deadline = time.monotonic() + _CONNECT_SECONDS
-    with listener:
-        while len(peers) < num_peers and (left := deadline - time.monotonic()) > 0:
-            listener.settimeout(left)
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                continue
-            try:
-                connection.settimeout(_HELLO_SECONDS)
-                secret, rank, place = _HELLO.unpack(connection.recv(_HELLO.size, socket.MSG_WAITALL))
-                if not hmac.compare_digest(secret, offer["secret"].encode()):
-                    raise ConnectionRefusedError
-                connection.sendall(offer["answer"].encode())
-                peers[rank] = _Peer(rank, place.rstrip(b"\0").decode("utf-8", "replace"), connection)
-            except (OSError, struct.error):
-                connection.close()
+    deadline = time.monotonic() + _FIND_SECONDS
+
+    def let_in(connection: socket.socket) -> None:
+        try:
+            rank, place = prove_as_root(connection, bytes.fromhex(offer["secret"]))
+            peers[rank] = _Peer(rank, place, connection)
+        except OSError:
+            connection.close()
+
+    # Several at once: the ranks do not wait for a stranger that says nothing.
+    with listener, ThreadPoolExecutor(_MAX_HANDSHAKES) as pool:
+        listener.settimeout(_ACCEPT_SECONDS)
+        while len(peers) < num_peers and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                pool.submit(let_in, listener.accept()[0])
     if len(peers) < num_peers:
         _log.warning(
             "%d of %d ranks cannot reach rank 0 over TCP: if one of them is lost, nobody can say which.",
@@ -201,18 +203,25 @@ def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> l
 
 def _connect(rank: int, offer: dict[str, Any]) -> list[_Peer]:
     """On the other ranks: the connection to rank 0, over the first of its addresses that answers."""
-    hello = _HELLO.pack(offer["secret"].encode(), rank, _place().encode())
-    answer = offer["answer"].encode()
     for address in offer["addresses"]:
+        # On another host this one's own programs are behind it.
+        if ipaddress.ip_address(address).is_loopback and offer["host"] != _host():
+            continue
         try:
-            connection = socket.create_connection((address, offer["port"]), _HELLO_SECONDS)
-            connection.sendall(hello)
-            if connection.recv(len(answer), socket.MSG_WAITALL) == answer:
-                return [_Peer(0, offer["place"], connection)]
-            connection.close()
+            connection = socket.create_connection((address, offer["port"]), _CONNECT_SECONDS)
         except OSError:
             continue
+        try:
+            prove_as_rank(connection, bytes.fromhex(offer["secret"]), rank, _place())
+            return [_Peer(0, offer["place"], connection)]
+        except OSError:
+            connection.close()
     return []
+
+
+def _host() -> str:
+    """The same for processes that share their loopback addresses."""
+    return namespace_id("net") or socket.gethostname()
 
 
 def _place() -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ModelError
 from resrep_dist.layers.replacement import replace_layers
 
 import tensorflow as tf
@@ -49,17 +50,31 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             variable.assign(variable * self.momentum + value * (1.0 - self.momentum))
 
 
-def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
-    """The model with synchronised batch norm."""
+# What all of Keras' batch norms are of; it has no public name.
+_AnyBatchNormalization = keras.layers.BatchNormalization.__base__
 
-    def synchronised(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-        if not isinstance(layer, keras.layers.BatchNormalization):
+
+def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
+    """The model with synchronized batch norm in place of the stock layer.
+
+    Raises:
+        ModelError: for any other batch norm, such as a subclass, since it may compute something else.
+    """
+
+    def synchronized(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        if not isinstance(layer, _AnyBatchNormalization):
             return None
+        if type(layer) not in (keras.layers.BatchNormalization, SyncBatchNormalization):
+            raise ModelError(
+                f"layer {layer.name}: training.sync_batch_norm cannot synchronize a {type(layer).__module__}."
+                f"{type(layer).__name__}, expected keras.layers.BatchNormalization; use that layer, or set "
+                "training.sync_batch_norm: false"
+            )
         new = SyncBatchNormalization.from_config(layer.get_config())
         new.cluster = cluster
         return new
 
-    return replace_layers(model, synchronised)
+    return replace_layers(model, synchronized)
 
 
 def with_plain_batch_norm(model: keras.Model) -> keras.Model:

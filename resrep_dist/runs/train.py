@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.config import Config
+from resrep_dist.config import Config, with_absolute_paths
 from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.launch_checks import check_launch
@@ -32,8 +32,10 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
     """Run everything that is not done yet in `workdir`; returns the report. A collective.
 
     Args:
-        console: where progress is shown; none: nowhere.
+        console: where progress is shown; None: nowhere.
     """
+    # What the checkpoints and TensorBoard hold of it is used from other folders.
+    config = with_absolute_paths(config)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     check_launch(cluster, workdir)

@@ -1,11 +1,11 @@
-"""The folder of a run: made, or checked against the configuration."""
+"""The folder of a run: created, or checked against the configuration."""
 
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.config import Config, load_config
+from resrep_dist.config import Config, load_config, with_absolute_paths, with_real_paths
 from resrep_dist.distributed.lease import NAME as LEASE
 from resrep_dist.errors import ConfigError
 
@@ -13,7 +13,9 @@ _log = logging.getLogger(__name__)
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
-    """Make the folder, or check that it holds a run of the same configuration.
+    """Create the folder, or check that it holds a run of the same configuration.
+
+    Its `config.yaml` gets absolute paths, so that the run can be used from any current folder.
 
     Raises:
         ConfigError: when what decides the result differs; the folder is left as it is.
@@ -35,13 +37,13 @@ def open_workdir(config: Config, workdir: Path) -> None:
         raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(".config.partial")
-    partial.write_text(config.to_yaml(), encoding="utf-8")
+    partial.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
     os.replace(partial, path)
 
 
 def _deciding(config: Config) -> dict[str, Any]:
     """The settings without those that may change in the middle of a run: the data may have moved."""
-    settings = config.to_dict()
+    settings = with_real_paths(config).to_dict()
     for key in ("path", "index_folder", "evaluation_batch_size"):
         del settings["data"][key]
     return settings

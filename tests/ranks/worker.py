@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from resrep_dist import errors
 from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import training_batches
@@ -252,6 +253,33 @@ def root_error(cluster: Cluster, folder: Path) -> None:
         raise AssertionError("it went on")
     except (ValueError, RuntimeError) as error:
         assert str(error) == "broken on rank 0" and error.exit_code == 2
+
+    class OwnError(errors.ModelError):
+        """Of a user's program, which the other ranks do not know by name."""
+
+    for raised, kind, exit_code in (
+        (errors.ConfigError("seed: wrong"), errors.ConfigError, 2),
+        (errors.DamagedCheckpointError("it is damaged"), errors.DamagedCheckpointError, 2),
+        (errors.CheckpointWriteError("the disk is full"), errors.CheckpointWriteError, 6),
+        (errors.StoppedError("stopped at step 3"), errors.StoppedError, 143),
+        (errors.HostError("this host has no GPU", local_rank=0), errors.HostError, 2),
+        (errors.SampleError("an image is broken"), errors.SampleError, 2),
+        (OwnError("an own one"), errors.ModelError, 2),
+        (OSError(28, "No space left on device"), OSError if cluster.is_root else RuntimeError, 1),
+    ):
+
+        def fail_with(raised: Exception = raised) -> None:
+            raise raised
+
+        try:
+            cluster.from_root(fail_with)
+            raise AssertionError("it went on")
+        except Exception as error:
+            assert error is raised if cluster.is_root else type(error) is kind, (raised, type(error))
+            assert isinstance(error, kind) and str(error) == str(raised)
+            assert getattr(error, "exit_code", 1) == exit_code
+            # Rank 0 says it for all.
+            assert cluster.is_root or not getattr(error, "is_of_one_rank", False), raised
 
 
 def checkpoints(cluster: Cluster, folder: Path) -> None:

@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+
+from resrep_dist.distributed import presence
 
 import pytest
 
@@ -154,7 +157,7 @@ def test_a_stranger_is_not_let_in_and_the_port_is_closed_afterwards(tmp_path):
             time.sleep(0.02)
         port = json.loads((tmp_path / "offer").read_text())["port"]
         with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"x" * 104)
+            stranger.sendall(b"x" * 48)
             assert stranger.recv(100) == b""
         with subprocess.Popen([*command, "1", "2", str(tmp_path)], stdout=subprocess.PIPE) as other:
             assert root.stdout.readline() == other.stdout.readline() == b"here\n"
@@ -162,3 +165,74 @@ def test_a_stranger_is_not_let_in_and_the_port_is_closed_afterwards(tmp_path):
                 socket.create_connection(("127.0.0.1", port))
             other.kill()
         root.kill()
+
+
+@pytest.fixture
+def offer():
+    """What rank 0 tells the others, and its open port, on which nobody waits yet."""
+    listeners = []
+    offer = presence._listen(listeners)
+    with listeners[0]:
+        yield offer | {"listener": listeners[0]}
+
+
+@contextlib.contextmanager
+def stranger_listening(offer, answers):
+    """Another program on the port that a rank tries; the offer that leads there, and all that it receives."""
+    received = bytearray()
+
+    def listen():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(1.0)
+                    for answer in answers:
+                        received.extend(connection.recv(4096))
+                        connection.sendall(answer)
+                    while data := connection.recv(4096):
+                        received.extend(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield offer | {"addresses": ["127.0.0.1"], "port": server.getsockname()[1]}, received
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("answers", [(), (b"x" * 64,), (b"x" * 64, b"x" * 32)])
+def test_a_strangers_listener_learns_nothing_with_which_it_could_be_let_in(offer, answers, monkeypatch):
+    monkeypatch.setattr(presence, "_FIND_SECONDS", 2.0)
+    with stranger_listening(offer, answers) as (leads_astray, received):
+        assert presence._connect(1, leads_astray) == []
+    assert received and offer["secret"].encode() not in received
+    assert bytes.fromhex(offer["secret"]) not in received
+    # Played back to rank 0, it opens nothing.
+    with socket.create_connection(("127.0.0.1", offer["port"])) as connection:
+        connection.sendall(bytes(received) + b"x" * 104)
+        assert presence._accept(offer["listener"], 1, offer) == []
+
+
+def test_two_that_know_the_secret_find_each_other_beside_strangers(offer):
+    accepted = []
+    thread = threading.Thread(target=lambda: accepted.extend(presence._accept(offer["listener"], 1, offer)))
+    thread.start()
+    # Silent, gone at once, and one byte.
+    silent, gone, short = (socket.create_connection(("127.0.0.1", offer["port"])) for _ in range(3))
+    gone.close()
+    short.sendall(b"x")
+    (root,) = presence._connect(1, offer)
+    thread.join()
+    assert root.rank == 0 and [peer.rank for peer in accepted] == [1] and accepted[0].place == root.place
+    for connection in (silent, short, root.connection, accepted[0].connection):
+        connection.close()
+
+
+def test_loopback_is_tried_on_rank_0s_own_host_only(offer):
+    with stranger_listening(offer, ()) as (leads_astray, received):
+        elsewhere = leads_astray | {"host": "another one", "addresses": ["127.0.0.1", "127.0.1.1"]}
+        assert presence._connect(1, elsewhere) == []
+        assert received == b""
+        assert presence._connect(1, leads_astray) == []
+        assert received != b""

@@ -1,4 +1,5 @@
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ModelError
 from resrep_dist.layers.sync_batch_norm import SyncBatchNormalization, with_plain_batch_norm, with_sync_batch_norm
 from tests.networks import random_source, randomise, small_network
 
@@ -45,3 +46,32 @@ def test_it_turns_back_into_stock_layers_with_equal_outputs():
     assert not any(isinstance(layer, SyncBatchNormalization) for layer in back.layers)
     for network in (model, back):
         np.testing.assert_array_equal(network(images), plain(images))
+
+
+class ScaledBatchNormalization(keras.layers.BatchNormalization):
+    """A user's own batch norm, which computes something else."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs, training=training, mask=mask)
+
+
+def network_of(*layers):
+    return keras.Sequential([keras.Input([8, 8, 3]), *layers])
+
+
+def test_a_batch_norm_that_computes_something_else_is_refused_by_name_and_not_replaced():
+    for kind in (ScaledBatchNormalization, tf.compat.v1.keras.layers.BatchNormalization):
+        model = network_of(keras.layers.BatchNormalization(), kind(name="own"))
+        with pytest.raises(
+            ModelError,
+            match=rf"^layer own: .*{kind.__module__}.{kind.__name__}, expected keras.layers.BatchNormalization",
+        ):
+            with_sync_batch_norm(model, Cluster())
+
+
+def test_stock_batch_norm_is_replaced_also_where_keras_is_told_to_synchronize_it():
+    model = network_of(keras.layers.BatchNormalization(), keras.layers.BatchNormalization(synchronized=True))
+    replaced = with_sync_batch_norm(with_sync_batch_norm(model, Cluster()), Cluster())
+    assert [type(layer) for layer in replaced.layers[1:]] == [SyncBatchNormalization] * 2
+    images = tf.random.normal([4, 8, 8, 3])
+    np.testing.assert_allclose(replaced(images, training=True), model(images, training=True), atol=1e-5)

@@ -1,0 +1,39 @@
+"""The paths in a configuration. They are relative to the current folder until a run starts."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from resrep_dist.config.document import Config
+
+_FILE = "file:"
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with `data.path`, `data.index_folder`, `model.weights` and `file:` models made absolute."""
+    return _with_paths(config, Path.absolute)
+
+
+def with_real_paths(config: Config) -> Config:
+    """The same without symbolic links and `..`, so that two names of one file are equal."""
+    return _with_paths(config, _resolve)
+
+
+def _with_paths(config: Config, change: Callable[[Path], Path]) -> Config:
+    def changed(text: str | None) -> str | None:
+        return str(change(Path(text))) if text else text
+
+    model, data = config.model, config.data
+    name = model.name
+    if name.startswith(_FILE):
+        name = f"{_FILE}{changed(name.removeprefix(_FILE))}"
+    model = dataclasses.replace(model, name=name, weights=changed(model.weights))
+    data = dataclasses.replace(data, path=changed(data.path), index_folder=changed(data.index_folder))
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a name that no file can have
+        return path.absolute()
