@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from resrep_dist.version import __version__ as __version__
 
 # Horovod and kerassurgeon need Keras 2. TensorFlow reads this when `tf.keras` is first used.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"

@@ -7,11 +7,11 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from resrep_dist import __version__
 from resrep_dist.cli.benchmark_commands import add_benchmark_commands
 from resrep_dist.cli.run_commands import add_run_commands
 from resrep_dist.distributed.environment import is_launched, launched_rank, leave
 from resrep_dist.errors import RankLostError, StoppedError, one_line
+from resrep_dist.version import __version__
 
 _MAX_MESSAGE = 2000
 

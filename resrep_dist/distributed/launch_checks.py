@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from resrep_dist import __version__
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.environment import launcher_name
 from resrep_dist.errors import UserError
+from resrep_dist.version import __version__
 
 import tensorflow as tf
 
