@@ -208,7 +208,7 @@ def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
         except RuntimeError:
             raise UserError(
                 "TensorFlow had started its GPUs before this rank could choose its own; make "
-                "`resrep_dist.cluster.Cluster()` before the model and give it to the Trainer"
+                "`resrep_dist.Cluster()` before the model and give it to the Trainer"
             ) from None
     # TensorFlow refuses a change once it has started; a user's own program may have started it.
     with contextlib.suppress(RuntimeError):

@@ -88,7 +88,7 @@ def test_a_job_on_two_nodes_trains_prunes_and_merges(slurm, tmp_path):
 
 def test_rank_size_and_local_rank_are_slurms(slurm, tmp_path):
     code = (
-        "import os; from resrep_dist.cluster import Cluster; from resrep_dist import launch_environment as e; "
+        "import os; from resrep_dist import Cluster; from resrep_dist.distributed import environment as e; "
         "c = Cluster(); slurm = [os.environ['SLURM_' + name] for name in ('PROCID', 'NTASKS', 'LOCALID')]; "
         "print('ranks', c.rank, c.size, c.local_rank, e.launched_local_size(), *slurm, flush=True)"
     )

@@ -16,8 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 sys.path[:0] = sys.argv[1:]
-import rich.console, resrep_dist.doctor
-sys.exit(resrep_dist.doctor.run_doctor(rich.console.Console(width=200)))
+import rich.console, resrep_dist.cli.doctor
+sys.exit(resrep_dist.cli.doctor.run_doctor(rich.console.Console(width=200)))
 """
 
 
