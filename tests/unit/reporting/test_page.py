@@ -47,12 +47,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.fetched, self.texts, self.num_pictures = [], [], [], 0
+        self.open, self.tags, self.fetched, self.texts, self.num_pictures = [], set(), [], [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta",):
             self.open.append(tag)
+        self.tags.add(tag)
         self.num_pictures += tag == "svg"
         attributes = dict(attributes)
         links = [attributes.get(name) or "" for name in ("src", "href", "xlink:href")]
@@ -135,3 +136,11 @@ def test_a_folder_that_is_no_run_and_a_broken_report_are_refused(tmp_path):
     blocked.write_text("")
     with pytest.raises(UserError, match="--output .*cannot be written"):
         write_pages(read_runs([write_run(tmp_path / "other")]), blocked)
+
+
+def test_text_is_escaped_in_both_formats(tmp_path):
+    workdir = write_run(tmp_path / "a&b <i> | c")
+    page = Page(write_pages(read_runs([workdir]), workdir).read_text())
+    assert not page.open and "i" not in page.tags
+    assert "a&b <i> | c: slim" in page.texts
+    assert "| a&b <i> \\| c: slim | 98.25 % |" in (workdir / "report.md").read_text()
