@@ -73,11 +73,15 @@ def _train(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     if not (options.workdir / "config.yaml").exists():
         raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
-    console = start_terminal()
-    from resrep_dist.reporting.table import print_report
-    from resrep_dist.runs.results import merge_run
+    from resrep_dist.distributed.lease import Lease
 
-    print_report(console, merge_run(options.workdir), options.workdir)
+    with Lease(options.workdir):
+        console = start_terminal()
+        from resrep_dist.reporting.table import print_report
+        from resrep_dist.runs.results import merge_run
+
+        report = merge_run(options.workdir)
+    print_report(console, report, options.workdir)
     return 0
 
 

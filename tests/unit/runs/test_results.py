@@ -7,6 +7,7 @@ import shutil
 from resrep_dist.cli.main import main
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.lease import Lease
 from resrep_dist.errors import ConfigError
 from resrep_dist.models.files import save_model
 from resrep_dist.runs.train import train
@@ -84,3 +85,18 @@ def test_a_run_resumes_by_any_name_of_its_files_and_not_with_others(there, tmp_p
         ConfigError, match=rf"model.name is file:{there}/net.h5 there and file:\S*/elsewhere/net.h5 here"
     ):
         resume(relative_config(data=data))
+
+
+def test_merge_is_refused_while_a_run_is_live(there, monkeypatch, capsys):
+    monkeypatch.chdir(there)
+    (there / "run" / "config.yaml").write_text(relative_config().to_yaml())
+    lease = Lease(there / "run")
+    lease.take()
+    before = (there / "run" / "slim" / "model.h5").stat().st_mtime_ns
+    assert main(["merge", str(there / "run")]) == 2
+    expected = f"--workdir {there}/run: in use by process {os.getpid()} on host "
+    assert capsys.readouterr().err.startswith(f"resrep: error: {expected}")
+    assert (there / "run" / "slim" / "model.h5").stat().st_mtime_ns == before
+    lease.release()
+    assert main(["merge", str(there / "run")]) == 0
+    assert not (there / "run" / "lease.json").exists()
