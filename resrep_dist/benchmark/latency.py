@@ -18,6 +18,7 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model
+from resrep_dist.models.result_folder import current_folder
 from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import require_prunable
@@ -81,7 +82,7 @@ def print_latency_benchmark(console: Console, result: dict[str, Any]) -> None:
 
 
 def _models_of_run(workdir: Path) -> dict[str, keras.Model]:
-    paths = {"base": workdir / "base" / "model.h5", "slim": workdir / "slim" / "model.h5"}
+    paths = {"base": workdir / "base" / "model.h5", "slim": current_folder(workdir / "slim") / "model.h5"}
     for path in paths.values():
         if not path.exists():
             raise UserError(f"{path}: there is no such file; give a finished run of `resrep train`, or a configuration")

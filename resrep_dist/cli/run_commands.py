@@ -6,6 +6,7 @@ from typing import Any
 
 from resrep_dist.cli.options import add_config, add_overrides, config_of, start_terminal
 from resrep_dist.errors import UserError
+from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
 
 def add_run_commands(commands: Any) -> None:
@@ -44,10 +45,10 @@ def add_run_commands(commands: Any) -> None:
     )  # fmt: skip
     export.add_argument("--config", type=Path, help="configuration that names the images (default: the run's)")
     add_overrides(export)
-    export.add_argument("--output", type=Path, help="folder (default: that of the model)")
+    export.add_argument("--output", type=Path, help="folder (default: DIR/export of a run, otherwise the model's)")
     export.set_defaults(command=_export)
 
-    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to mend it")
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to fix it")
     doctor.set_defaults(command=_doctor)
 
 
@@ -73,11 +74,15 @@ def _train(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     if not (options.workdir / "config.yaml").exists():
         raise UserError(f"{options.workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
-    console = start_terminal()
-    from resrep_dist.reporting.table import print_report
-    from resrep_dist.runs.results import merge_run
+    from resrep_dist.distributed.lease import Lease
 
-    print_report(console, merge_run(options.workdir), options.workdir)
+    with Lease(options.workdir):
+        console = start_terminal()
+        from resrep_dist.reporting.table import print_report
+        from resrep_dist.runs.results import merge_run
+
+        report = merge_run(options.workdir)
+    print_report(console, report, options.workdir)
     return 0
 
 
@@ -103,8 +108,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _model_file(path: Path) -> Path:
     """The file that is meant by a run, a folder with model.h5, a SavedModel's folder, or a file."""
+    path = current_folder(path)
     if path.is_dir() and not (path / "saved_model.pb").exists():
-        candidates = [path / name / "model.h5" for name in ("", "slim", "final")]
+        candidates = [folder / "model.h5" for folder in (path, *(current_folder(path / name) for name in NAMES))]
         path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
     if not path.exists():
         raise UserError(f"model {path}: no such file; give a model file or a folder with model.h5")
@@ -147,7 +153,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     path = _model_file(options.model)
-    found = [folder / "config.yaml" for folder in (path.parent, path.parent.parent)]
+    found = [folder / "config.yaml" for folder in path.absolute().parents[:2]]
     config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
     if config_path is None:
         raise UserError(
@@ -163,8 +169,11 @@ def _export(options: argparse.Namespace) -> int:
 
     model = load_model(path, open_size=config.model.image_size)
     images = load_sources(config)[1].first_images(config.merge.num_images)
+    run = run_of(path.parent)
+    # A merge replaces the folder of the slim model.
+    output = options.output or (run / EXPORT_NAME if run else path.parent)
     for name in options.formats:
-        print_export(console, export_model(model, name, options.output or path.parent, images, config.merge.tolerance))
+        print_export(console, export_model(model, name, output, images, config.merge.tolerance))
     return 0
 
 

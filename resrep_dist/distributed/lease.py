@@ -28,7 +28,7 @@ _SETTLE_SECONDS = 1.0
 
 
 class Lease:
-    """The right to write into a folder, held by one process.
+    """The right to write into a folder, held by one process, inside `with` or from `take` to `release`.
 
     Taken over at once: from a process that has died on this host, and from the same Slurm job on another host
     (it was requeued, so its first start has ended). From any other one when it was not renewed for `STALE_SECONDS`.
@@ -66,6 +66,13 @@ class Lease:
         self._thread.join(RENEW_SECONDS)
         if self._is_mine():
             self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Lease":
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _create(self) -> None:
         """Write the file where there is none; of two processes only one can, on network file systems too."""

@@ -9,7 +9,7 @@ from typing import Any
 from resrep_dist.config import Config, load_config
 from resrep_dist.errors import UserError
 from resrep_dist.monitoring.channel_history import ChannelHistory
-from resrep_dist.reporting.table import read_report
+from resrep_dist.reporting.table import find_report, read_report
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
@@ -27,7 +27,7 @@ class RunRecord:
     """What the run is called beside others."""
     config: Config
     report: dict[str, Any] | None
-    """`report.json` of `slim/` or `final/`; none before the end."""
+    """`report.json` of `slim/` or `final/`; None before the end."""
     curves: dict[str, Curve]
     """(step, value) in the order of steps, by tag; without those of the base phase."""
     channels: ChannelHistory
@@ -58,13 +58,12 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
 def _read_run(workdir: Path, name: str) -> RunRecord:
     if not (workdir / "config.yaml").exists():
         raise UserError(f"{workdir}: not a run (no config.yaml); give the --workdir of `resrep train`")
-    is_finished = any((workdir / part / "report.json").exists() for part in ("final", "slim"))
     benchmark = workdir / "benchmark.json"
     return RunRecord(
         workdir=workdir,
         name=name,
         config=load_config(workdir / "config.yaml"),
-        report=read_report(workdir) if is_finished else None,
+        report=read_report(workdir) if find_report(workdir) else None,
         curves=read_curves(workdir / "tensorboard"),
         channels=ChannelHistory.load(workdir / "tensorboard"),
         latency=_read_json(benchmark).get("latency") if benchmark.exists() else None,
@@ -86,7 +85,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and make it anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); delete it and create it again") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: not a JSON object; delete it and make it anew")
+        raise UserError(f"{path}: not a JSON object; delete it and create it again")
     return document

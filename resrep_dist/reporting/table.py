@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.errors import UserError
+from resrep_dist.models.result_folder import current_folder
 
 from rich.console import Console
 from rich.table import Table
+
+
+def find_report(workdir: Path) -> Path | None:
+    """The file `report.json` of a run without or with pruning; None before the end."""
+    paths = [current_folder(workdir / name) / "report.json" for name in ("final", "slim")]
+    return next((path for path in paths if path.exists()), None)
 
 
 def read_report(workdir: Path) -> dict[str, Any]:
@@ -17,9 +24,7 @@ def read_report(workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: when there is none.
     """
-    path = workdir / "slim" / "report.json"
-    if (workdir / "final" / "report.json").exists():
-        path = workdir / "final" / "report.json"
+    path = find_report(workdir) or workdir / "slim" / "report.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,15 +1,15 @@
 """What a run ends with: the merged or the final model, its figures, its report."""
 
+import dataclasses
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt
 from resrep_dist.checkpoints.state import model_variables
-from resrep_dist.config import load_config
+from resrep_dist.config import Config, load_config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
@@ -21,6 +21,7 @@ from resrep_dist.merging.certificate import certify, check_certificate
 from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.models.result_folder import EXPORT_NAME, recover_folder, replace_folder
 from resrep_dist.pruning.deadness import num_masked_alive
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
@@ -32,11 +33,34 @@ from tensorflow import keras
 _log = logging.getLogger(__name__)
 
 
+def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
+    """The report of a run that is trained to its end: merge or save its model, where no earlier start has done so."""
+    config = load_config(workdir / "config.yaml")
+    target = workdir / ("slim" if config.prune else "final")
+    recover_folder(target)
+    steps = [path.name.removeprefix("step-") for path in (workdir / "checkpoints").glob("step-*")]
+    made_from = _made_from(config, workdir, max(int(step) for step in steps if step.isdigit()))
+    try:
+        report = json.loads((target / "report.json").read_text(encoding="utf-8"))
+        if report["made_from"] == made_from and (target / "model.h5").exists():
+            _log.info(
+                "%s is kept: it was made from the newest checkpoint, step %d, with the same settings.",
+                target,
+                made_from["step"],
+            )
+            return report
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # none yet, a damaged one, or one of an older version
+    return merge_run(workdir, validation_data) if config.prune else save_final(workdir, validation_data)
+
+
 def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict[str, Any]:
     """Merge the newest checkpoint of a run into `slim/`, measure, write the report; on one process.
 
+    The caller holds the lease of the run's folder.
+
     Args:
-        validation_data: that of the run, where it is open already.
+        validation_data: that of the run; None opens it.
 
     Raises:
         CertificateError: when the slim model's outputs differ; nothing is written then.
@@ -47,7 +71,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     base = build_model(config.model)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
-    trained = _load_trained(base, graph, workdir)
+    trained, step = _load_trained(base, graph, workdir)
     validation_data = validation_data or load_sources(config)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
@@ -77,6 +101,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
         "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
         "certificate": vars(certificate),
+        "made_from": _made_from(config, workdir, step),
     }
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "slim")
@@ -84,10 +109,13 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
 
 
 def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
-    """Write the model of a run without pruning to `final/`, measure, write the report; on one process."""
+    """Write the model of a run without pruning to `final/`, measure, write the report; on one process.
+
+    The caller holds the lease of the run's folder.
+    """
     config = load_config(workdir / "config.yaml")
     model = build_model(config.model)
-    _restore_newest(workdir, model_variables(model))
+    step = _restore_newest(workdir, model_variables(model))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -97,13 +125,14 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         # What cannot be traced cannot be pruned, but it can be trained.
         macs = None
     report = measure_models({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
-    report["model"] = config.model.name
+    report |= {"model": config.model.name, "made_from": _made_from(config, workdir, step)}
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
     return report
 
 
-def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model:
+def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras.Model, int]:
+    """The model of the newest checkpoint, and its step."""
     whole = insert_compactors(base, graph)
     trained = [whole]
 
@@ -111,14 +140,24 @@ def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> keras.Model
         trained[:] = [with_channels(whole, graph, KeptChannels.from_json(graph, position.get("layout")))]
         return model_variables(trained[0])
 
-    _restore_newest(workdir, variables_at)
-    return trained[0]
+    step = _restore_newest(workdir, variables_at)
+    return trained[0], step
 
 
-def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> None:
+def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> int:
+    """Load the newest checkpoint that is not damaged; returns its step."""
     checkpoints = CheckpointFolder(workdir / "checkpoints")
-    if checkpoints.restore_newest(variables, is_whole=False) is None:
+    position = checkpoints.restore_newest(variables, is_whole=False)
+    if position is None:
         raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
+    return position["step"]
+
+
+def _made_from(config: Config, workdir: Path, step: int) -> dict[str, Any]:
+    """What a result follows from, in JSON values; other settings that decide it cannot change within a run."""
+    # In the format of `sha256sum`, the state first.
+    sums = (workdir / "checkpoints" / f"step-{step:08d}" / "SHA256SUMS").read_text(encoding="ascii")
+    return {"step": step, "checkpoint_sha256": sums.split()[0], "merge": dataclasses.asdict(config.merge)}
 
 
 def _empty_folder(path: Path) -> Path:
@@ -129,5 +168,10 @@ def _empty_folder(path: Path) -> Path:
 
 def _publish(report: dict[str, Any], partial: Path, target: Path) -> None:
     (partial / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    replace_folder(partial, target)
+    if (target.parent / EXPORT_NAME).exists():
+        _log.warning(
+            "%s holds exports of the previous model; `resrep export %s` writes them again.",
+            target.parent / EXPORT_NAME,
+            target.parent,
+        )

@@ -16,7 +16,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
-from resrep_dist.runs.results import merge_run, save_final
+from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.phase import check_images
 from resrep_dist.training.trainer import Trainer
@@ -64,9 +64,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
         elif config.model.weights is not None:
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
         Trainer(model, graph, config, **setting).run(stop)
-        return cluster.from_root(
-            lambda: merge_run(workdir, validation_data) if graph else save_final(workdir, validation_data)
-        )
+        return cluster.from_root(lambda: finish_run(workdir, validation_data))
 
 
 def _check_file(model: keras.Model, workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Models in other formats: equal outputs, and refusals."""
 
+import shutil
 import sys
 
 from resrep_dist.benchmark import benchmark_latency, write_benchmark
@@ -111,11 +112,11 @@ def run_folder(tmp_path):
 def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
     assert main(["export", str(run_folder), "--format", "tflite", "--format", "saved_model"]) == 0
     printed = capsys.readouterr().out
-    assert "slim/model.tflite" in printed.replace("\n", "") and "largest difference" in printed
+    assert "export/model.tflite" in printed.replace("\n", "") and "largest difference" in printed
     config = str(run_folder / "config.yaml")
     figures = []
-    for name in ("model.h5", "model.tflite", "saved_model"):
-        assert main(["evaluate", str(run_folder / "slim" / name), "--config", config]) == 0
+    for name in ("slim/model.h5", "export/model.tflite", "export/saved_model"):
+        assert main(["evaluate", str(run_folder / name), "--config", config]) == 0
         figures.append(capsys.readouterr().out.split(" on 360 images")[0])
     assert len(set(figures)) == 1 and "top-1" in figures[0]
     elsewhere = tmp_path / "alone" / "model.h5"
@@ -126,6 +127,22 @@ def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
     sets = ["--config", config, "--set", "merge.num_images=300", "--output", str(tmp_path / "out")]
     assert main(["export", str(elsewhere), "--format", "tflite", *sets]) == 0
     assert "on 300 images" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "out" / "model.tflite").exists()
+
+
+def test_no_export_goes_into_a_folder_that_a_merge_replaces(run_folder, capsys, monkeypatch):
+    shutil.copytree(run_folder / "slim", run_folder / "final")
+    for model in (run_folder / "slim", run_folder / "slim" / "model.h5", run_folder / "final"):
+        assert main(["export", str(model), "--format", "tflite"]) == 0
+        (run_folder / "export" / "model.tflite").unlink()
+    monkeypatch.chdir(run_folder / "slim")
+    for model in (".", "model.h5"):
+        assert main(["export", model, "--format", "tflite"]) == 0
+        (run_folder / "export" / "model.tflite").unlink()
+    # The base is not replaced, and in the same folder it would overwrite the slim model's.
+    assert main(["export", str(run_folder / "base"), "--format", "tflite"]) == 0
+    assert {path.name for path in run_folder.rglob("*.tflite")} == {"model.tflite"}
+    assert (run_folder / "base" / "model.tflite").exists()
+    assert {path.name for path in run_folder.glob("[sf]*/*")} == {"model.h5"}
 
 
 def test_what_cannot_be_written_is_said_in_one_line_and_what_was_there_stays(run_folder, capsys, tmp_path):

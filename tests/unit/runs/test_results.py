@@ -1,5 +1,7 @@
 """The folder of a finished run: what may stand in it, and from where it is used."""
 
+import itertools
+import json
 import logging
 import os
 import shutil
@@ -7,8 +9,11 @@ import shutil
 from resrep_dist.cli.main import main
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.lease import Lease
 from resrep_dist.errors import ConfigError
 from resrep_dist.models.files import save_model
+from resrep_dist.reporting.table import read_report
+from resrep_dist.runs import results
 from resrep_dist.runs.train import train
 from tests.networks import random_source, small_config, small_network
 
@@ -84,3 +89,116 @@ def test_a_run_resumes_by_any_name_of_its_files_and_not_with_others(there, tmp_p
         ConfigError, match=rf"model.name is file:{there}/net.h5 there and file:\S*/elsewhere/net.h5 here"
     ):
         resume(relative_config(data=data))
+
+
+def test_a_merge_keeps_what_a_user_has_put_beside_the_slim_model(there, monkeypatch):
+    monkeypatch.chdir(there)
+    (there / "run" / "config.yaml").write_text(relative_config().to_yaml())
+    slim = there / "run" / "slim"
+    (slim / "notes.txt").write_text("mine")
+    (slim / "saved_model").mkdir()
+    (slim / "saved_model" / "saved_model.pb").write_text("mine too")
+    before = (slim / "model.h5").stat().st_mtime_ns
+    assert main(["merge", str(there / "run")]) == 0
+    assert (slim / "model.h5").stat().st_mtime_ns > before
+    assert (slim / "notes.txt").read_text() == "mine"
+    assert (slim / "saved_model" / "saved_model.pb").read_text() == "mine too"
+    assert not [path for path in (there / "run").iterdir() if "slim" in path.name and path != slim]
+
+
+class Killed(BaseException):
+    """The process ends here; nothing catches it."""
+
+
+def publish_until_killed(workdir, generation, num_calls, patch):
+    """Publish a folder of this generation, killed at its call number `num_calls` of the system; True where it ended."""
+    left = itertools.count(num_calls, -1)
+    partial = workdir / "slim.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    (partial / "model.h5").write_text(str(generation))
+
+    def until_killed(function):
+        def call(*arguments, **options):
+            if next(left) <= 0:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    with patch.context() as patched:
+        for name in ("rename", "replace", "unlink", "rmdir", "fsync"):
+            patched.setattr(os, name, until_killed(getattr(os, name)))
+        try:
+            results._publish({"generation": generation, "base": {}}, partial, workdir / "slim")
+        except Killed:
+            return False
+    return True
+
+
+def test_killed_at_any_moment_the_old_or_the_new_folder_is_whole(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(small_config().to_yaml())
+    assert publish_until_killed(tmp_path, 0, 1000, monkeypatch)
+    (tmp_path / "slim" / "notes.txt").write_text("mine")
+    found = []
+    for num_calls in itertools.count():
+        is_whole = publish_until_killed(tmp_path, num_calls + 1, num_calls, monkeypatch)
+        found.append(read_report(tmp_path)["generation"])
+        assert [int(path.read_text()) for path in tmp_path.glob("*slim*/model.h5") if is_current(path)] == found[-1:]
+        assert [path.read_text() for path in tmp_path.glob("*slim*/notes.txt")] == ["mine"]
+        if is_whole:
+            break
+    print(f"killed at {num_calls} places, found generations {found}")
+    assert num_calls > 5 and found == sorted(found) and found[-1] == num_calls + 1
+    assert {path.name for path in (tmp_path / "slim").iterdir()} == {"model.h5", "report.json", "notes.txt"}
+    assert [path.name for path in tmp_path.glob("*slim*")] == ["slim"]
+
+
+def is_current(model):
+    """Not what a merge was about to write, nor what it had replaced already."""
+    is_replaced = model.parent.name != "slim" and (model.parents[1] / "slim").exists()
+    return not is_replaced and model.parent.name != "slim.partial"
+
+
+def test_a_finished_run_is_merged_again_only_for_another_checkpoint_or_other_settings(
+    there, monkeypatch, logged, caplog
+):
+    monkeypatch.chdir(there)
+    (there / "run" / "config.yaml").write_text(relative_config().to_yaml())
+    slim = there / "run" / "slim"
+
+    def has_merged(config):
+        before = (slim / "model.h5").stat().st_ino
+        report = train(config, there / "run", Cluster(), None)
+        assert report == json.loads((slim / "report.json").read_text()) == read_report(there / "run")
+        return (slim / "model.h5").stat().st_ino != before
+
+    caplog.set_level(logging.INFO, "resrep_dist")
+    assert not has_merged(relative_config())
+    assert f"{slim} is kept" in caplog.text and "step 20" in caplog.text
+    assert has_merged(relative_config(merge={"tolerance": 0.01}))
+    assert not has_merged(relative_config(merge={"tolerance": 0.01}))
+    # The training ends with another checkpoint than that of the report.
+    report = json.loads((slim / "report.json").read_text())
+    report["made_from"]["checkpoint_sha256"] = "0" * 64
+    (slim / "report.json").write_text(json.dumps(report))
+    assert has_merged(relative_config(merge={"tolerance": 0.01}))
+    (slim / "model.h5").unlink()
+    (slim / "model.h5").symlink_to("nowhere")
+    train(relative_config(merge={"tolerance": 0.01}), there / "run", Cluster(), None)
+    assert (slim / "model.h5").is_file()
+
+
+def test_merge_is_refused_while_a_run_is_live(there, monkeypatch, capsys):
+    monkeypatch.chdir(there)
+    (there / "run" / "config.yaml").write_text(relative_config().to_yaml())
+    lease = Lease(there / "run")
+    lease.take()
+    before = (there / "run" / "slim" / "model.h5").stat().st_mtime_ns
+    assert main(["merge", str(there / "run")]) == 2
+    expected = f"--workdir {there}/run: in use by process {os.getpid()} on host "
+    assert capsys.readouterr().err.startswith(f"resrep: error: {expected}")
+    assert (there / "run" / "slim" / "model.h5").stat().st_mtime_ns == before
+    lease.release()
+    assert main(["merge", str(there / "run")]) == 0
+    assert not (there / "run" / "lease.json").exists()
