@@ -1,4 +1,4 @@
-"""A record of which samples a rank has seen: the proof that each came once, on any number of ranks."""
+"""A log of the samples that a rank has used, from which it can be checked that each was used once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +8,18 @@ from resrep_dist.data.source import NamedErrors
 
 
 def recorded(batches: NamedErrors, path: Path, first_step: int) -> Iterator[Any]:
-    """The batches as they are; for each one a line is written: its step, then its samples' indices.
+    """Yield batches, and write for each one a line with its step and the indices of its samples.
 
     Args:
-        first_step: number of the first batch's step, counted from 0.
+        batches: The batches of `training_batches`.
+        path: The file, which is replaced. Its folder is created if it does not exist.
+        first_step: Step of the first batch, counted from 0.
+
+    Yields:
+        The batches, unchanged.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", buffering=1, encoding="ascii") as file:
