@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from resrep_dist.config import Config
-from resrep_dist.data.encoded import EncodedSource, centre_crop, random_resized_crop
+from resrep_dist.data.encoded import EncodedSource, center_crop, random_resized_crop
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource
@@ -103,7 +103,7 @@ def _bare_decode_loop(source: ImageSource, config: Config) -> Iterable[Any]:
         encoded = source.read_bare(sample)
         if config.data.augmentation == "resized_crop_flip":
             return random_resized_crop(encoded, image_size, position, config.seed)
-        return centre_crop(encoded, image_size, config.data.crop_fraction)
+        return center_crop(encoded, image_size, config.data.crop_fraction)
 
     samples = source.bare_samples().repeat().enumerate()
     parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}

@@ -1,7 +1,7 @@
-"""What is done to a batch of images: random crops and mirror images, mean and standard deviation.
+"""Random crops and mirror images of batches, and normalization by mean and standard deviation.
 
-All randomness is stateless and keyed by the seed and the sample's position, so it does not depend on the
-number of ranks or on where a run resumed.
+All random numbers are stateless functions of the seed and the sample's position (see `order.py`), so they do not depend
+on the number of ranks or on where a run was resumed.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,20 @@ import numpy as np
 import tensorflow as tf
 
 PADDING = ("shift", "pad_crop_flip")
+"""Augmentations that pad images with zeros."""
 
 
 def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: int) -> tf.Tensor:
-    """Crop, and for `pad_crop_flip` mirror, each image of a batch.
+    """Pad each image by an eighth of its height, crop it at random, and for `pad_crop_flip` mirror half of the images.
 
     Args:
         images: [B, height, width, channels].
-        augmentation: anything but those of PADDING leaves the images as they are.
-        positions: int64 [B].
+        augmentation: One of `PADDING`; for all others the images are returned as they are.
+        positions: Position of each sample in training, int64 [B].
+        seed: Seed of the run.
+
+    Returns:
+        Images of the same shape and type.
     """
     if augmentation not in PADDING:
         return images
@@ -37,15 +42,32 @@ def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: in
 
 
 def is_mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
-    """Toss a coin for each position: int64 [B] -> bool [B]."""
-    # A negative seed: the order of the samples comes from hashes with the seed itself.
+    """Decide for each sample whether its image is mirrored, with probability 0.5.
+
+    Args:
+        positions: Position of each sample in training, int64 [B].
+        seed: Seed of the run.
+
+    Returns:
+        bool [B].
+    """
+    # A negative seed, since the order of the samples comes from hashes with the seed itself.
     seeds = tf.fill(tf.shape(positions), tf.constant(-1 - seed, tf.int64))
     return tf.bitwise.bitwise_and(mix(mix(seeds) + positions), 1) == 1
 
 
-def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
-    """(pixels - mean) / std per channel, float32; `pixels` is [..., height, width, channels]."""
-    # Whole images of factors: Eigen multiplies by three channels at a tenth of the speed.
+def normalize(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """Return (pixels - mean) / std.
+
+    Args:
+        pixels: [..., height, width, channels], of any type.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+
+    Returns:
+        float32 of the same shape.
+    """
+    # Factors for every pixel, since Eigen multiplies by three channels at a tenth of the speed.
     shape = pixels.shape[-3:]
     factors = np.broadcast_to(1.0 / np.asarray(std), shape).astype(np.float32)
     offsets = np.broadcast_to(-np.asarray(mean) / np.asarray(std), shape).astype(np.float32)
@@ -53,10 +75,10 @@ def normalise(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def _random_numbers(positions: tf.Tensor, seed: int) -> tf.Tensor:
-    """Three large random numbers for each position: int64 [B] -> int32 [B, 3]."""
+    """Draw three random numbers for each position: int64 [B] -> int32 [B, 3]."""
 
     def draw(position: tf.Tensor) -> tf.Tensor:
-        # As tf.image.stateless_random_crop draws them, which takes one image at a time.
+        # The numbers of tf.image.stateless_random_crop, which takes one image at a time.
         return tf.random.stateless_uniform(
             [3], [tf.constant(seed, tf.int64), position], maxval=tf.int32.max, dtype=tf.int32
         )

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the published binary version (www.cs.toronto.edu/~kriz/cifar.html).
 
-A record is the label (for CIFAR-100 the coarse label, then the fine one), one byte each, and 32 x 32 pixels of
-red, of green, of blue.
+A record is a label of one byte (for CIFAR-100 the coarse, then the fine label) and 32 x 32 bytes of red, then green,
+then blue.
 """
 
 import tarfile
@@ -14,19 +14,39 @@ from resrep_dist.errors import DataError
 import numpy as np
 
 _NUM_PIXELS = 32 * 32 * 3
-# Mean and standard deviation of all pixels of the training set, of 255.
+# Mean and standard deviation of all pixels of the training set, as fractions of 255.
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 def cifar10(path: Path) -> tuple[Source, Source]:
-    """Training and validation set from `data_batch_1.bin` to `_5` and `test_batch.bin`, 32 px."""
+    """Read CIFAR-10, 10 classes and 32 pixels.
+
+    Args:
+        path: Folder or tar archive with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
+
+    Returns:
+        Training set and validation set.
+
+    Raises:
+        DataError: If a file is missing, cannot be read or is not of the binary version.
+    """
     train = [f"data_batch_{number}.bin" for number in range(1, 6)]
     return _source(path, train, 1, 10, _CIFAR10), _source(path, ["test_batch.bin"], 1, 10, _CIFAR10)
 
 
 def cifar100(path: Path) -> tuple[Source, Source]:
-    """Training and validation set from `train.bin` and `test.bin`, 32 px, fine labels."""
+    """Read CIFAR-100, 100 classes (the fine labels) and 32 pixels.
+
+    Args:
+        path: Folder or tar archive with `train.bin` and `test.bin`.
+
+    Returns:
+        Training set and validation set.
+
+    Raises:
+        DataError: If a file is missing, cannot be read or is not of the binary version.
+    """
     return _source(path, ["train.bin"], 2, 100, _CIFAR100), _source(path, ["test.bin"], 2, 100, _CIFAR100)
 
 
@@ -37,7 +57,7 @@ def _source(
     num_classes: int,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Source:
-    """Args: num_labels: bytes before the pixels; the last one is the label."""
+    """Read records with `num_labels` bytes before the pixels, of which the last one is the label."""
     mean, std = ([255.0 * value for value in values] for values in statistics)
     records = []
     for name, data in zip(names, _read(path, names), strict=True):
@@ -53,7 +73,7 @@ def _source(
 
 
 def _read(path: Path, names: Sequence[str]) -> list[bytes]:
-    """The files of these names in a folder or an archive, in whatever folder below it."""
+    """Read the files of these names in a folder or an archive, at any depth."""
     try:
         if path.is_dir():
             found = {file.name: file for file in sorted(path.rglob("*.bin"), reverse=True)}

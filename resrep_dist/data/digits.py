@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits (UCI), which ship inside the package."""
+"""The 1,797 handwritten digits (UCI) that are part of scikit-learn."""
 
 from resrep_dist.data.source import Source
 
@@ -7,7 +7,14 @@ import tensorflow as tf
 
 
 def digits(image_size: int) -> tuple[Source, Source]:
-    """Training set (1,437) and validation set (360, every fifth image), three equal channels."""
+    """Load the digits, normalized, with three equal channels.
+
+    Args:
+        image_size: Height and width to which the images of 8 pixels are resized, pixels.
+
+    Returns:
+        Training set (1,437 images) and validation set (360, every fifth image).
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,33 +1,33 @@
-"""Sources of encoded images (JPEG, PNG): decoding, the standard crops of ImageNet, and reading in parallel.
+"""Sources of encoded images (JPEG, PNG): decoding, the usual crops for ImageNet, and reading in parallel.
 
-Resizing is bilinear with antialiasing, as Pillow and with it torchvision do it: evaluation gives the same pixels
-to within rounding. Without antialiasing differences of up to 24 of 255 were measured.
+Resizing is bilinear with antialiasing, as in Pillow and therefore torchvision, so that evaluation sees the same pixels
+except for rounding. Without antialiasing differences of up to 24 of 255 were measured.
 
-Grayscale and CMYK become RGB; what a file is, its first bytes say, not its name. A truncated JPEG is refused,
-not recovered: the grey that would fill it is not what the label says. A window that ends before the damage is
-whole, and is used.
+Grayscale and CMYK become RGB. The format of a file is that of its first bytes, not that of its name. A truncated JPEG
+is an error, since its missing part would be filled with gray; a crop that ends before the damage is used.
 """
 
 import abc
 from typing import Any
 
-from resrep_dist.data.augmentation import PADDING, augment, is_mirrored, normalise
+from resrep_dist.data.augmentation import PADDING, augment, is_mirrored, normalize
 from resrep_dist.data.source import ImageSource
 
 import tensorflow as tf
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-# Gave the very pixels that Pillow gives; TensorFlow's default was off by up to 5 and no faster.
+# Gives exactly the pixels of Pillow; TensorFlow's default differed by up to 5 of 255 and was not faster.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
 
 class EncodedSource(ImageSource):
-    """Images that are read and decoded when their turn comes.
+    """Images that are read and decoded when they are needed.
 
     Args:
-        image_size: height and width of the images that come out, pixels.
-        crop_fraction: evaluation resizes the short side to image_size / crop_fraction and takes the centre.
+        num_classes: Number of classes.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
     """
 
     def __init__(self, num_classes: int, image_size: int, crop_fraction: float) -> None:
@@ -36,27 +36,27 @@ class EncodedSource(ImageSource):
 
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What `read` needs, for a whole batch: int64 [B] -> tensors [B]."""
+        """Return what `read` needs for a whole batch of samples: int64 [B] -> tensors [B]."""
 
     @abc.abstractmethod
     def read(self, *fetched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One sample: its bytes, string [], and its label, int64 []."""
+        """Return the encoded image, string [], and the label, int64 [], of one sample of a fetched batch."""
 
     @abc.abstractmethod
     def bare_samples(self) -> tf.data.Dataset:
-        """The samples as they lie on disk, for a benchmark: TensorFlow's own reading."""
+        """Return all samples in the order of the files, read by TensorFlow alone, for a benchmark."""
 
     @abc.abstractmethod
     def read_bare(self, sample: tf.Tensor) -> tf.Tensor:
-        """The bytes of the image of one of the bare samples."""
+        """Return the encoded image, string [], of an element of `bare_samples`."""
 
     def load(self, places: tf.data.Dataset, batch_size: int, augmentation: str, seed: int) -> tf.data.Dataset:
-        # Crops pad with 0, which is black only before the mean is taken off. The others are normalised one by one: that
-        # goes on beside the decoding, and was measured to cost less.
+        # Padding with 0 is black only before the mean is subtracted. Images without padding are normalized one by one,
+        # in parallel with the decoding, which was measured to take less time.
         is_padded = augmentation in PADDING
 
         def fetch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[Any, ...]:
-            # For the whole batch: coins that are tossed one by one cost a hundredth of the decoding.
+            # For the whole batch: one by one, `is_mirrored` takes a hundredth of the time of the decoding.
             return self.fetch(indices), positions, is_mirrored(positions, seed)
 
         def sample(fetched: tuple[tf.Tensor, ...], position: tf.Tensor, coin: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -65,12 +65,12 @@ class EncodedSource(ImageSource):
                 crop = random_resized_crop(encoded, self._image_size, position, seed)
                 image = tf.cond(coin, lambda: tf.reverse(crop, [1]), lambda: crop)
             else:
-                image = centre_crop(encoded, self._image_size, self._crop_fraction)
-            return image if is_padded else normalise(image, IMAGENET_MEAN, IMAGENET_STD), label, position
+                image = center_crop(encoded, self._image_size, self._crop_fraction)
+            return image if is_padded else normalize(image, IMAGENET_MEAN, IMAGENET_STD), label, position
 
         def finish(images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if is_padded:
-                images = normalise(augment(images, augmentation, positions, seed), IMAGENET_MEAN, IMAGENET_STD)
+                images = normalize(augment(images, augmentation, positions, seed), IMAGENET_MEAN, IMAGENET_STD)
             return images, labels
 
         parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
@@ -79,12 +79,19 @@ class EncodedSource(ImageSource):
 
 
 def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor, seed: int) -> tf.Tensor:
-    """Take a random window of 0.08 to 1 of the area and sides 3:4 to 4:3, and resize it.
+    """Crop a random window and resize it (Szegedy et al., 2015, section 6).
 
-    Only the window is decoded. An image so long that no window fits is taken whole.
+    The window has 0.08 to 1 of the area and an aspect ratio of 3:4 to 4:3. Only the window of a JPEG is decoded.
+    If no window fits, because the image is too long, the whole image is resized.
+
+    Args:
+        encoded: The file's bytes, string [].
+        image_size: Height and width of the result, pixels.
+        position: Position of the sample in training, int64 [].
+        seed: Seed of the run.
 
     Returns:
-        float32 [image_size, image_size, 3], pixel values.
+        float32 [image_size, image_size, 3], values from 0 to 255.
     """
 
     def decode_window() -> tf.Tensor:
@@ -99,20 +106,29 @@ def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor
     return resize(tf.cond(tf.io.is_jpeg(encoded), decode_window, cut_window), [image_size, image_size])
 
 
-def centre_crop(encoded: tf.Tensor, image_size: int, crop_fraction: float) -> tf.Tensor:
-    """Resize the short side to image_size / crop_fraction and take the centre: float32 [size, size, 3]."""
+def center_crop(encoded: tf.Tensor, image_size: int, crop_fraction: float) -> tf.Tensor:
+    """Resize the short side to image_size / crop_fraction and crop the center.
+
+    Args:
+        encoded: The file's bytes, string [].
+        image_size: Height and width of the result, pixels.
+        crop_fraction: Fraction of the short side that remains.
+
+    Returns:
+        float32 [image_size, image_size, 3], values from 0 to 255.
+    """
     image = decode(encoded)
     height, width = tf.unstack(tf.shape(image)[:2])
     short, target = tf.minimum(height, width), round(image_size / crop_fraction)
     size = tf.stack([height * target // short, width * target // short])
-    # Half to even, as Python and with it torchvision rounds.
+    # Half to even, as Python and therefore torchvision round.
     top, left = tf.unstack(tf.cast(tf.round((tf.cast(size, tf.float32) - image_size) / 2.0), tf.int32))
     image = resize(image, size)[top : top + image_size, left : left + image_size]
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """A whole image: uint8 [height, width, 3]."""
+    """Decode a whole image, string [], as uint8 [height, width, 3]."""
     return tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.image.decode_jpeg(encoded, channels=3, dct_method=_DCT_METHOD),
@@ -121,12 +137,12 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, size: Any) -> tf.Tensor:
-    """Bilinear with antialiasing: float32 [*size, 3]."""
+    """Resize an image [height, width, 3] to `size`, [2], by bilinear interpolation with antialiasing, float32."""
     return tf.image.resize(image, size, antialias=True)
 
 
 def _random_window(shape: tf.Tensor, position: tf.Tensor, seed: int) -> tf.Tensor:
-    """Top, left, height and width of a random window, int32 [4]."""
+    """Draw top, left, height and width of a random window, int32 [4]."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([1, 0, 4]),

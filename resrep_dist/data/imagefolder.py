@@ -1,4 +1,4 @@
-"""Image files in a folder for each class: `train/<class>/*.JPEG`, `val/<class>/*.JPEG`, as ImageNet is unpacked."""
+"""Image files in a folder per class, like ImageNet: `train/<class>/*.JPEG` and `val/<class>/*.JPEG`."""
 
 import os
 from collections.abc import Sequence
@@ -14,14 +14,16 @@ _SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 
 
 class ImageFolder(EncodedSource):
-    """The images of one split; class `i` is the i-th folder name in sorted order, as torchvision has it.
+    """The images of one split. Class i is the i-th folder in the order of names, as in torchvision.
 
     Args:
-        folder: holds one folder for each class.
-        classes: the classes in order; by default those of the folder.
+        folder: Folder with one folder per class.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        classes: Names of the classes in their order. None for the folders in `folder`.
 
     Raises:
-        DataError: for a folder that is missing, holds no class folders, an empty one or one of another class.
+        DataError: If the folder is missing or has no folders, or one of them is empty or not of these classes.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class ImageFolder(EncodedSource):
         return str(self._folder / self.classes[self._labels[index]] / self._names[index])
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # Paths are put together when they are needed: 1.28 million whole ones would fill 100 MB in every rank.
+        # Paths are joined when they are needed: all of ImageNet's 1.28 million would take 100 MB on every rank.
         classes, names, labels = self._tensors
         own_labels = tf.gather(labels, indices)
         parts = [str(self._folder), tf.gather(classes, own_labels), tf.gather(names, indices)]
@@ -71,7 +73,19 @@ class ImageFolder(EncodedSource):
 
 
 def image_folders(folder: Path, image_size: int, crop_fraction: float) -> tuple[ImageFolder, ImageFolder]:
-    """Training and validation set of a folder with `train` and `val`."""
+    """Find the images of a folder with `train` and `val`.
+
+    Args:
+        folder: The folder.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+
+    Returns:
+        Training set and validation set.
+
+    Raises:
+        DataError: As `ImageFolder`.
+    """
     train = ImageFolder(folder / "train", image_size, crop_fraction)
     return train, ImageFolder(folder / "val", image_size, crop_fraction, train.classes)
 

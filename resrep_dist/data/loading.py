@@ -1,5 +1,6 @@
-"""Data: one file per source, one order of samples for all (`order.py`)."""
+"""Opens the data source that a configuration names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from resrep_dist.config import Config
@@ -15,11 +16,11 @@ from resrep_dist.errors import ConfigError
 
 
 def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
-    """The training and the validation set that the configuration names.
+    """Open the training set and the validation set that a configuration names.
 
     Raises:
-        DataError: for data that is missing or broken as far as can be seen without reading all of it.
-        ConfigError: for images in memory of another size than the model's, or a program's own arrays.
+        DataError: If data is missing or damaged, as far as this is seen without reading all of it.
+        ConfigError: If the images are in memory and do not have the model's size, or `data.source` is `arrays`.
     """
     data, model = config.data, config.model
     if data.source == "arrays":
@@ -30,7 +31,7 @@ def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
     path = Path(data.path or "")
     index_folder = Path(data.index_folder) if data.index_folder else None
     crop = (model.image_size, data.crop_fraction)
-    sources = {
+    sources: dict[str, Callable[[], tuple[ImageSource, ImageSource]]] = {
         "digits": lambda: digits(model.image_size),
         "imagefolder": lambda: image_folders(path, *crop),
         "tfrecord": lambda: imagenet_records(path, model.num_classes, *crop, index_folder),

@@ -1,4 +1,4 @@
-"""Arrays in one file, as Keras' own sets come: `x_train`, `y_train`, `x_test`, `y_test`."""
+"""Arrays in an .npz file with the names of Keras' data sets: `x_train`, `y_train`, `x_test`, `y_test`."""
 
 import zipfile
 from pathlib import Path
@@ -12,10 +12,20 @@ _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 def npz(path: Path, num_classes: int) -> tuple[Source, Source]:
-    """Training and validation set: images [N, height, width] or [N, height, width, channels], labels [N] or [N, 1].
+    """Read images [N, height, width] or [N, height, width, 1 or 3] and integer labels [N] or [N, 1].
 
-    Whole numbers are pixels: the mean and standard deviation of the training set's channels normalise them.
-    Floats are taken as they are. A single channel becomes three equal ones.
+    Integer images are normalized by mean and standard deviation of the training set's channels. Floating-point images
+    are used as they are. A single channel is repeated three times.
+
+    Args:
+        path: The file; pickled arrays in it are refused.
+        num_classes: Number of classes.
+
+    Returns:
+        Training set and validation set.
+
+    Raises:
+        DataError: If the file cannot be read, or an array is missing, of another shape or type, or has other labels.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -30,7 +40,7 @@ def npz(path: Path, num_classes: int) -> tuple[Source, Source]:
     mean = std = None
     if np.issubdtype(train.dtype, np.integer):
         mean = train.mean((0, 1, 2), np.float64).tolist()
-        # A channel that is the same everywhere is left at 0.
+        # A channel that is constant becomes 0 instead of NaN.
         std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
     labels = [_labels(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
     return Source(train, labels[0], num_classes, mean, std), Source(test, labels[1], num_classes, mean, std)

@@ -1,8 +1,8 @@
-"""The order of the samples: a pure function of (seed, position), the same for any number of ranks.
+"""The order of the samples: a pure function of seed and position, the same for any number of ranks.
 
-Position p is the p-th sample that training ever sees. Each epoch permutes the N samples anew, and a global
-batch may end one epoch and begin the next: every sample comes exactly once per epoch, all batches are
-equal in size, and a run resumes at any step at once.
+Position p is that of the p-th sample since the start of training, counted from 0. Each epoch has its own permutation of
+the N samples. A global batch may end one epoch and begin the next, so every sample is used exactly once per epoch, all
+batches have the same size, and a run can be resumed at any step without reading the samples before it.
 """
 
 from resrep_dist.data.hashing import mix, right_shift
@@ -16,9 +16,18 @@ _NUM_PREFETCHED = 2
 
 
 def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
-    """Sample at each position: int64 [B] -> int64 [B], each in [0, num_samples)."""
+    """Return the index of the sample at each position.
+
+    Args:
+        positions: int64 [B].
+        num_samples: Number of samples of the training set.
+        seed: Seed of the run.
+
+    Returns:
+        int64 [B], each in [0, num_samples).
+    """
     epochs = positions // num_samples
-    # Neighbouring seeds give permutations that resemble each other, so the epoch is hashed first.
+    # Consecutive seeds give similar permutations, so seed and epoch are hashed first.
     mixed = mix(mix(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
     seeds = tf.stack(
         [
@@ -28,14 +37,14 @@ def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tens
         ],
         axis=1,
     )
-    # tf.random.experimental.index_shuffle pads seeds along the wrong axis when there is one per index.
+    # tf.random.experimental.index_shuffle pads seeds along the wrong axis if there is one per index.
     return tf.raw_ops.RandomIndexShuffle(
         index=positions % num_samples, seed=tf.cast(seeds, tf.int32), max_index=num_samples - 1, rounds=4
     )
 
 
 def rank_part(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    """Start and end of a rank's part of `size` items; parts differ by at most one."""
+    """Return start and end of a rank's part of `size` items; the parts differ by at most one item."""
     return size * rank // num_ranks, size * (rank + 1) // num_ranks
 
 
@@ -49,10 +58,20 @@ def training_batches(
     num_ranks: int,
     first_step: int,
 ) -> NamedErrors:
-    """This rank's part of every global batch from `first_step` on, without end: (images, labels).
+    """Return this rank's part of every global batch, without end.
 
-    Raises:
-        SampleError: while they are read, on the rank whose sample cannot be read.
+    Args:
+        source: The training set.
+        global_batch_size: Number of samples of all ranks per step.
+        augmentation: As in `DataConfig.augmentation`.
+        seed: Seed of the run.
+        rank: This rank.
+        num_ranks: Number of ranks.
+        first_step: Step of the first batch, counted from 0.
+
+    Returns:
+        Pairs (images, labels), float32 [B, height, width, channels] and int64 [B]. The iterator raises a SampleError on
+        the rank whose sample cannot be read.
     """
     start, end = rank_part(global_batch_size, rank, num_ranks)
 
@@ -68,7 +87,17 @@ def training_batches(
 
 
 def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_ranks: int) -> NamedErrors:
-    """This rank's part of the whole set, every sample once over all ranks: (images, labels)."""
+    """Return this rank's part of a whole set in batches; over all ranks every sample is there once.
+
+    Args:
+        source: The set.
+        batch_size: Number of samples of this rank per batch; the last batch may be smaller.
+        rank: This rank.
+        num_ranks: Number of ranks.
+
+    Returns:
+        Pairs (images, labels), as `training_batches`.
+    """
     start, end = rank_part(len(source), rank, num_ranks)
 
     def indices_of(number: int) -> range:

@@ -1,8 +1,8 @@
-"""Where each record of a set of TFRecord files begins, so that any one can be read at once.
+"""An index of the records of TFRecord files, so that any record can be read directly.
 
-A TFRecord file is a row of records, each framed as: uint64 length, uint32 checksum of the length, the data,
-uint32 checksum of the data (little endian; TensorFlow's guide "TFRecord and tf.train.Example"). To find all
-records only the lengths are read.
+A TFRecord file is a sequence of records, each with a frame: uint64 length, uint32 checksum of the length, the data,
+uint32 checksum of the data (little endian; TensorFlow's guide "TFRecord and tf.train.Example"). Only the lengths are
+read to find all records.
 """
 
 import array
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _FRAME_BYTES = 16
 _HEADER_BYTES = 12
 _NUM_THREADS = 16
-# Room for the validation set's shards and for everything else that the process has open.
+# For the validation set's shards and all other files that the process opens.
 _NUM_OTHER_FILES = 1024
 
 
@@ -36,10 +36,10 @@ class RecordIndex:
     """All records of some files, in the order of the files.
 
     Attributes:
-        paths: the files.
-        files: int32 [N], the file that holds each record.
-        offsets: int64 [N], where the data of each record begins, bytes.
-        lengths: int64 [N], how long they are, bytes.
+        paths: The files.
+        files: int32 [N], index of the file of each record.
+        offsets: int64 [N], where the data of each record begins in its file, bytes.
+        lengths: int64 [N], length of the data of each record, bytes.
     """
 
     paths: tuple[Path, ...]
@@ -51,13 +51,21 @@ class RecordIndex:
         return len(self.offsets)
 
     def describe(self, index: int) -> str:
-        """File and number of a record in it, counted from 0."""
+        """Return the file of a record and its number in the file, counted from 0, for a message."""
         file = int(self.files[index])
         return f"{self.paths[file]}: record {index - int(np.searchsorted(self.files, file))}"
 
 
 class RecordReader:
-    """Reads any records of an index; the files stay open."""
+    """Reads any records of an index; the files stay open as long as the reader exists.
+
+    Args:
+        index: The records.
+
+    Raises:
+        OSError: If a file cannot be opened.
+        DataError: If the process may not open so many files.
+    """
 
     def __init__(self, index: RecordIndex) -> None:
         self._index = index
@@ -66,12 +74,22 @@ class RecordReader:
         weakref.finalize(self, _close, self._descriptors)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The data of each record: int64 [B] -> bytes [B]."""
+        """Read the data of records.
+
+        Args:
+            indices: int64 [B].
+
+        Returns:
+            object [B] of bytes.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
         places = [
             (self._descriptors[self._index.files[i]], int(self._index.lengths[i]), int(self._index.offsets[i]))
             for i in indices
         ]
-        # The disk, or the network behind it, gets the whole batch to do at once.
+        # The disk or network file system gets the whole batch at once.
         if hasattr(os, "posix_fadvise"):
             for descriptor, length, offset in places:
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
@@ -81,10 +99,15 @@ class RecordReader:
 
 
 def index_records(paths: Sequence[Path], index_file: Path | None = None) -> RecordIndex:
-    """Scan files for their records, or take what an index file says of files of the same size and date.
+    """Find the records of files, by scanning them or from an index file.
+
+    Args:
+        paths: The files, in the order of the records.
+        index_file: File in which the index is kept, and from which it is read if the files have the names, sizes and
+            times that it has stored. None to always scan.
 
     Raises:
-        DataError: for a file that is missing, cut off, or no TFRecord file.
+        DataError: If a file is missing, truncated, or not a TFRecord file, or the index file cannot be written.
     """
     try:
         identity = {
@@ -116,7 +139,7 @@ def index_records(paths: Sequence[Path], index_file: Path | None = None) -> Reco
 
 
 def _scan(path: Path) -> np.ndarray:
-    """Where each record's frame begins, int64."""
+    """Return where the frame of each record begins, int64 [N], bytes."""
     size, start = path.stat().st_size, 0
     starts = array.array("q")
     with open(path, "rb", buffering=0) as file:
@@ -145,7 +168,7 @@ def _load(index_file: Path | None, identity: dict[str, np.ndarray]) -> dict[str,
                 return {name: arrays[name] for name in ("counts", "starts")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    _log.info("%s is of other files; scanning them anew.", index_file)
+    _log.info("%s is of other files; scanning them again.", index_file)
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a data source with random access is, and the one that holds its images in memory."""
+"""The interface of a data source with random access, and the source of images in memory."""
 
 import abc
 import dataclasses
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from resrep_dist.data.augmentation import augment, normalise
+from resrep_dist.data.augmentation import augment, normalize
 from resrep_dist.errors import DataError, SampleError
 
 import numpy as np
@@ -16,12 +16,12 @@ import tensorflow as tf
 
 
 class ImageSource(abc.ABC):
-    """Labelled images, each at an index in [0, len(source)).
+    """Labeled images, each with an index in [0, len(source)).
 
-    Which sample comes when is no business of a source: `order.py` decides it for all of them.
+    The order in which samples are used is not that of the source; `order.py` decides it for all sources.
 
     Attributes:
-        num_classes: labels are 0 <= label < num_classes.
+        num_classes: Number of classes; labels are 0 <= label < num_classes.
     """
 
     num_classes: int
@@ -31,29 +31,45 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def load(self, places: tf.data.Dataset, batch_size: int, augmentation: str, seed: int) -> tf.data.Dataset:
-        """Turn places into batches, in the same order.
+        """Load batches of samples in a given order.
 
         Args:
-            places: pairs of int64 [batch_size] (the last may be smaller): the sample's index, and its
-                position in training, from which alone its augmentation follows.
-            augmentation: as in `DataConfig.augmentation`; "none" is how images are evaluated.
+            places: For each batch a pair of int64 [batch_size] (the last may be smaller): the indices of the samples
+                and their positions in training. The augmentation of a sample depends on its position only.
+            batch_size: Number of samples per batch.
+            augmentation: As in `DataConfig.augmentation`; "none" for evaluation.
+            seed: Seed of the augmentation.
 
         Returns:
-            Pairs of float32 [batch_size, height, width, channels] and int64 [batch_size].
+            Pairs (images, labels), float32 [batch_size, height, width, channels] and int64 [batch_size].
         """
 
     def check(self, index: int) -> None:
-        """Read one sample as evaluation does; raises TensorFlow's error if it cannot be read."""
+        """Read one sample as for evaluation.
+
+        Raises:
+            tf.errors.OpError: If it cannot be read.
+        """
         place = tf.data.Dataset.from_tensors((tf.constant([index], tf.int64), tf.constant([index], tf.int64)))
         for _ in self.load(place, 1, "none", 0):
             pass
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for an error."""
+        """Return where a sample is stored, for an error message."""
         return f"sample {index}"
 
     def first_images(self, num_images: int) -> np.ndarray:
-        """The first images as evaluation sees them: [num_images or fewer, height, width, channels]."""
+        """Load the first images as for evaluation.
+
+        Args:
+            num_images: Maximum number of images.
+
+        Returns:
+            float32 [min(num_images, len(self)), height, width, channels].
+
+        Raises:
+            SampleError: If one of them cannot be read.
+        """
         num_images = min(num_images, len(self))
         indices = np.arange(num_images)
         places = tf.data.Dataset.from_tensor_slices((indices, indices)).batch(32)
@@ -67,9 +83,14 @@ class Source(ImageSource):
     """Images in memory.
 
     Attributes:
-        images: [N, height, width, channels], normalised; or pixels, with mean and std.
+        images: [N, height, width, channels]: normalized, or pixels if mean and std are given.
         labels: int64 [N], 0 <= label < num_classes.
-        mean, std: per channel, in pixel values; without them the images are used as they are.
+        num_classes: Number of classes.
+        mean: Mean of each channel, in the unit of the images. None to use the images as they are.
+        std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
+
+    Raises:
+        DataError: If there are no images, not as many images as labels, or labels outside of the classes.
     """
 
     images: np.ndarray
@@ -94,10 +115,10 @@ class Source(ImageSource):
         images, labels = self._tensors
 
         def batch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            # Crops pad with 0, which is black only before the mean is taken off.
+            # Padding with 0 is black only before the mean is subtracted.
             chosen = augment(tf.gather(images, indices), augmentation, positions, seed)
             if self.mean is not None and self.std is not None:
-                chosen = normalise(chosen, self.mean, self.std)
+                chosen = normalize(chosen, self.mean, self.std)
             return chosen, tf.gather(labels, indices)
 
         return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -109,12 +130,14 @@ class Source(ImageSource):
 
 
 class NamedErrors:
-    """The batches of a dataset; where one cannot be read, the error names the sample.
+    """The batches of a dataset, with errors that name the sample that cannot be read.
 
-    Nothing is checked while all goes well: the samples of a batch that failed are read again, one by one.
+    Batches that can be read take no extra time. The samples of a batch that cannot are read again, one by one.
 
     Args:
-        indices_of: the samples of the batch with a given number, counted from 0.
+        dataset: The batches.
+        source: Their source.
+        indices_of: Returns the indices of the samples of a batch, given its number counted from 0.
     """
 
     def __init__(
@@ -138,7 +161,7 @@ class NamedErrors:
             try:
                 self._source.check(int(index))
             except tf.errors.OpError as cause:
-                return SampleError(f"{self._source.describe(int(index))}: {_reason(cause)}; mend or replace the file")
+                return SampleError(f"{self._source.describe(int(index))}: {_reason(cause)}; fix or replace the file")
         first = self._source.describe(int(indices[0]))
         return SampleError(
             f"{first} and the {len(indices) - 1} samples after it: one could not be read ({_reason(error)}), but all "
@@ -147,7 +170,7 @@ class NamedErrors:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its nodes, on one line."""
+    """Return TensorFlow's message without the names of its nodes, on one line."""
     noise = (
         r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]( name:)?|"
         r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "

@@ -1,8 +1,8 @@
-"""Made-up images of any size and number: they show how fast a run is, and teach nothing."""
+"""Random images of any size and number, to measure speed without a data set."""
 
 import dataclasses
 
-from resrep_dist.data.augmentation import augment, normalise
+from resrep_dist.data.augmentation import augment, normalize
 from resrep_dist.data.source import ImageSource
 
 import numpy as np
@@ -14,7 +14,13 @@ _NUM_VALIDATION = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(ImageSource):
-    """`num_samples` images, 64 different ones in turn; the label of sample `i` is `i` modulo `num_classes`."""
+    """Images of noise. There are 64 different ones, in turn; the label of sample i is i modulo `num_classes`.
+
+    Attributes:
+        num_samples: Number of images.
+        num_classes: Number of classes.
+        image_size: Height and width of the RGB images, pixels.
+    """
 
     num_samples: int
     num_classes: int
@@ -30,11 +36,11 @@ class Synthetic(ImageSource):
 
         def batch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             images = augment(tf.gather(pixels, indices % _NUM_DIFFERENT), augmentation, positions, seed)
-            return normalise(images, (127.5,) * 3, (73.9,) * 3), indices % self.num_classes
+            return normalize(images, (127.5,) * 3, (73.9,) * 3), indices % self.num_classes
 
         return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def synthetic(num_samples: int, num_classes: int, image_size: int) -> tuple[Synthetic, Synthetic]:
-    """Training and validation set."""
+    """Return a training set of `num_samples` images and a validation set of 1,024, of `image_size` pixels."""
     return Synthetic(num_samples, num_classes, image_size), Synthetic(_NUM_VALIDATION, num_classes, image_size)

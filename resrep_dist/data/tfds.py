@@ -1,4 +1,4 @@
-"""Any image classification set of TensorFlow Datasets, prepared on disk; nothing is downloaded."""
+"""Image classification sets of TensorFlow Datasets that are prepared on disk; nothing is downloaded."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,21 @@ import tensorflow as tf
 def prepared_set(
     name: str, data_dir: Path, image_size: int, crop_fraction: float, index_folder: Path | None
 ) -> tuple[RecordSource, RecordSource]:
-    """Split `train`, and `validation` or where there is none `test`, of a set with features `image` and `label`.
+    """Open a set with the features `image` and `label`.
+
+    Args:
+        name: Name of the set, as in `mnist:3.0.1`.
+        data_dir: Folder with the prepared sets.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        index_folder: Folder in which the index of the records is kept. None to scan the files at every start.
+
+    Returns:
+        The split `train`, and the split `validation`, or `test` if there is none.
 
     Raises:
-        DataError: when tensorflow-datasets is not installed, or the set is not prepared, is no image
-            classification set or is not stored as TFRecord.
+        DataError: If tensorflow-datasets is not installed, or the set is not prepared, has other features or splits, or
+            is not stored as TFRecord.
     """
     builder = _builder(name, data_dir)
     features, splits = builder.info.features, builder.info.splits
@@ -68,7 +78,7 @@ def _builder(name: str, data_dir: Path) -> Any:
 def _parser(features: Any) -> Parse:
     import tensorflow_datasets as tfds
 
-    # Only what is needed is parsed, and the image stays encoded: the crop decides what is decoded.
+    # Only the two features are parsed, and the image stays encoded, since only its crop is decoded later.
     wanted = type(features)({"image": features["image"], "label": features["label"]})
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,7 +1,7 @@
-"""ImageNet's classic TFRecord shards, read record by record: `train-00000-of-01024`, `validation-00000-of-00128`.
+"""ImageNet as TFRecord shards, `train-00000-of-01024` and `validation-00000-of-00128`, read record by record.
 
-Sharding by file would tie the batches to the number of ranks. With the offset of every record known, records
-are as good as files: one order for all ranks, and a run resumes at any step at once.
+If each rank read its own shards, the batches would depend on the number of ranks. Since the offset of every record is
+known, records are read like files: in one order for all ranks, from any step.
 """
 
 import re
@@ -15,13 +15,18 @@ from resrep_dist.errors import DataError
 import tensorflow as tf
 
 Parse = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""Parses a record, string [], into an encoded image, string [], and a label, int64 []."""
 
 
 class RecordSource(EncodedSource):
     """Images in TFRecord files.
 
     Args:
-        parse: one record, string [] -> encoded image, string [], and label, int64 [].
+        index: The records.
+        parse: Parses a record.
+        num_classes: Number of classes.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
     """
 
     def __init__(
@@ -37,8 +42,8 @@ class RecordSource(EncodedSource):
         return self._index.describe(index)
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # Stateless: what a record holds depends on its index alone. A stateful function would make
-        # TensorFlow's op determinism run the whole pipeline in one thread, without prefetching.
+        # Stateless, since a record depends on its index only. With a stateful function TensorFlow's op determinism
+        # would run the whole pipeline in one thread, without prefetching.
         records = tf.numpy_function(self._reader.read, [indices], tf.string, stateful=False)
         return (tf.ensure_shape(records, indices.shape),)
 
@@ -59,9 +64,20 @@ class RecordSource(EncodedSource):
 def imagenet_records(
     folder: Path, num_classes: int, image_size: int, crop_fraction: float, index_folder: Path | None
 ) -> tuple[RecordSource, RecordSource]:
-    """Training and validation set of ImageNet's shards in one folder.
+    """Open ImageNet's shards, whose labels start at 1, since 0 is the background.
 
-    Their labels start at 1, as 0 was the background.
+    Args:
+        folder: Folder with the shards of both splits.
+        num_classes: Number of classes without the background.
+        image_size: Height and width of the images after cropping, pixels.
+        crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        index_folder: Folder in which the index of the records is kept. None to scan the shards at every start.
+
+    Returns:
+        Training set and validation set.
+
+    Raises:
+        DataError: If a shard is missing or damaged.
     """
     train, validation = (
         RecordSource(
@@ -77,10 +93,17 @@ def imagenet_records(
 
 
 def find_shards(folder: Path, prefix: str) -> list[Path]:
-    """All shards `prefix-<number>-of-<count>` of a folder, in order.
+    """Find the shards `<prefix>-<number>-of-<count>` of a folder.
+
+    Args:
+        folder: The folder.
+        prefix: Name of the split.
+
+    Returns:
+        The files in the order of their numbers.
 
     Raises:
-        DataError: when there is none, one is missing, or there are several sets.
+        DataError: If there is none, one is missing, or there are sets of several counts.
     """
     try:
         names = [path.name for path in folder.iterdir()]

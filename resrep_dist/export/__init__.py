@@ -1,0 +1,1 @@
+"""Export of Keras models to other formats, and inference with all of them."""

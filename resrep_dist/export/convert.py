@@ -1,4 +1,4 @@
-"""Keras models into other formats; a file is kept only when it gives the model's outputs."""
+"""Exports Keras models to other formats; a file is kept only if its outputs are those of the model."""
 
 import contextlib
 import dataclasses
@@ -16,36 +16,41 @@ from rich.console import Console
 from tensorflow import keras
 
 OPSET = 17
-"""Of ONNX."""
+"""Version of ONNX' operators."""
 _BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """A file that was compared with the Keras model."""
+    """An exported file, and its comparison with the Keras model on the same images."""
 
     path: Path
+    """The file, or the folder of a SavedModel."""
     num_images: int
+    """Number of images that were compared."""
     max_abs_difference: float
-    """Largest difference of two outputs."""
+    """Largest absolute difference of two outputs."""
     max_relative_difference: float
-    """The same, as a fraction of the largest output."""
+    """Largest absolute difference of two outputs, as a fraction of the model's largest absolute output."""
     argmax_agreement: float
-    """Share of the images with the same class."""
+    """Fraction of the images for which file and model predict the same class."""
 
 
 def export_model(model: keras.Model, format_name: str, folder: Path, images: np.ndarray, tolerance: float) -> Export:
-    """Write the model into `folder` in one of `FORMATS`, and compare the file with the model.
+    """Write a model in another format, and compare the file with the model.
 
     Args:
-        images: what both are given, float32 [N, height, width, channels].
-        tolerance: largest difference that is accepted, as a fraction of the largest output; of a 16-bit format
-            at least 0.01.
+        model: The model.
+        format_name: One of `FORMATS`.
+        folder: Folder for the file, created if it does not exist. An older export of this format is replaced.
+        images: Images for the comparison, float32 [N, height, width, channels].
+        tolerance: Largest accepted difference, as a fraction of the largest absolute output; for a 16-bit format at
+            least 0.01.
 
     Raises:
-        ModelError: where the converter cannot do it.
-        CertificateError: where the outputs differ; the file is deleted.
-        UserError: where the converter is not installed, or the file cannot be written.
+        ModelError: If the model cannot be converted.
+        CertificateError: If the outputs differ by more than the tolerance; no file is written.
+        UserError: If the converter is not installed, or the file cannot be written.
     """
     name, _, lowest_tolerance = FORMATS[format_name]
     path = folder / name
@@ -65,7 +70,7 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: np.
 
 
 def print_export(console: Console, export: Export) -> None:
-    """What was written, and how it compares."""
+    """Print which file was written, its size, and the comparison with the model."""
     size = sum(file.stat().st_size for file in [export.path, *export.path.rglob("*")] if file.is_file())
     console.print(
         f"{export.path} ({size / 1e6:.2f} MB): largest difference {export.max_abs_difference:.2g}, "
@@ -87,7 +92,7 @@ def _convert(model: keras.Model, format_name: str, path: Path) -> None:
         FORMATS[format_name][1](model, path)
     except UserError:
         raise
-    except Exception as error:  # converters raise whatever they like
+    except Exception as error:  # converters raise errors of many classes
         raise ModelError(f"format {format_name}: {model.name} cannot be converted ({one_line(error)})") from None
 
 
@@ -99,7 +104,7 @@ def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: floa
     )
     difference = float(np.max(np.abs(expected - received)))
     relative = difference / max(float(np.max(np.abs(expected))), 1e-30)
-    # Written so that a difference that is not a number is refused as well.
+    # `not <=` instead of `>`, so that a NaN is refused as well.
     if not relative <= tolerance:
         raise CertificateError(
             f"{path.name}: its outputs differ from the Keras model's by {relative:.2g} of the largest on {len(images)} "
@@ -115,14 +120,14 @@ def _inference_function(model: keras.Model) -> tf.types.experimental.GenericFunc
 
 
 def _to_saved_model(model: keras.Model, path: Path) -> None:
-    # The variables and not the model: Keras would trace every layer by itself.
+    # The variables instead of the model, of which Keras would trace and save every layer.
     module = tf.Module()
     module.weights, module.serve = model.variables, _inference_function(model)
     tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
 def _to_tflite(model: keras.Model, path: Path, is_float16: bool = False) -> None:
-    # By way of a SavedModel the batch stays open, and Keras' own names stay out of it.
+    # Via a SavedModel, so that the batch size stays open and the names are ours.
     with tempfile.TemporaryDirectory() as folder:
         _to_saved_model(model, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -145,10 +150,10 @@ def _to_onnx(model: keras.Model, path: Path) -> None:
     tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET, output_path=str(path))
 
 
-# Name of the file, its converter, the lowest tolerance that its precision allows.
 FORMATS: dict[str, tuple[str, Callable[[keras.Model, Path], None], float]] = {
     "saved_model": ("saved_model", _to_saved_model, 0.0),
     "tflite": ("model.tflite", _to_tflite, 0.0),
     "tflite_float16": ("model_float16.tflite", _to_tflite_float16, 1e-2),
     "onnx": ("model.onnx", _to_onnx, 0.0),
 }
+"""For each format the name of the file, its converter, and the lowest tolerance that its precision allows."""

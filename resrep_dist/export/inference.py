@@ -1,4 +1,4 @@
-"""A model file of any format that we write, as a function from images to outputs."""
+"""Opens model files of all formats that this package writes, as functions from images to outputs."""
 
 import dataclasses
 import warnings
@@ -15,7 +15,8 @@ import tensorflow as tf
 from tensorflow import keras
 
 Run = Callable[[np.ndarray], np.ndarray]
-# Batches of an evaluation's size have corrupted the memory of the process (TensorFlow 2.18.1).
+"""float32 [N, height, width, channels] -> float32 [N, num_classes], for any N."""
+# With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
 _MAX_TFLITE_IMAGES = 32
 
 
@@ -26,18 +27,19 @@ class Inference:
     input_shape: tuple[int, ...]
     """Height, width and channels of an image."""
     num_classes: int
+    """Number of outputs per image."""
     run: Run
-    """float32 [N, *input_shape] -> float32 [N, num_classes], for any N."""
+    """Computes the outputs for a batch of images."""
 
 
 def open_model_file(path: Path) -> Inference:
-    """Open a Keras file (.h5, .keras), a SavedModel's folder, a .tflite or a .onnx file.
+    """Open a Keras file (.h5, .keras), the folder of a SavedModel, a .tflite or a .onnx file.
 
-    A Keras file is read as data. The other formats are programs: open only those that you trust.
+    A Keras file is read as data. The other formats are programs: open only files that you trust.
 
     Raises:
-        ModelError: for a file that cannot be opened, or has other than one input and one output.
-        UserError: for .onnx without onnxruntime.
+        ModelError: If the file cannot be opened, or does not have exactly one input and one output.
+        UserError: If the file is .onnx and onnxruntime is not installed.
     """
     if path.is_dir():
         opened = _opened(_open_saved_model, path)
@@ -52,7 +54,7 @@ def open_model_file(path: Path) -> Inference:
 
 
 def from_keras(model: keras.Model) -> Inference:
-    """A Keras model that is open already."""
+    """Return a Keras model with one input and one output as an `Inference`."""
     function = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -62,10 +64,18 @@ def from_keras(model: keras.Model) -> Inference:
 
 
 def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model:
-    """A model file of any format as a Keras model whose outputs are logits or, in a Keras file, what they are.
+    """Load a model file of any format as a Keras model.
+
+    The outputs of an exported file are turned into logits (see `as_keras_model`); those of a Keras file are as saved.
+
+    Args:
+        path: The file, or the folder of a SavedModel.
+        image_size: Height and width of the images, pixels.
+        num_classes: Number of classes.
 
     Raises:
-        ModelError: as `open_model_file`, and for a file of other images than `image_size` pixels, or other classes.
+        ModelError: As `open_model_file`, and if the model is for other images or classes.
+        UserError: As `open_model_file`.
     """
     is_exported = path.is_dir() or path.suffix in (".tflite", ".onnx")
     model = as_keras_model(open_model_file(path)) if is_exported else load_model(path, open_size=image_size)
@@ -80,9 +90,10 @@ def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model
 
 
 def as_keras_model(inference: Inference) -> keras.Model:
-    """A model that calls the file, for what wants a Keras model; its outputs count as logits.
+    """Return a Keras model that calls `inference.run` and whose outputs are logits.
 
-    Outputs that are probabilities are turned into their logarithms, which are logits of the same probabilities.
+    If the outputs for random images are probabilities, the model returns their logarithms, which are logits of the same
+    probabilities.
     """
     noise = np.random.default_rng(0).normal(size=(4, *inference.input_shape)).astype(np.float32)
     outputs = inference.run(noise)
@@ -104,9 +115,9 @@ def _opened(opener: Callable[[Path], tuple[Run, Any, Any]], path: Path) -> tuple
         return opener(path)
     except UserError:
         raise
-    except Exception as error:  # each library has its own kinds
+    except Exception as error:  # each library has its own classes of errors
         raise ModelError(
-            f"model {path}: cannot be opened ({one_line(error, 160)}); export it anew with `resrep export`"
+            f"model {path}: cannot be opened ({one_line(error, 160)}); export it again with `resrep export`"
         ) from None
 
 
@@ -117,7 +128,7 @@ def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:
     ((name, outputs),) = function.structured_outputs.items()
 
     def run(images: np.ndarray) -> np.ndarray:
-        # `loaded` owns the variables and must live as long as the function.
+        # `loaded` owns the variables, so it must exist as long as the function.
         return loaded.signatures["serving_default"](**{inputs.name: tf.constant(images)})[name].numpy()
 
     return run, inputs.shape[1:], outputs.shape
@@ -135,7 +146,7 @@ def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
         return interpreter
 
     (inputs,), (outputs,) = (getattr(interpreter_of(), f"get_{side}_details")() for side in ("input", "output"))
-    # By batch size, so that none is resized after it has run.
+    # One interpreter per batch size, so that none is resized after it has run.
     interpreters: dict[int, Any] = {}
 
     def run_part(images: np.ndarray) -> np.ndarray:

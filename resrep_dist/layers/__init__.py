@@ -1,0 +1,1 @@
+"""Keras layers of this package, and how they get into a model."""

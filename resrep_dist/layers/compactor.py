@@ -1,4 +1,12 @@
-"""The compactor: a 1x1 convolution behind a convolution and its batch norm, initially the identity."""
+"""The compactor: a 1x1 convolution that follows a convolution and its batch norm, initially the identity.
+
+ResRep (Ding et al., ICCV 2021) prunes only the compactor. Each row of its matrix Q makes one output channel. A penalty
+takes some rows to zero, so that their channels are always zero, while the convolution before it is trained as without
+pruning, and the other rows may mix all its channels. Then convolution, batch norm and compactor are one linear map,
+which `merging/folding.py` writes into one convolution with as many channels as rows are left (section 3.2).
+
+TensorFlow's kernels are [..., D_in, D_out], the transpose of Q: a row of Q is a column of `Compactor.kernel`.
+"""
 
 from typing import Any
 
@@ -9,10 +17,13 @@ from tensorflow import keras
 
 @keras.utils.register_keras_serializable("resrep_dist")
 class GroupLasso(keras.regularizers.Regularizer):
-    """strength * sum_j ||Q_j|| of a kernel [..., D_in, D_out], whose gradient is the penalty of section 3.3.
+    """The penalty strength * sum_j ||Q_j|| of section 3.3, for a kernel [..., D_in, D_out] whose columns are the Q_j.
 
-    At a zero row the gradient is 0. For compactors trained by another optimizer than ResRepOptimizer, which has
-    the penalty already, and adds it after the average over the ranks.
+    For compactors that are trained by another optimizer than ResRepOptimizer, which adds the gradient of the penalty
+    itself, after the average over the ranks. The gradient of a zero row is 0.
+
+    Args:
+        strength: The paper's lambda.
     """
 
     def __init__(self, strength: float = 1e-4) -> None:
@@ -20,7 +31,7 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def __call__(self, kernel: tf.Tensor) -> tf.Tensor:
         squares = tf.reduce_sum(tf.square(kernel), axis=-2)
-        # The root has no gradient at 0; a constant in its place has the gradient 0.
+        # The gradient of the root is infinite at 0. The outer `where` alone would multiply it by 0, which is NaN.
         norms = tf.where(squares > 0, tf.sqrt(tf.where(squares > 0, squares, 1.0)), 0.0)
         return tf.constant(self.strength, kernel.dtype) * tf.reduce_sum(norms)
 
@@ -30,14 +41,20 @@ class GroupLasso(keras.regularizers.Regularizer):
 
 @keras.utils.register_keras_serializable("resrep_dist")
 class Compactor(keras.layers.Layer):
-    """y = Q x at every pixel, or on vectors (section 3.2), channels last, without bias.
+    """y = Q x at every pixel of an image, or for vectors (section 3.2), channels last, without bias.
 
-    Weights: `kernel` [1, 1, D_in / groups, D_out], the transpose of the paper's Q, initially the identity; `mask`
-    [D_out], not trained: 1 where the objective trains the row, 0 where it is left to decay.
+    Behind a grouped convolution Q is block-diagonal, so that the compactor can be folded into it; the kernel holds only
+    the blocks, side by side.
+
+    Attributes:
+        kernel: [1, 1, D_in / groups, D_out], the transpose of Q, initially the identity.
+        mask: [D_out], not trained. 1 if the loss trains the row of Q, 0 if only the penalty does (section 3.3).
 
     Args:
-        channels: D_out; by default D_in.
-        groups: of the grouped convolution before it: Q is block-diagonal, and only its blocks are there.
+        channels: D_out. None for D_in.
+        groups: Number of groups of the convolution before it.
+        kernel_regularizer: As in Keras' layers, such as a `GroupLasso`. None for no regularizer.
+        **kwargs: As in every Keras layer: name, dtype and so on.
     """
 
     def __init__(
@@ -71,7 +88,7 @@ class Compactor(keras.layers.Layer):
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="VALID")
 
     def matrix(self) -> np.ndarray:
-        """Q transposed, whole, [D_in, D_out]."""
+        """Return the transpose of Q with the zeros outside its blocks, [D_in, D_out]."""
         blocks = np.split(self.kernel.numpy()[0, 0], self.groups, axis=-1)
         matrix = np.zeros([self.groups * len(blocks[0]), self.kernel.shape[-1]], blocks[0].dtype)
         for index, block in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model with compactors in it."""
+"""Multiply-adds of a model with compactors."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,16 @@ from tensorflow import keras
 
 
 def training_macs(model: keras.Model, graph: Graph, widths: Sequence[int], is_refolded: bool = False) -> int:
-    """Multiply-adds of a forward pass of one image through a model with compactors, and through these.
+    """Return the multiply-adds of a forward pass of one image through a model in training, with its compactors.
+
+    Unlike `Graph.macs` this includes the compactors. The model need not have the widths yet, so that the cost of a
+    smaller model is known before it is built.
 
     Args:
-        graph: of the original model.
-        widths: channels that each group has behind its compactors, those of the model or fewer.
-        is_refolded: what stands before a compactor is as narrow; otherwise it keeps the width of the model.
+        model: The model with compactors, at full width.
+        graph: Graph of the original model.
+        widths: Number of channels of each group behind its compactors, at most those of the model.
+        is_refolded: True if the layers before the compactors have these widths too, False if they have full width.
     """
     width_of = {
         layer.compactor: w * g.num_parts for g, w in zip(graph.groups, widths, strict=True) for layer in g.layers

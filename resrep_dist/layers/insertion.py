@@ -1,4 +1,4 @@
-"""Compactors put into a model, and the graph of a model that has them."""
+"""Inserts compactors into a model, and finds them again."""
 
 from typing import Any
 
@@ -9,7 +9,14 @@ from tensorflow import keras
 
 
 def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
-    """The same model, flat, with an identity compactor behind every prunable layer; equal outputs, own weights."""
+    """Return a flat copy of a model with a compactor behind every prunable layer.
+
+    The compactors are the identity, so the outputs are equal to those of the model.
+
+    Args:
+        model: The model that was traced, which is not changed.
+        graph: Its graph.
+    """
     sites = {layer.site: layer for layer in graph.layers}
 
     def with_compactor(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Any) -> Any:
@@ -24,12 +31,17 @@ def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
 
 
 def compactors_of(model: keras.Model, graph: Graph) -> list[Compactor]:
-    """The model's compactors in the graph's order."""
+    """Return the compactors of a model, in the order of `graph.layers`."""
     return [model.get_layer(layer.compactor) for layer in graph.layers]
 
 
 def live_graph(model: keras.Model, graph: Graph) -> Graph:
-    """The graph of the original model at the widths that the compactors of `model` still have."""
+    """Return the graph at the widths that the compactors of a model have now.
+
+    Args:
+        model: The model with compactors, shrunken or not.
+        graph: Graph of the original model.
+    """
     return graph.at_widths(
         [model.get_layer(g.layers[0].compactor).kernel.shape[-1] // g.num_parts for g in graph.groups]
     )

@@ -1,4 +1,4 @@
-"""A functional model -> the same with other layers in the place of some: precision."""
+"""Replaces layers of a functional model by others with the same weights, for example for mixed precision."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,12 @@ from tensorflow import keras
 def replace_layers(
     model: keras.Model, replacement: Callable[[keras.layers.Layer], keras.layers.Layer | None]
 ) -> keras.Model:
-    """A copy of the model with equal weights.
+    """Return a flat copy of a model in which some layers are replaced, with equal weights.
 
     Args:
-        replacement: gets a layer and returns one of the same name and weights, not built yet, or none to keep it.
+        model: A functional model, which is not changed.
+        replacement: Called with each layer of the flat model; returns a layer that is not built yet, with the same name
+            and weights, or None to copy the layer.
     """
     model = flatten(model)
     replacements = {layer.name: replacement(layer) for layer in model.layers}
@@ -25,10 +27,14 @@ def replace_layers(
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
-    """The model under one of Keras' policies; itself where it is already as wanted.
+    """Return the model with a dtype policy; the model itself if it is float32 already and `precision` is too.
 
-    Weights stay float32, compactor kernels and masks among them; with `mixed_float16` and `mixed_bfloat16` the
-    layers compute in 16 bits, but the last, since the loss needs its digits. `float32` turns that back.
+    Weights are always float32, including compactor kernels and masks. With a mixed policy all layers compute in 16
+    bits but those that make the model's outputs, since the loss needs their precision.
+
+    Args:
+        model: A functional model, which is not changed.
+        precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
     """
     is_mixed = any(layer.dtype_policy.name.startswith("mixed") for layer in model.layers)
     if precision == "float32" and not is_mixed:

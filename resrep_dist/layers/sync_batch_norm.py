@@ -1,4 +1,4 @@
-"""Batch norm by the statistics of the global batch."""
+"""Batch norm with the statistics of the global batch."""
 
 from typing import Any
 
@@ -11,12 +11,13 @@ from tensorflow import keras
 
 
 class SyncBatchNormalization(keras.layers.BatchNormalization):
-    """Batch norm whose mean and variance are those of all ranks' samples; without a cluster, plain batch norm.
+    """Batch norm whose mean and variance in training are those of the samples of all ranks.
 
-    One collective per layer in the forward pass and one in the backward pass, each of 2 D + 1 numbers.
+    One collective per layer in the forward pass and one in the backward pass, each of 2 D + 1 numbers for D channels.
     """
 
     cluster: Cluster | None = None
+    """The ranks. None for plain batch norm."""
 
     def call(self, inputs: tf.Tensor, training: Any = None, mask: Any = None) -> tf.Tensor:
         if self.cluster is None or not training or not self.trainable:
@@ -26,11 +27,11 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         shape = [1] * inputs.shape.rank
         shape[channel_axis] = inputs.shape[channel_axis]
         x = tf.cast(inputs, self.moving_mean.dtype)
-        # Sums of squares lose digits where the mean is large; about the running mean they do not.
+        # Sums of squares lose precision if the mean is large; sums of squares about the running mean do not.
         shift = tf.identity(self.moving_mean)
-        centred = x - tf.reshape(shift, shape)
+        centered = x - tf.reshape(shift, shape)
         count = tf.cast(tf.size(x) // shape[channel_axis], x.dtype)
-        local = [tf.reduce_sum(centred, axes), tf.reduce_sum(tf.square(centred), axes), count]
+        local = [tf.reduce_sum(centered, axes), tf.reduce_sum(tf.square(centered), axes), count]
         total, squares, count = self.cluster.sum(local, f"sync_{self.name}")
         mean = total / count
         variance = tf.maximum(squares / count - tf.square(mean), 0.0)
@@ -38,13 +39,13 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         beta = tf.reshape(self.beta, shape) if self.center else None
         gamma = tf.reshape(self.gamma, shape) if self.scale else None
         outputs = tf.nn.batch_normalization(
-            centred, tf.reshape(mean, shape), tf.reshape(variance, shape), beta, gamma, self.epsilon
+            centered, tf.reshape(mean, shape), tf.reshape(variance, shape), beta, gamma, self.epsilon
         )
         return tf.cast(outputs, inputs.dtype)
 
     def _update(self, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor) -> None:
         if self.fused:
-            # As Keras' own layer does where it uses TensorFlow's fused operation.
+            # As Keras' own layer does if it uses TensorFlow's fused operation.
             variance *= count / tf.maximum(count - 1.0, 1.0)
         for variable, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             variable.assign(variable * self.momentum + value * (1.0 - self.momentum))
@@ -78,7 +79,7 @@ def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
 
 
 def with_plain_batch_norm(model: keras.Model) -> keras.Model:
-    """The model with stock batch norm; itself where it has no other."""
+    """Return the model with stock batch norm; the model itself if it has no synchronized batch norm."""
     if not any(isinstance(layer, SyncBatchNormalization) for layer in model.layers):
         return model
 
@@ -90,9 +91,16 @@ def with_plain_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def copy_clusters(model: keras.Model, source: keras.Model) -> keras.Model:
-    """The model itself, its synchronized batch norms on the clusters of those of `source`.
+    """Set the clusters of a model's synchronized batch norms to those of another model.
 
     A layer's configuration does not hold its cluster, so a rebuilt model has none.
+
+    Args:
+        model: The rebuilt model, changed in place.
+        source: The model from which it was rebuilt.
+
+    Returns:
+        `model`.
     """
     for layer in model.layers:
         if isinstance(layer, SyncBatchNormalization):

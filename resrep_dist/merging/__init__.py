@@ -1,4 +1,4 @@
-"""A trained model with compactors -> a slim plain Keras model with the same outputs, and the proof."""
+"""Merging: a trained model with compactors becomes a slim plain Keras model with the same outputs."""
 
 from resrep_dist.merging.certificate import Certificate as Certificate
 from resrep_dist.merging.certificate import certify as certify

@@ -1,4 +1,4 @@
-"""The proof that a slim model gives the outputs of the trained one."""
+"""The certificate: a measured comparison of the outputs of the slim model with those of the trained one."""
 
 import dataclasses
 
@@ -12,22 +12,31 @@ from tensorflow import keras
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """How the slim model compares with the trained one on the same images, in float32, before the softmax."""
+    """Comparison of the slim model with the trained one on the same images, in float32, before the softmax."""
 
     num_images: int
+    """Number of images that were compared."""
     max_abs_difference: float
-    """Largest difference of two logits."""
+    """Largest absolute difference of two logits."""
     max_relative_difference: float
-    """The same, as a fraction of the largest logit."""
+    """Largest absolute difference of two logits, as a fraction of the largest absolute logit of the trained model."""
     argmax_agreement: float
-    """Share of the images with the same largest logit."""
+    """Fraction of the images for which both models predict the same class."""
     channels: dict[str, dict[str, int]]
-    """For each group the channels `kept` and `original`."""
+    """For each group, by name, the number of channels: `kept` and `original`."""
 
 
 def check_certificate(certificate: Certificate, tolerance: float) -> None:
-    """Raise a CertificateError unless the difference is within the tolerance (relative to the largest logit)."""
-    # Written so that a difference that is not a number is refused as well.
+    """Check that the outputs of the slim model are those of the trained one.
+
+    Args:
+        certificate: The comparison.
+        tolerance: Largest accepted `max_relative_difference`.
+
+    Raises:
+        CertificateError: If the difference is larger, or not a number.
+    """
+    # `not <=` instead of `>`, so that a NaN is refused as well.
     if not certificate.max_relative_difference <= tolerance:
         raise CertificateError(
             f"the slim model differs from the trained one by {certificate.max_relative_difference:.2g} of the "
@@ -38,7 +47,14 @@ def check_certificate(certificate: Certificate, tolerance: float) -> None:
 def certify(
     trained: keras.Model, slim: keras.Model, images: np.ndarray, channels: dict[str, dict[str, int]]
 ) -> Certificate:
-    """Compare the logits of two models on the same images."""
+    """Compare the logits of two models on the same images.
+
+    Args:
+        trained: The trained model with compactors.
+        slim: The merged model.
+        images: float32 [N, height, width, channels].
+        channels: For `Certificate.channels`.
+    """
     expected, received = logits(trained, images), logits(slim, images)
     difference = float(np.max(np.abs(expected - received)))
     return Certificate(
@@ -51,7 +67,16 @@ def certify(
 
 
 def logits(model: keras.Model, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """The model's outputs before the softmax, [N, classes]."""
+    """Return the model's outputs before the softmax.
+
+    Args:
+        model: A model with or without a softmax at its end.
+        images: float32 [N, height, width, channels].
+        batch_size: Number of images that are computed at once.
+
+    Returns:
+        [N, num_classes].
+    """
     model = without_softmax(model)
     run = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     return np.concatenate([run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])

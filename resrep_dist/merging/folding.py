@@ -1,4 +1,16 @@
-"""Convolution + batch norm + compactor -> one convolution, and what dead channels still hold -> biases."""
+"""Folds convolution, batch norm and compactor into one convolution, and the values of dead channels into biases.
+
+In inference a convolution, its batch norm and its compactor are three linear maps in a row, so their product is one
+convolution (section 3.2 of the ResRep paper). Two things make that exact for whole models:
+
+- A dead channel is zero behind its compactor, but not behind what follows: a batch norm or an activation such as the
+  sigmoid turns the zero into another constant. That constant reaches the layers that lose the channel. `dead_constants`
+  computes it layer by layer, and its effect on the outputs of such a layer is added to the layer's bias.
+- The folded model has the width of its compactors, and the dead channels are still in it, with zeros where consumers
+  read them. So it can be compared, and `surgery.py` can delete the channels without any further arithmetic.
+
+All arithmetic is in float64; only the final weights are float32.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +29,17 @@ from tensorflow import keras
 def fold_arrays(
     kernel: np.ndarray, bias: np.ndarray, scale: np.ndarray, offset: np.ndarray, compactor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fold y -> Q (scale * (K x + bias) + offset) into one kernel and bias (section 3.2).
+    """Fold y = Q (scale * (K x + bias) + offset) into one kernel and bias (section 3.2).
 
     Args:
-        kernel: [height, width, channels in, D].
-        bias, scale, offset: [D].
-        compactor: [D, D_out].
+        kernel: K, [height, width, C_in, D].
+        bias: [D].
+        scale: Factors of the batch norm in inference, [D].
+        offset: What the batch norm adds, [D].
+        compactor: The transpose of Q, [D, D_out].
+
+    Returns:
+        Kernel [height, width, C_in, D_out] and bias [D_out], float64.
     """
     arrays = (np.asarray(array, np.float64) for array in (kernel, bias, scale, offset, compactor))
     kernel, bias, scale, offset, compactor = arrays
@@ -32,7 +49,17 @@ def fold_arrays(
 def fold(
     kernel: np.ndarray, bias: np.ndarray, batch_norm: keras.layers.BatchNormalization | None, compactor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same with a batch norm in inference, if there is one."""
+    """Fold a convolution, a batch norm and a compactor into one kernel and bias, as `fold_arrays`.
+
+    Args:
+        kernel: [height, width, C_in, D].
+        bias: [D].
+        batch_norm: The batch norm, as in inference. None if there is none.
+        compactor: [D, D_out].
+
+    Returns:
+        Kernel [height, width, C_in, D_out] and bias [D_out], float64.
+    """
     scale, offset = np.ones(len(bias)), np.zeros(len(bias))
     if batch_norm is not None:
         scale, offset = batch_norm_as_affine(batch_norm)
@@ -42,12 +69,17 @@ def fold(
 def merge_convolution(
     convolution: keras.layers.Conv2D, compactor: Compactor, batch_norm: keras.layers.BatchNormalization | None = None
 ) -> keras.layers.Conv2D:
-    """One convolution that does what convolution, batch norm (in inference) and compactor do in a row (section 3.2).
+    """Return one convolution that computes what convolution, batch norm and compactor compute in a row (section 3.2).
 
-    All its channels are there, those of zero rows as zeros.
+    It has all output channels of the compactor; those of zero rows are zero.
+
+    Args:
+        convolution: A convolution without groups and activation.
+        compactor: The compactor that follows.
+        batch_norm: The batch norm between the two, as in inference. None if there is none.
 
     Raises:
-        ModelError: for a grouped convolution, or one with an activation in it.
+        ModelError: If the convolution has groups or an activation.
     """
     if convolution.groups != 1 or convolution.activation is not keras.activations.linear:
         raise ModelError(
@@ -65,26 +97,43 @@ def merge_convolution(
 
 
 def channels_where(of_groups: Sequence[np.ndarray], segments: GroupSegments, elsewhere: bool) -> np.ndarray:
-    """Bool [C] over a tensor's channels, from bool [D] of each group; `elsewhere` for channels that stay."""
+    """Spread values per channel of each group over the channels of a tensor.
+
+    Args:
+        of_groups: For each group bool [width].
+        segments: Channels of the tensor.
+        elsewhere: Value for channels that are not prunable.
+
+    Returns:
+        bool [C].
+    """
     parts = [np.full(width, elsewhere) if group is None else of_groups[group] for group, width in segments]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
 def width_behind_compactor(model: keras.Model, graph: Graph, layer: PrunableLayer) -> dict[str, int]:
-    """The change of a layer's configuration that gives it as many channels as its compactor has behind it."""
+    """Return the change of a layer's configuration that gives it as many output channels as its compactor has.
+
+    Args:
+        model: The model with compactors.
+        graph: Its graph.
+        layer: The layer before the compactor.
+    """
     kind = graph.channels[layer.name].kind
     assert isinstance(kind, Weighted)
     return {kind.width_key: int(model.get_layer(layer.compactor).kernel.shape[-1])}
 
 
 def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    """The plain model, as wide as its compactors: none of them is left, and nothing depends on a dead channel any more.
+    """Return the plain model, without compactors, in which no output depends on a dead channel.
 
-    Each layer with a compactor holds its batch norm and its compactor; each consumer holds in its bias what the
-    dead channels give it, and zeros for them in its kernel.
+    Each layer before a compactor is folded with its batch norm and its compactor. Each layer that receives constants
+    from dead channels has their effect in its bias, and zeros for these channels in its kernel.
 
     Args:
-        dead: for each group bool [D], its dead channels.
+        model: The model with compactors, shrunken or not; it is not changed.
+        graph: Its graph, at the widths of its compactors.
+        dead: For each group bool [width], True for dead channels.
     """
     constants = dead_constants(model, graph, dead)
     compacted = {layer.name: layer for layer in graph.layers}
@@ -114,7 +163,7 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
 def _without_dead_inputs(
     layer: keras.layers.Layer, graph: Graph, dead: Sequence[np.ndarray], constants: np.ndarray | None
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Kernels and bias of a layer whose bias holds the constants of its dead inputs, [C_in]."""
+    """Return kernels and bias of a layer with the effect of the constants of its dead inputs, [C_in], in its bias."""
     channels = graph.channels[layer.name]
     assert isinstance(channels.kind, Weighted)
     kernels = channels.kind.kernels(layer)
@@ -127,7 +176,17 @@ def _without_dead_inputs(
 
 
 def dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-    """For each layer that receives constants from dead channels: them, [C_in], and zeros for the living."""
+    """Compute the constants that dead channels hold where layers receive them.
+
+    Args:
+        model: The model with compactors.
+        graph: Its graph, at the widths of its compactors.
+        dead: For each group bool [width], True for dead channels.
+
+    Returns:
+        For each layer that receives constants other than zero, by name, float64 [C_in] with zeros for the channels
+        that are alive.
+    """
     values = {str(id(tensor)): np.zeros(tensor.shape[-1] or 0) for tensor in model.inputs}
     found = {}
     for node in nodes(model):

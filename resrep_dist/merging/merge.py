@@ -1,4 +1,4 @@
-"""A trained model with compactors -> a slim plain Keras model with the same outputs, and the proof."""
+"""Merges a trained model with compactors into a slim plain Keras model, and compares their outputs."""
 
 from resrep_dist.graph import Graph
 from resrep_dist.layers.insertion import live_graph
@@ -21,18 +21,21 @@ def merge(
     tolerance: float = 1e-4,
     dead_row_norm: float = 0.0,
 ) -> tuple[keras.Model, Certificate]:
-    """Fold conv + batch norm + compactor (section 3.2), delete dead channels, compare the outputs.
+    """Fold convolutions, batch norms and compactors (section 3.2), delete dead channels, and compare the outputs.
 
     Args:
-        model: with the graph's compactors in it, shrunken or not; whatever it was trained in, it is merged and
-            compared in float32.
-        graph: of the original model.
-        images: what the models are compared on, [N, height, width, channels].
-        tolerance: largest difference of the logits that is accepted, relative to the largest logit.
-        dead_row_norm: rows of at most this norm are deleted.
+        model: The trained model with compactors, shrunken or not. It is not changed; whatever its precision, it is
+            merged and compared in float32.
+        graph: Graph of the original model.
+        images: Images for the comparison, float32 [N, height, width, channels].
+        tolerance: Largest accepted difference of the logits, relative to the largest absolute logit.
+        dead_row_norm: Rows of a compactor with at most this norm are deleted.
+
+    Returns:
+        The slim model and the comparison.
 
     Raises:
-        CertificateError: when the slim model differs by more.
+        CertificateError: If the difference is larger than the tolerance.
     """
     model = with_precision(with_plain_batch_norm(model), "float32")
     live = live_graph(model, graph)

@@ -1,4 +1,4 @@
-"""Deleting dead channels of a plain model: with kerassurgeon, and by slices where it cannot."""
+"""Deletes channels of a model: with kerassurgeon where it can, otherwise by slicing the weights."""
 
 import contextlib
 import io
@@ -20,7 +20,16 @@ from tensorflow import keras
 
 
 def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    """The folded model without its dead channels; `dead` is bool [D] for each group."""
+    """Return a folded model without its dead channels; the model itself if it has none.
+
+    Args:
+        model: The model of `fold_model`.
+        graph: Its graph, at the widths of the model.
+        dead: For each group bool [width], True for dead channels.
+
+    Raises:
+        ModelError: If kerassurgeon is needed and cannot be imported.
+    """
     if not any(channels.any() for channels in dead):
         return model
     if kerassurgeon_can(graph):
@@ -29,10 +38,11 @@ def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]
 
 
 def kerassurgeon_can(graph: Graph) -> bool:
-    """The rule for the path: every group is one convolution, no layer is shared, and it knows all that channels reach.
+    """Return True if kerassurgeon deletes the channels of this graph correctly.
 
-    It goes on silently where the inputs of an addition lose different channels, so it gets no group of several; and
-    it gives all calls of a shared layer the channels of the first.
+    Every group must be a single layer, since kerassurgeon does not notice if the inputs of an addition lose different
+    channels. No layer may be shared, since it gives all calls of a shared layer the channels of the first one. And it
+    must know the kinds of all layers that the channels reach.
     """
     reached = [channels.kind for channels in graph.channels.values() if channels.is_in_a_group]
     is_plain = all(len(group.layers) == 1 for group in graph.groups)
@@ -41,13 +51,14 @@ def kerassurgeon_can(graph: Graph) -> bool:
 
 
 def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> keras.Model:
-    """The model anew from its configurations at smaller widths, every weight by the indices that it keeps.
+    """Rebuild a model with some of its channels, by slicing the weights.
 
-    With compactors in it, these lose the channels, and what stands before them does not.
+    If the model has compactors, these lose the channels, and the layers before them do not.
 
     Args:
-        graph: at the model's widths.
-        kept: for each group bool [D], the channels that it keeps.
+        model: The model with or without compactors, which is not changed.
+        graph: Its graph, at the widths of the model.
+        kept: For each group bool [width], True for the channels that are kept.
     """
     weights: dict[str, list[np.ndarray]] = {}
     narrow_layer = _narrower(model, graph, kept)
@@ -69,13 +80,19 @@ def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) 
 
 
 def kept_weights(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The weights that `keep_channels` gives to each layer, by the layer's name, without a model of them."""
+    """Return the weights that `keep_channels` gives to each layer, by its name, without building the model.
+
+    Args:
+        model: The model with or without compactors.
+        graph: Its graph, at the widths of the model.
+        kept: For each group bool [width], True for the channels that are kept.
+    """
     narrow_layer = _narrower(model, graph, kept)
     return {layer.name: narrow_layer(layer).weights or layer.get_weights() for layer in model.layers if layer.weights}
 
 
 def _narrower(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> Callable[[keras.layers.Layer], Narrowed]:
-    """What a layer of the model changes in its configuration, and its weights, at the kept channels."""
+    """Return a function that narrows any layer of the model to the kept channels; no weights if it stays as it is."""
     groups = zip(graph.groups, kept, strict=True)
     kept_by = {layer.compactor: np.tile(k, group.num_parts) for group, k in groups for layer in group.layers}
     compacted = graph.layers if any(isinstance(layer, Compactor) for layer in model.layers) else []
@@ -98,7 +115,7 @@ def _narrower(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> C
 
 
 def _delete_with_kerassurgeon(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    # kerassurgeon knows the layer Activation but not ReLU and its like: these step aside meanwhile.
+    # kerassurgeon knows the layer Activation but not ReLU and the like, so these are replaced for as long as it works.
     activations = {layer.name: layer for layer in model.layers if isinstance(layer, ACTIVATIONS)}
     stand_in = rebuild(model, lambda layer, clone, inputs: _as_activation(layer, clone)(*inputs.args))
     copy_weights(model, stand_in)
@@ -109,7 +126,7 @@ def _delete_with_kerassurgeon(model: keras.Model, graph: Graph, dead: Sequence[n
             surgeon.add_job("delete_channels", layer, channels=np.flatnonzero(channels).tolist())
     with contextlib.redirect_stdout(io.StringIO()):
         narrow = surgeon.operate()
-    # A rebuilt model is also free of kerassurgeon's traces: it calls new layers where old ones stood.
+    # Rebuilding also removes the calls that kerassurgeon leaves on the layers that it has replaced.
     slim = rebuild(narrow, lambda layer, clone, inputs: _restored(layer, clone, activations)(*inputs.args))
     copy_weights(narrow, slim)
     slim._name = model.name
@@ -128,7 +145,7 @@ def _restored(
 
 
 def _kerassurgeon() -> Any:
-    """kerassurgeon, mended: it asks isinstance(x, tf.Tensor), which no Keras tensor is since TensorFlow 2.4."""
+    """Import kerassurgeon and patch its isinstance(x, tf.Tensor), False for Keras tensors since TensorFlow 2.4."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:

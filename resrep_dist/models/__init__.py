@@ -1,0 +1,1 @@
+"""Models: built by name, and read from and written to files."""

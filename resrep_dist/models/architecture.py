@@ -1,7 +1,8 @@
-"""The architecture in a Keras file -> a Keras 2 model, from plain data alone.
+"""Rebuilds a Keras 2 model from the architecture in a Keras file, which is read as plain data.
 
-No deserializer of Keras is called: a layer is looked up in a list of stock layers, its options are checked
-to be numbers, text and named initializers and the like, and it is called anew. So nothing in a file is run.
+No deserializer of Keras is called. A layer is looked up in a list of stock layers, its options are checked to be
+numbers, text, or Keras' own initializers, regularizers and constraints, and then the layer is created. So no code in a
+file is run.
 """
 
 import inspect
@@ -32,13 +33,13 @@ _OBJECTS = {
     "constraint": keras.constraints,
 }
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
-# Options of one Keras generation that the other does not know and that change no output.
+# Options that only Keras 2 or only Keras 3 has, and that do not change the outputs.
 _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
 }  # fmt: skip
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000
-_MEND = "rebuild the model with stock layers, or give it as python:<module>:<function>"
+_FIX = "rebuild the model with stock layers, or give it as python:<module>:<function>"
 
 
 class _Call(NamedTuple):
@@ -49,7 +50,14 @@ class _Call(NamedTuple):
 
 
 def layers_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Class and name of every layer, in the document's order."""
+    """Return (class name, layer name) of every layer, in the order of the document.
+
+    Args:
+        document: The architecture's JSON.
+
+    Raises:
+        ModelError: If the document has anything but stock layers.
+    """
     return [(entry["class_name"], _name(entry)) for entry in _entries(document)]
 
 
@@ -60,15 +68,17 @@ def rebuild_model(
     is_keras_3: bool,
     open_size: int | None = None,
 ) -> keras.Model:
-    """Build a functional or Sequential model, fresh weights in it; a Sequential one comes out functional.
+    """Build a functional or Sequential model with new weights. The result is functional.
 
     Args:
-        shapes: of the arrays that the file holds for each layer. A layer that asks for others is refused
-            before memory is taken for it.
-        open_size: height and width, in pixels, where the file leaves the input's open.
+        document: The architecture's JSON.
+        shapes: For each layer, by name, the shapes of its arrays in the file. A layer with weights of other shapes is
+            refused before memory is allocated for them.
+        is_keras_3: True if the file was written by Keras 3.
+        open_size: Height and width of the images, pixels, for an input that leaves them open. None to leave them open.
 
     Raises:
-        ModelError: for anything but stock layers on plain options, by the layer's name.
+        ModelError: If the document has anything but stock layers with plain options; the message names the layer.
     """
     entries = _entries(document)
     if len(entries) > _MAX_LAYERS:
@@ -98,7 +108,7 @@ def rebuild_model(
 def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = document.get("class_name")
     if kind not in ("Functional", "Model", "Sequential") or _package(document):
-        raise ModelError(f"it is a {kind}, not a functional or Sequential model; {_MEND}")
+        raise ModelError(f"it is a {kind}, not a functional or Sequential model; {_FIX}")
     entries = document["config"]["layers"]
     for entry in entries:
         if entry["class_name"] in ("Functional", "Model", "Sequential"):
@@ -107,7 +117,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         if entry["class_name"] != "InputLayer" and (entry["class_name"] not in _LAYERS or not _is_stock(entry)):
             raise ModelError(
-                f"layer {_name(entry)} is a {entry['class_name']}, which is not loaded from a file; {_MEND}"
+                f"layer {_name(entry)} is a {entry['class_name']}, which is not loaded from a file; {_FIX}"
             )
     return list(entries)
 
@@ -124,7 +134,7 @@ def _package(entry: Mapping[str, Any]) -> Any:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    # What is no stock layer may have no name among its options.
+    # A layer that is not a stock layer may have no name in its configuration.
     return str(entry["config"].get("name", entry.get("name", "without a name")))
 
 
@@ -140,7 +150,7 @@ def _make_input(entry: Mapping[str, Any], open_size: int | None) -> Any:
 
 def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Layer:
     layer_class = _LAYERS[entry["class_name"]]
-    # Of the class itself, some patch versions of Python see the `__new__` that takes anything.
+    # The signature of the class itself is, in some versions of Python, that of a `__new__` that accepts anything.
     known = {"name", "trainable", "dtype", *inspect.signature(layer_class.__init__).parameters}
     config = dict(entry["config"])
     if layer_class is keras.layers.LeakyReLU and "negative_slope" in config:
@@ -150,11 +160,11 @@ def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Laye
         if key in known:
             options[key] = _option(entry, key, value, is_keras_3)
         elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
-            raise ModelError(f"layer {_name(entry)}: its option {key}={value!r} is not known to Keras 2; {_MEND}"[:300])
+            raise ModelError(f"layer {_name(entry)}: its option {key}={value!r} is not known to Keras 2; {_FIX}"[:300])
     try:
         return layer_class(**options)
-    except Exception as error:  # what the options of a stranger can make a layer raise is not a short list
-        raise ModelError(f"layer {_name(entry)}: its options are refused ({one_line(error)}); {_MEND}") from None
+    except Exception as error:  # with options of unknown origin a layer may raise any error
+        raise ModelError(f"layer {_name(entry)}: its options are refused ({one_line(error)}); {_FIX}") from None
 
 
 def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) -> Any:
@@ -165,11 +175,11 @@ def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) ->
         return _activation(entry, value, is_keras_3)
     if kind in _OBJECTS and isinstance(value, dict):
         return _named_object(entry, kind, value)
-    # Keras would look a text up among what the program has registered.
+    # Keras would also look up the name in the classes that the program has registered.
     if kind in _OBJECTS and isinstance(value, str) and not hasattr(_OBJECTS[kind], value):
-        raise ModelError(f"layer {_name(entry)}: its {kind} {value} is not one of Keras' own; {_MEND}")
+        raise ModelError(f"layer {_name(entry)}: its {kind} {value} is not one of Keras' own; {_FIX}")
     if not _is_plain(value):
-        raise ModelError(f"layer {_name(entry)}: its option {key} is not plain data; {_MEND}")
+        raise ModelError(f"layer {_name(entry)}: its option {key} is not plain data; {_FIX}")
     return value
 
 
@@ -177,27 +187,27 @@ def _activation(entry: Mapping[str, Any], value: Any, is_keras_3: bool) -> str:
     name = value.get("config") if isinstance(value, dict) and value.get("class_name") == "function" else value
     if name in (None, "linear"):
         return "linear"
-    # Keras 2 and 3 mean different functions by it.
+    # A different function in Keras 3.
     if name == "hard_sigmoid" and not is_keras_3:
         return "hard_sigmoid"
     if name not in _ACTIVATIONS:
-        raise ModelError(f"layer {_name(entry)}: its activation {name} is not known; {_MEND}")
+        raise ModelError(f"layer {_name(entry)}: its activation {name} is not known; {_FIX}")
     return str(name)
 
 
 def _named_object(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any]) -> Any:
-    """An initializer, regularizer or constraint of Keras itself."""
+    """Create an initializer, regularizer or constraint of Keras itself."""
     module, class_name = _OBJECTS[kind], value.get("class_name")
     found = getattr(module, class_name, None) if isinstance(class_name, str) and class_name[:1].isupper() else None
     if found is None or _package(value) or value.get("module", f"keras.{kind}s") != f"keras.{kind}s":
-        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} is not one of Keras' own; {_MEND}")
+        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} is not one of Keras' own; {_FIX}")
     config = {k: v for k, v in (value.get("config") or {}).items() if k not in _WITHOUT_EFFECT}
     if not all(_is_plain(option) for option in config.values()):
-        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} does not hold plain data; {_MEND}")
+        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} does not hold plain data; {_FIX}")
     try:
         return found(**config)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"layer {_name(entry)}: its {kind} is refused ({one_line(error)}); {_MEND}") from None
+        raise ModelError(f"layer {_name(entry)}: its {kind} is refused ({one_line(error)}); {_FIX}") from None
 
 
 def _dtype(entry: Mapping[str, Any], value: Any) -> str:
@@ -217,7 +227,7 @@ def _is_plain(value: Any) -> bool:
 def _chain(
     entries: list[dict[str, Any]], config: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, int]], list[tuple[str, int]]]:
-    """A Sequential model's layers as those of a functional one, each called on the one before."""
+    """Return the layers of a Sequential model as those of a functional one, with its inputs and outputs."""
     if entries and entries[0]["class_name"] != "InputLayer":
         shape = entries[0]["config"].get("batch_input_shape") or config.get("build_input_shape")
         first = {"class_name": "InputLayer", "config": {"name": f"{_name(entries[0])}_input", "batch_shape": shape}}
@@ -235,36 +245,36 @@ def _calls(entry: Mapping[str, Any]) -> list[_Call]:
 
 
 def _call(entry: Mapping[str, Any], index: int, node: Any) -> _Call:
-    """One call of a layer, as Keras 2 (lists) or Keras 3 (args and kwargs) writes it."""
+    """Read one call of a layer as written by Keras 2 (lists) or Keras 3 (args and kwargs)."""
     if isinstance(node, dict):
         (argument,) = node["args"] if len(node["args"]) == 1 else [None]
         tensors = argument if isinstance(argument, list) else [argument]
         if not all(isinstance(t, dict) and t.get("class_name") == "__keras_tensor__" for t in tensors):
-            raise ModelError(f"layer {_name(entry)} is called on more than tensors; {_MEND}")
+            raise ModelError(f"layer {_name(entry)} is called on more than tensors; {_FIX}")
         references = [t["config"]["keras_history"] for t in tensors]
-        # Keras 3 writes the mode in which a model was built; when it runs, the model's own mode counts.
+        # Keras 3 writes the mode in which the model was built, which has no effect when the model is called.
         options = {key: value for key, value in node["kwargs"].items() if key != "training"}
     else:
         references = [part[:3] for part in node]
         options = {key: value for part in node for key, value in (part[3] if len(part) > 3 else {}).items()}
     options = {key: value for key, value in options.items() if value is not None}
     if any(key != "training" or not isinstance(value, bool) for key, value in options.items()):
-        raise ModelError(f"layer {_name(entry)} is called with {', '.join(options)}; {_MEND}")
+        raise ModelError(f"layer {_name(entry)} is called with {', '.join(options)}; {_FIX}")
     return _Call(_name(entry), index, _references(references), options)
 
 
 def _references(value: Any) -> list[tuple[str, int]]:
-    """(layer, call) of tensors written as [layer, call, output]; a single one may stand without a list."""
+    """Read tensors written as [layer, call, output], or a single one, as (layer, call)."""
     listed = [value] if value and isinstance(value[0], str) else value
     for reference in listed:
         if len(reference) != 3 or not isinstance(reference[0], str) or reference[2] != 0:
-            raise ModelError(f"its layers are not linked as Keras does: {reference!r}; save it anew with Keras"[:300])
+            raise ModelError(f"its layers are not linked as Keras does: {reference!r}; save it again with Keras"[:300])
     return [(name, int(call)) for name, call, _ in listed]
 
 
 def _known(reference: tuple[str, int], tensors: Mapping[tuple[str, int], Any]) -> tuple[str, int]:
     if reference not in tensors:
-        raise ModelError(f"its layer {reference[0]} is missing or part of a circle; save the model anew with Keras")
+        raise ModelError(f"its layer {reference[0]} is missing or part of a cycle; save the model again with Keras")
     return reference
 
 
@@ -282,8 +292,8 @@ def _call_layers(
                 output = layers[call.layer](inputs[0] if len(inputs) == 1 else inputs, **call.options)
             except ModelError as error:
                 raise ModelError(f"layer {call.layer}: {error}") from None
-            except Exception as error:  # as above: a stranger's options
-                raise ModelError(f"layer {call.layer}: it cannot be called ({one_line(error)}); {_MEND}") from None
+            except Exception as error:  # as in `_make_layer`
+                raise ModelError(f"layer {call.layer}: it cannot be called ({one_line(error)}); {_FIX}") from None
             tensors[call.layer, call.number] = output
         if len(waiting) == len(calls):
             _known(next(reference for reference in waiting[0].inputs if reference not in tensors), tensors)
@@ -291,7 +301,7 @@ def _call_layers(
 
 
 def _require_stored_shapes(layer: keras.layers.Layer, stored: list[tuple[int, ...]]) -> None:
-    """Let the layer make only weights of the shapes in the file; asked before memory is taken."""
+    """Let the layer create only weights of the shapes in the file, checked before memory is allocated."""
     create, expected = layer.add_weight, iter(stored)
 
     def checked(name: str | None = None, shape: Any = None, **options: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a Keras file holds, as plain data: the architecture's JSON and the arrays of every layer.
+"""Reads Keras files as plain data: the architecture's JSON and the arrays of every layer.
 
-Reads `.keras` (a zip of JSON and HDF5), `.h5` and `.weights.h5`, written by Keras 2 or 3. Nothing in here
-knows Keras, nothing in a file is executed, and no more memory is taken than the file has bytes.
+Reads `.keras` (a zip of JSON and HDF5), `.h5` and `.weights.h5`, written by Keras 2 or 3. This module does not import
+Keras, no code in a file is run, and the arrays take no more memory than the file has bytes.
 """
 
 import contextlib
@@ -19,28 +19,39 @@ from resrep_dist.errors import ModelError, one_line
 import h5py
 import numpy as np
 
-# Weights hardly compress and Keras does not try; what shrinks by more was made to fill the memory.
+# Weights hardly compress and Keras does not compress them; a higher ratio is a file made to fill the memory.
 _MAX_ZIP_RATIO = 20
-# Ten times what the largest models of keras.applications need; as Python objects it grows by another factor.
+# Ten times what the largest models of keras.applications need; as Python objects it takes several times as much.
 _MAX_JSON_BYTES = 1 << 24
 
 
 class Archive:
-    """One open Keras file."""
+    """An open Keras file.
+
+    Args:
+        document: The architecture's JSON. None if the file holds weights alone.
+        keras_version: Version of Keras that wrote the file.
+        weights: The HDF5 file with the arrays.
+        num_bytes: Maximum number of bytes of all arrays.
+    """
 
     def __init__(self, document: dict[str, Any] | None, keras_version: str, weights: h5py.File, num_bytes: int) -> None:
         self.document = document
-        """The architecture as Keras wrote it; none in a file of weights alone."""
+        """The architecture as Keras wrote it; None if the file holds weights alone."""
         self.is_keras_3 = keras_version.startswith("3")
+        """True if Keras 3 wrote the file."""
         self._root = _get(weights, "model_weights", h5py.Group) if _has(weights, "model_weights") else weights
         self._bytes_left = num_bytes
 
     def arrays(self, layers: Sequence[tuple[str, str]]) -> dict[str, list[np.ndarray]]:
-        """The arrays of the layers that have any, by name.
+        """Read the arrays of all layers that have any, by the layer's name.
 
         Args:
-            layers: (class name, layer name) of all layers of the model, in the model's order. Keras 3's
-                layout knows layers by class and position; it is read by name where the file holds names.
+            layers: (class name, layer name) of all layers of the model, in its order. The files of Keras 3 identify
+                layers by class and position; they are read by name if the file has the names of all layers.
+
+        Raises:
+            ModelError: If the arrays cannot be read or are larger than the file.
         """
         if not _has(self._root, "layers"):
             return {name: self._legacy_arrays(name) for name in self._legacy_names()}
@@ -69,22 +80,28 @@ class Archive:
     def _read(self, group: h5py.Group, name: str) -> np.ndarray:
         dataset = _get(group, name, h5py.Dataset)
         if dataset.external or dataset.is_virtual:
-            raise ModelError(f"its array {name} points to another file; save the model anew with Keras")
+            raise ModelError(f"its array {name} points to another file; save the model again with Keras")
         if dataset.dtype.kind not in "fiu":
             raise ModelError(f"its array {name} is {dataset.dtype}, expected numbers")
-        # A chunk is unpacked whole, however little of it is asked for.
+        # A chunk is unpacked as a whole, even if only a part of it is needed.
         self._bytes_left -= max(dataset.nbytes, math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize)
         if self._bytes_left < 0:
-            raise ModelError("its arrays are larger than the file itself; save the model anew with Keras")
+            raise ModelError("its arrays are larger than the file itself; save the model again with Keras")
         return np.asarray(dataset[()])
 
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a Keras file by its content, whatever its name ends with.
+    """Open a Keras file of any format; the format is that of its content, not of its name.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The open file.
 
     Raises:
-        ModelError: for a file that cannot be read, here or while its arrays are; one line.
+        ModelError: If the file or one of its arrays cannot be read.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -103,7 +120,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
         raise ModelError(f"it is not a whole Keras file ({one_line(error)}); save or copy it again") from None
-    except Exception as error:  # what a stranger's file makes the libraries raise is not a short list
+    except Exception as error:  # for a file of unknown origin the libraries may raise any error
         problem = one_line(error) or type(error).__name__
         raise ModelError(f"it is not a Keras file ({problem}); expected .keras, .h5 or .weights.h5") from None
 
@@ -113,7 +130,7 @@ def _extract(file: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise ModelError(f"its {name} unpacks to {size} bytes, expected at most {max_bytes}")
     with file.open(name) as member:
-        # The size in the directory of a zip is a claim.
+        # The size in the directory of the zip may be wrong, so no more than that is read.
         return member.read(size)
 
 
@@ -125,29 +142,29 @@ def _parse(text: str | bytes) -> dict[str, Any]:
     except RecursionError:
         raise ModelError("its architecture is nested too deeply; expected a Keras model") from None
     if not isinstance(document, dict):
-        raise ModelError("its architecture is not a JSON object; save the model anew with Keras")
+        raise ModelError("its architecture is not a JSON object; save the model again with Keras")
     return document
 
 
 def _get(group: h5py.Group, name: str, kind: type) -> Any:
-    """A member of a group that lies in this very file: links to other files are refused."""
+    """Return a member of a group; links, which may lead to other files, are refused."""
     here = group
     for part in name.split("/"):
         if not isinstance(here, h5py.Group) or not isinstance(here.get(part, getlink=True), h5py.HardLink):
-            raise ModelError(f"{name} is missing in it, or a link; save the model anew with Keras")
+            raise ModelError(f"{name} is missing in it, or a link; save the model again with Keras")
         here = here[part]
     if not isinstance(here, kind):
-        raise ModelError(f"{name} in it is not a {kind.__name__.lower()}; save the model anew with Keras")
+        raise ModelError(f"{name} in it is not a {kind.__name__.lower()}; save the model again with Keras")
     return here
 
 
 def _has(group: h5py.Group, name: str) -> bool:
-    """True for a member and for a link, which `_get` refuses; `in` would follow it into another file."""
+    """Return True for a member or a link, which `_get` refuses; `in` would follow a link into another file."""
     return group.get(name, getlink=True) is not None
 
 
 def _list_attribute(group: h5py.Group, name: str) -> list[str]:
-    """A list of names; Keras cuts a long one into name0, name1 and so on."""
+    """Return a list of names, which Keras divides into attributes name0, name1 and so on if it is long."""
     if name in group.attrs:
         return [_text(entry) for entry in group.attrs[name]]
     keys = (f"{name}{index}" for index in range(len(group.attrs)))
@@ -158,7 +175,7 @@ def _text_attribute(group: h5py.Group, key: str) -> str | None:
     if key not in group.attrs:
         return None
     if group.attrs.get_id(key).shape != ():
-        raise ModelError(f"its {key} is not text; save the model anew with Keras")
+        raise ModelError(f"its {key} is not text; save the model again with Keras")
     return _text(group.attrs[key])
 
 
@@ -168,7 +185,7 @@ def _stored_name(stored: h5py.Group, key: str) -> str | None:
 
 
 def _positions(layers: Sequence[tuple[str, str]]) -> list[str]:
-    """Keras 3's names: the class in snake case, numbered from the second of a class on."""
+    """Return the names of layers in files of Keras 3: the class in snake case, with a number from the second on."""
     count: dict[str, int] = {}
     result = []
     for class_name, _ in layers:

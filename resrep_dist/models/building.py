@@ -1,4 +1,4 @@
-"""Models by name. Every model gives logits: no softmax at the end."""
+"""Builds models by name. All of them return logits: there is no softmax at the end."""
 
 import difflib
 import importlib
@@ -31,11 +31,18 @@ _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
 
 
 def build_model(config: ModelConfig) -> keras.Model:
-    """Build the model that the configuration names; fresh weights, but for `file:` and `python:`.
+    """Build the model that a configuration names, flat and without a softmax.
+
+    Args:
+        config: The section `model`. Its `weights` are not loaded.
+
+    Returns:
+        A model [N, image_size, image_size, channels] -> [N, num_classes], with new weights unless the name begins with
+        `file:` or `python:`.
 
     Raises:
-        ConfigError: for a name that is not known or cannot be built at this size.
-        ModelError: for a file or a user's model that is not one image in, one row of logits out.
+        ConfigError: If the name is not known, or the model cannot be built for images of this size.
+        ModelError: If a file or a function does not give a model with one such input and output.
     """
     kind, _, rest = config.name.partition(":")
     if not rest:
@@ -53,7 +60,7 @@ def build_model(config: ModelConfig) -> keras.Model:
         )
     model = _logits_only(model)
     _check(model, config)
-    # As it is traced, trained and saved: without models inside it.
+    # Flat, as it is traced, trained and saved.
     return flatten(model)
 
 
@@ -72,7 +79,7 @@ def _build(builders: dict[str, Callable[[int, int], keras.Model]], name: str, co
 
 
 def _applications() -> dict[str, Callable[[int, int], keras.Model]]:
-    """The classification models of keras.applications; never with weights, which would be a download."""
+    """Return the classification models of keras.applications, without weights, which would be downloaded."""
 
     def build(function: Callable[..., keras.Model], image_size: int, num_classes: int) -> keras.Model:
         shape = (image_size, image_size, 3)
@@ -110,7 +117,7 @@ def _call_users_function(name: str, config: ModelConfig) -> keras.Model:
 
 
 def _logits_only(model: keras.Model) -> keras.Model:
-    """The same model up to its logits: the loss and the certificate are of logits."""
+    """Return the model without its softmax, since loss and certificate are computed from logits."""
     if not ends_in_softmax(model):
         return model
     _log.info("The softmax at the end of %s is left out: training and comparison take its logits.", model.name)

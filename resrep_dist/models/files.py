@@ -1,4 +1,4 @@
-"""Models and weights on disk: written so that Keras 2 and Keras 3 read them, read without running them."""
+"""Model files: written so that Keras 2 and Keras 3 can read them, and read without running code in them."""
 
 import os
 import warnings
@@ -16,7 +16,15 @@ from tensorflow import keras
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Save as HDF5, the format that Keras 2 and Keras 3 both read."""
+    """Save a model as HDF5, the format that both Keras 2 and Keras 3 can read.
+
+    Args:
+        model: The model; the state of its optimizer is not saved.
+        path: The file, replaced at once when the new one is complete. Its folder is created if it does not exist.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.h5")
     with warnings.catch_warnings():
@@ -27,13 +35,14 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def load_model(path: Path, open_size: int | None = None) -> keras.Model:
-    """Load a functional or Sequential model of stock layers (`.keras` or `.h5`, of Keras 2 or 3).
+    """Load a functional or Sequential model of stock layers, with its weights.
 
     Args:
-        open_size: height and width, in pixels, of the input where the file leaves them open.
+        path: A `.keras` or `.h5` file of Keras 2 or 3. No code in it is run.
+        open_size: Height and width of the images, pixels, for an input that leaves them open. None to leave them open.
 
     Raises:
-        ModelError: for a damaged file, and for code or anything but stock layers in it; none of it is run.
+        ModelError: If the file is missing or damaged, or has code or other than stock layers.
     """
     _require_file(path, f"model {path}")
     try:
@@ -50,13 +59,16 @@ def load_model(path: Path, open_size: int | None = None) -> keras.Model:
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
-    """Load the weights in a Keras file (`.h5`, `.keras`, `.weights.h5`) or a `.safetensors` into a model.
+    """Load weights into a model. They are loaded only if all of them fit.
 
-    By name where the file has all the model's layers, otherwise in order, as Keras does. Nothing is loaded
-    unless all of it fits.
+    Args:
+        model: The model, changed in place.
+        path: A Keras file (`.h5`, `.keras`, `.weights.h5`), whose layers are found by name if it has all layers of the
+            model, otherwise by their order, as in Keras. Or a `.safetensors` file, see `load_torch_weights`.
 
     Raises:
-        ModelError: for a damaged file or one of another model.
+        ModelError: If the file is missing or damaged, or is of another model.
+        UserError: If the file is `.safetensors` and the library safetensors is not installed.
     """
     _require_file(path, f"weights {path}")
     if path.suffix == ".safetensors":
@@ -79,7 +91,7 @@ def _require_file(path: Path, received: str) -> None:
 
 
 def _refusal(message: str) -> ModelError:
-    # Names from the file are in it.
+    # One line, since the message has names from the file.
     return ModelError(one_line(message, 600))
 
 

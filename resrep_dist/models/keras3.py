@@ -1,4 +1,4 @@
-"""HDF5 model files that Keras 2 writes -> files that Keras 2 and Keras 3 both read."""
+"""Changes HDF5 model files that Keras 2 has written so that Keras 3 can read them too."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import h5py
 
-# What Keras 2 writes for these layers and the Keras 3 class refuses; none of it changes an output.
+# Options that Keras 2 writes and that the class of Keras 3 refuses; none of them changes the outputs.
 _UNKNOWN_TO_KERAS_3 = {
     "DepthwiseConv2D": ("groups",),
     "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
@@ -16,9 +16,15 @@ _UNKNOWN_TO_KERAS_3 = {
 
 
 def make_readable_by_keras3(path: Path) -> None:
-    """Change the architecture in a model file so that Keras 3 accepts it; the weights stay as they are.
+    """Change the architecture in a model file so that Keras 3 can read it; the weights stay as they are.
 
-    Keras 2 writes options that Keras 3 refuses, `groups` of a DepthwiseConv2D among them, and allows `/` in names.
+    Keras 2 writes options that Keras 3 refuses, such as `groups` of a DepthwiseConv2D, and allows `/` in names.
+
+    Args:
+        path: An HDF5 file of Keras 2, changed in place.
+
+    Raises:
+        OSError: If the file cannot be changed.
     """
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
@@ -27,11 +33,11 @@ def make_readable_by_keras3(path: Path) -> None:
 
 
 def _rename_groups(weights: h5py.Group) -> None:
-    """Let the arrays stand under the names that the layers have now."""
+    """Rename the groups of arrays as the layers."""
     # A long list of names is spread over several attributes.
     for key in [key for key in weights.attrs if key.startswith("layer_names")]:
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in weights.attrs[key]]
-        # `a/b/c` before `a/b`, which would take it along.
+        # `a/b/c` before `a/b`, with which it would be moved.
         for name in sorted(names, key=len, reverse=True):
             if _plain(name) != name:
                 weights.move(name, _plain(name))
@@ -39,7 +45,7 @@ def _rename_groups(weights: h5py.Group) -> None:
 
 
 def _changed(value: Any) -> Any:
-    """The configuration with plain names, also where a call names the layer that it takes its input from."""
+    """Return a configuration with plain names of layers, also in the references of their calls."""
     if isinstance(value, list):
         # A call's input: [layer, call, tensor, further arguments].
         if len(value) == 4 and isinstance(value[0], str) and isinstance(value[3], dict):

@@ -1,4 +1,4 @@
-"""MobileNet-v1 (Howard et al. 2017, table 1): 13 depthwise convolutions, each with a 1x1 behind it."""
+"""MobileNet-v1 (Howard et al., 2017, table 1): 13 depthwise convolutions, each followed by a 1x1 convolution."""
 
 from resrep_dist.models.building_blocks import batch_norm, convolution, depthwise_convolution, relu
 
@@ -12,9 +12,12 @@ _BLOCKS = (
 
 
 def mobilenet_v1(image_size: int, num_classes: int, width_multiplier: float = 1.0) -> keras.Model:
-    """MobileNet-v1 on square RGB images of `image_size` pixels; batch norm and ReLU behind every convolution.
+    """Build MobileNet-v1 with batch norm and ReLU behind every convolution.
 
-    `width_multiplier` thins every layer (section 3.3 there).
+    Args:
+        image_size: Height and width of the RGB images, pixels.
+        num_classes: Number of logits.
+        width_multiplier: Factor of the number of channels of every layer (section 3.3 of Howard et al.).
     """
     inputs = keras.Input([image_size, image_size, 3], name="images")
     x = relu(batch_norm(convolution(inputs, int(32 * width_multiplier), 3, 2, name="stem"), "stem_bn"), "stem_relu")

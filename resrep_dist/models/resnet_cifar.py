@@ -1,6 +1,6 @@
-"""The CIFAR ResNets: depth 6n + 2, three stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
+"""The ResNets for CIFAR: depth 6n + 2, three stages of 16, 32 and 64 channels (He et al., 2016, section 4.2).
 
-As in the ResRep paper's code the shortcut between stages is a 1x1 convolution with batch norm.
+The shortcut between two stages is a 1x1 convolution with batch norm, as in the code of the ResRep paper.
 """
 
 from resrep_dist.models.building_blocks import batch_norm, convolution, relu
@@ -10,7 +10,13 @@ from tensorflow import keras
 
 
 def cifar_resnet(depth: int, image_size: int, num_classes: int) -> keras.Model:
-    """ResNet of `depth` 20, 32, 56 or 110 on square RGB images of `image_size` pixels."""
+    """Build a ResNet for CIFAR.
+
+    Args:
+        depth: Number of layers: 20, 32, 56 or 110.
+        image_size: Height and width of the RGB images, pixels.
+        num_classes: Number of logits.
+    """
     num_blocks = (depth - 2) // 6
     inputs = keras.Input([image_size, image_size, 3], name="images")
     x = relu(batch_norm(convolution(inputs, 16, 3, name="stem"), "stem_bn"), "stem_relu")

@@ -1,4 +1,4 @@
-"""The ImageNet ResNets, v1.5: the stride of a bottleneck stands on its 3x3 convolution, as in torchvision."""
+"""The ResNets for ImageNet, v1.5: the 3x3 convolution of a bottleneck has the stride, as in torchvision."""
 
 from resrep_dist.models.building_blocks import batch_norm, convolution, relu
 
@@ -9,12 +9,18 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 def imagenet_resnet(depth: int, image_size: int, num_classes: int) -> keras.Model:
-    """ResNet of `depth` 18, 34, 50, 101 or 152 on square RGB images of `image_size` pixels."""
+    """Build a ResNet for ImageNet (He et al., 2016, table 1).
+
+    Args:
+        depth: Number of layers: 18, 34, 50, 101 or 152.
+        image_size: Height and width of the RGB images, pixels.
+        num_classes: Number of logits.
+    """
     block = _bottleneck if depth >= 50 else _basic_block
     expansion = 4 if depth >= 50 else 1
     inputs = keras.Input([image_size, image_size, 3], name="images")
     x = relu(batch_norm(convolution(inputs, 64, 7, 2, name="stem"), "stem_bn"), "stem_relu")
-    # After a ReLU a zero border is as good as torchvision's minus infinity.
+    # Behind a ReLU a border of zeros gives the same maxima as torchvision's minus infinity.
     x = keras.layers.ZeroPadding2D(1, name="pool_pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, name="pool")(x)
     for stage, num_blocks in enumerate(_BLOCKS[depth], start=1):

@@ -1,4 +1,4 @@
-"""A softmax at the end of a model: found, and left out."""
+"""Finds and removes a softmax at the end of a model."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from tensorflow import keras
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
-    """True where the model's outputs are probabilities."""
+    """Return True if the last layer of a model is, or ends in, a softmax."""
     last: Any = model.layers[-1] if model.layers else None
     return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 
 def without_softmax(model: keras.Model) -> keras.Model:
-    """The model up to its logits; `model` itself if it gives logits already.
+    """Return a model without its softmax; the model itself if it has none at its end.
 
-    Layers are shared with `model`, but for a last layer with a softmax in it, which is copied.
+    The layers are shared with `model`, except for a last layer with a built-in softmax, which is copied.
     """
     if not ends_in_softmax(model):
         return model

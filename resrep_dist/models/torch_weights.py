@@ -1,7 +1,7 @@
-"""PyTorch's weights in a `.safetensors` file -> our ImageNet ResNets and MobileNet-v1.
+"""Loads weights of PyTorch models from `.safetensors` files into the ResNets for ImageNet and MobileNet-v1.
 
-Names are those of torchvision's and timm's ResNets, and of timm's `mobilenetv1_100`. The format holds arrays
-and a JSON header; nothing in it is executed.
+The names are those of torchvision's and timm's ResNets, and of timm's `mobilenetv1_100`. The format has arrays and a
+JSON header, and no code.
 """
 
 import re
@@ -29,11 +29,15 @@ _MOBILENET_LAYERS = {"depthwise": "conv_dw", "bn1": "bn1", "pointwise": "conv_pw
 
 
 def load_torch_weights(model: keras.Model, path: Path) -> None:
-    """Load a `.safetensors` file into an ImageNet ResNet or MobileNet-v1 of ours. All of it, or nothing.
+    """Load weights into a ResNet for ImageNet or MobileNet-v1. They are loaded only if all of them fit.
+
+    Args:
+        model: A model of `imagenet_resnet` or `mobilenet_v1`, changed in place.
+        path: The `.safetensors` file.
 
     Raises:
-        UserError: where the library safetensors is not installed.
-        ModelError: for a damaged file, or one of another model.
+        UserError: If the library safetensors is not installed.
+        ModelError: If the file is damaged or of another model.
     """
     try:
         tensors = _read(path)
@@ -79,7 +83,7 @@ def _match(model: keras.Model, tensors: dict[str, np.ndarray]) -> Iterator[tuple
 
 
 def _parameters(layer: keras.layers.Layer) -> list[tuple[str, tuple[int, ...] | None]]:
-    """PyTorch's name of each weight of a layer in Keras' order, and the axes that turn it into Keras' layout."""
+    """Return PyTorch's name of each weight of a layer, in Keras' order, and the transposition to Keras' axes."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return [(name, None) for name in ("weight", "bias", "running_mean", "running_var")]
     if isinstance(layer, keras.layers.Dense):

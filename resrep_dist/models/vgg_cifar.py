@@ -8,7 +8,12 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 
 
 def cifar_vgg16(image_size: int, num_classes: int) -> keras.Model:
-    """VGG-16 on square RGB images of `image_size` pixels, at least 32: five poolings halve them."""
+    """Build VGG-16 for CIFAR.
+
+    Args:
+        image_size: Height and width of the RGB images, pixels; at least 32, since five poolings halve them.
+        num_classes: Number of logits.
+    """
     inputs = x = keras.Input([image_size, image_size, 3], name="images")
     for stage, widths in enumerate(_STAGES, start=1):
         for index, width in enumerate(widths, start=1):

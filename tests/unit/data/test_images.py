@@ -2,12 +2,12 @@
 
 import itertools
 
-from resrep_dist.data.augmentation import augment, is_mirrored, normalise
+from resrep_dist.data.augmentation import augment, is_mirrored, normalize
 from resrep_dist.data.encoded import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     _random_window,
-    centre_crop,
+    center_crop,
     decode,
     random_resized_crop,
 )
@@ -43,7 +43,7 @@ def test_every_kind_of_image_in_imagenet_is_cropped_for_training_and_evaluation(
     for position in range(3):
         crop = random_resized_crop(tf.constant(encoded), 24, tf.constant(position, tf.int64), seed=1)
         assert crop.shape == [24, 24, 3] and 0 <= crop.numpy().min() <= crop.numpy().max() <= 255.5
-    assert centre_crop(tf.constant(encoded), 24, 0.875).shape == [24, 24, 3]
+    assert center_crop(tf.constant(encoded), 24, 0.875).shape == [24, 24, 3]
 
 
 def test_cmyk_has_the_colours_that_pillow_gives():
@@ -53,7 +53,7 @@ def test_cmyk_has_the_colours_that_pillow_gives():
 
 
 def test_evaluation_gives_the_pixels_that_torchvision_gives():
-    crop = centre_crop(tf.constant(RGB_JPEG), 8, 0.875).numpy()
+    crop = center_crop(tf.constant(RGB_JPEG), 8, 0.875).numpy()
     np.testing.assert_allclose(crop, RGB_CENTRE, atol=1)
 
 
@@ -83,7 +83,7 @@ def test_evaluation_resizes_the_short_side_and_takes_the_centre():
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 40:88] = 200
     encoded = tf.io.encode_png(image)
-    crop = centre_crop(encoded, 28, 0.875).numpy()
+    crop = center_crop(encoded, 28, 0.875).numpy()
     expected = tf.image.resize(image, [32, 64], antialias=True).numpy()[2:30, 18:46]
     np.testing.assert_allclose(crop, expected, atol=1e-3)
 
@@ -97,7 +97,7 @@ def test_half_of_the_images_are_mirrored_and_pixels_are_normalised():
     np.testing.assert_array_equal(np.where(is_rising[:, None, None, None], crops, crops[:, :, ::-1]), plain)
     pixels = noise(8, 8, 3)
     np.testing.assert_allclose(
-        normalise(tf.constant(pixels), (1, 2, 3), (4, 5, 6)), (pixels - [1, 2, 3]) / [4, 5, 6], rtol=1e-5, atol=1e-5
+        normalize(tf.constant(pixels), (1, 2, 3), (4, 5, 6)), (pixels - [1, 2, 3]) / [4, 5, 6], rtol=1e-5, atol=1e-5
     )
 
 
@@ -125,7 +125,7 @@ def test_a_cut_off_jpeg_is_named_in_training_and_evaluation(tmp_path, length):
         (tmp_path / path).write_bytes(tf.io.encode_jpeg(noise(40, 50, 3)).numpy()[:length])
     train, validation = image_folders(tmp_path, 16, 0.875)
     # A window above the damage is whole, so the first epoch may pass.
-    with pytest.raises(SampleError, match=r"train/n00000001/00007.JPEG: .*; mend or replace the file") as error:
+    with pytest.raises(SampleError, match=r"train/n00000001/00007.JPEG: .*; fix or replace the file") as error:
         run_through(train, num_epochs=4)
     assert "\n" not in str(error.value) and "{{" not in str(error.value) and error.value.exit_code == 2
     with pytest.raises(SampleError, match=r"val/n00000002/00005.JPEG"):

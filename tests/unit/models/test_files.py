@@ -125,7 +125,7 @@ SYSTEM = {"module": "os", "class_name": "function", "config": "system", "registe
         ),
         (lambda config, entry: entry["shared"].update(registered_name="x>Conv2D"), "which is not loaded from a file"),
         (lambda config, entry: entry["shared"].update(module="os"), "which is not loaded from a file"),
-        (lambda config, entry: entry["logits"]["inbound_nodes"][0]["args"][0]["config"].update(CIRCLE), "circle"),
+        (lambda config, entry: entry["logits"]["inbound_nodes"][0]["args"][0]["config"].update(CIRCLE), "cycle"),
         (lambda config, entry: entry["logits"]["config"].update(dtype="string"), "received type 'string'"),
         (lambda config, entry: entry["logits"]["config"].update(name="shared"), "have one name"),
         (lambda config, entry: config.update(layers=5), "not a Keras file"),
