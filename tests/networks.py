@@ -5,7 +5,8 @@ from typing import Any
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import Config, build_config
-from resrep_dist.data.source import Source
+from resrep_dist.data.loading import load_sources
+from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.graph import Graph
 from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.models.mobilenet import mobilenet_v1
@@ -82,6 +83,11 @@ def with_dead_channels(model: keras.Model, graph: Graph, share: float = 0.5, see
             compactor.kernel.assign((compactor.kernel.numpy() + noise) * of_channels)
             compactor.mask.assign(of_channels.astype(np.float32))
     return pruned
+
+
+def sources_of(config: Config) -> tuple[ImageSource, ImageSource]:
+    """The training set and the validation set of a configuration."""
+    return load_sources(config.data, config.model)
 
 
 def train_state(pruned: keras.Model, graph: Graph) -> TrainState:

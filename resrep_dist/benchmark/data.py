@@ -30,7 +30,7 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
     in stored order, not augmented.) A core's speed is images per second of processor time, so other programs
     on the machine disturb it little.
     """
-    source, _ = load_sources(config)
+    source, _ = load_sources(config.data, config.model)
     batch_size = config.data.global_batch_size
     num_batches = max(1, num_images // batch_size)
     loops = {"pipeline": iter(_pipeline(source, config)), "bare_decode_loop": iter(_bare_decode_loop(source, config))}

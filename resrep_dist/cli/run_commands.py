@@ -94,7 +94,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from resrep_dist.export.inference import load_any_model
     from resrep_dist.training.evaluation import Evaluator
 
-    _, validation_data = load_sources(config)
+    _, validation_data = load_sources(config.data, config.model)
     evaluator = Evaluator(
         load_any_model(path, config.model.image_size, config.model.num_classes), config.training.metrics
     )
@@ -168,7 +168,7 @@ def _export(options: argparse.Namespace) -> int:
     from resrep_dist.models.files import load_model
 
     model = load_model(path, open_size=config.model.image_size)
-    images = load_sources(config)[1].first_images(config.merge.num_images)
+    images = load_sources(config.data, config.model)[1].first_images(config.merge.num_images)
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from resrep_dist.config import Config
+from resrep_dist.config import DataConfig, ModelConfig
 from resrep_dist.data.cifar import cifar10, cifar100
 from resrep_dist.data.digits import digits
 from resrep_dist.data.imagefolder import image_folders
@@ -15,14 +15,13 @@ from resrep_dist.data.tfrecord import imagenet_records
 from resrep_dist.errors import ConfigError
 
 
-def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
+def load_sources(data: DataConfig, model: ModelConfig) -> tuple[ImageSource, ImageSource]:
     """Open the training set and the validation set that a configuration names.
 
     Raises:
         DataError: If data is missing or damaged, as far as this is seen without reading all of it.
         ConfigError: If the images are in memory and do not have the model's size, or `data.source` is `arrays`.
     """
-    data, model = config.data, config.model
     if data.source == "arrays":
         raise ConfigError(
             "data.source: received 'arrays', which a Python program gives to the Trainer; "
@@ -42,14 +41,14 @@ def load_sources(config: Config) -> tuple[ImageSource, ImageSource]:
         "synthetic": lambda: synthetic(data.num_samples, model.num_classes, model.image_size),
     }
     train, validation = sources[data.source]()
-    _check_image_size(train, config)
+    _check_image_size(train, data, model)
     return train, validation
 
 
-def _check_image_size(source: ImageSource, config: Config) -> None:
-    if isinstance(source, Source) and source.images.shape[1:3] != (config.model.image_size,) * 2:
+def _check_image_size(source: ImageSource, data: DataConfig, model: ModelConfig) -> None:
+    if isinstance(source, Source) and source.images.shape[1:3] != (model.image_size,) * 2:
         height, width = source.images.shape[1:3]
         raise ConfigError(
-            f"model.image_size: received {config.model.image_size}, but data.source {config.data.source} "
+            f"model.image_size: received {model.image_size}, but data.source {data.source} "
             f"holds images of {height} x {width} pixels"
         )

@@ -7,7 +7,6 @@ batches have the same size, and a run can be resumed at any step without reading
 
 from resrep_dist.data.hashing import mix, right_shift
 from resrep_dist.data.source import ImageSource, NamedErrors
-from resrep_dist.distributed.environment import available_cores
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +56,7 @@ def training_batches(
     rank: int,
     num_ranks: int,
     first_step: int,
+    num_threads: int | None = None,
 ) -> NamedErrors:
     """Return this rank's part of every global batch, without end.
 
@@ -68,6 +68,7 @@ def training_batches(
         rank: This rank.
         num_ranks: Number of ranks.
         first_step: Step of the first batch, counted from 0.
+        num_threads: Number of threads that read and augment. None lets TensorFlow choose.
 
     Returns:
         Pairs (images, labels), float32 [B, height, width, channels] and int64 [B]. The iterator raises a SampleError on
@@ -83,10 +84,13 @@ def training_batches(
         return places(tf.constant(first_step + number, tf.int64))[0].numpy()
 
     steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
-    return NamedErrors(_prefetch(source.load(steps, end - start, augmentation, seed)), source, indices_of)
+    batches = source.load(steps, end - start, augmentation, seed)
+    return NamedErrors(_prefetch(batches, num_threads), source, indices_of)
 
 
-def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_ranks: int) -> NamedErrors:
+def evaluation_batches(
+    source: ImageSource, batch_size: int, rank: int, num_ranks: int, num_threads: int | None = None
+) -> NamedErrors:
     """Return this rank's part of a whole set in batches; over all ranks every sample is there once.
 
     Args:
@@ -94,6 +98,7 @@ def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_rank
         batch_size: Number of samples of this rank per batch; the last batch may be smaller.
         rank: This rank.
         num_ranks: Number of ranks.
+        num_threads: Number of threads that read. None lets TensorFlow choose.
 
     Returns:
         Pairs (images, labels), as `training_batches`.
@@ -105,10 +110,11 @@ def evaluation_batches(source: ImageSource, batch_size: int, rank: int, num_rank
 
     indices = tf.data.Dataset.range(start, end).batch(batch_size)
     batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
-    return NamedErrors(_prefetch(batches), source, indices_of)
+    return NamedErrors(_prefetch(batches, num_threads), source, indices_of)
 
 
-def _prefetch(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _prefetch(batches: tf.data.Dataset, num_threads: int | None) -> tf.data.Dataset:
     options = tf.data.Options()
-    options.autotune.cpu_budget = available_cores()
+    if num_threads is not None:
+        options.autotune.cpu_budget = num_threads
     return batches.prefetch(_NUM_PREFETCHED).with_options(options)

@@ -49,6 +49,11 @@ class Cluster:
         return self.rank == 0
 
     @property
+    def num_cores(self) -> int:
+        """Number of processor cores that this rank has for itself."""
+        return available_cores()
+
+    @property
     def description(self) -> str:
         """The number of ranks and, where there are several, Horovod's version and what it was built with."""
         if self._horovod is None:

@@ -72,7 +72,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
     trained, step = _load_trained(base, graph, workdir)
-    validation_data = validation_data or load_sources(config)[1]
+    validation_data = validation_data or load_sources(config.data, config.model)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)

@@ -49,7 +49,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
             require_reachable_target(graph, config.prune)
             check_heat_maps(config.logging, graph)
         cluster.from_root(lambda: open_workdir(config, workdir))
-        train_data, validation_data = cluster.everywhere(lambda: load_sources(config))
+        train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model))
         cluster.everywhere(lambda: check_images(model, train_data))
         cluster.from_root(lambda: _check_file(model, workdir))
         setting = {

@@ -35,7 +35,9 @@ class Evaluator:
             metric.reset_state()
         rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
         correct = tf.zeros([len(self._num_best)], tf.int64)
-        for images, labels in evaluation_batches(source, batch_size, rank, size):
+        for images, labels in evaluation_batches(
+            source, batch_size, rank, size, cluster.num_cores if cluster else None
+        ):
             correct += self._count_correct(images, labels)
             if cluster:
                 cluster.watchdog.beat()

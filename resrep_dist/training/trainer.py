@@ -247,6 +247,7 @@ class Trainer:
             rank=self.cluster.rank,
             num_ranks=self.cluster.size,
             first_step=self.step,
+            num_threads=self.cluster.num_cores,
         )
 
     def _save(self, is_last: bool = False) -> None:

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.training.trainer import Trainer
-from tests.networks import small_config, small_network
+from tests.networks import small_config, small_network, sources_of
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +18,7 @@ if __name__ == "__main__":
     # Other weights on every rank and in every start: all have to come from the checkpoint.
     model = small_network(seed=10 * last_step + cluster.rank)
     config = small_config(checkpoint={"interval_steps": 60}, logging={"record_samples": True})
-    trainer = Trainer(model, trace(model), config, *load_sources(config), cluster=cluster, workdir=folder / "run")
+    trainer = Trainer(model, trace(model), config, *sources_of(config), cluster=cluster, workdir=folder / "run")
     trainer.start()
     np.savez(
         folder / f"started-at-{trainer.step}-rank-{cluster.rank}-of-{cluster.size}.npz",

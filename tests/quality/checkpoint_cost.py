@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from resrep_dist.config import CheckpointConfig, load_config
-from resrep_dist.data.loading import load_sources
 from resrep_dist.graph import trace
 from resrep_dist.models.building import build_model
 from resrep_dist.training.trainer import Trainer
+from tests.networks import sources_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
 KINDS = ("without", "in the background", "waited for")
@@ -70,7 +70,7 @@ def main() -> None:
     config = dataclasses.replace(config, checkpoint=CheckpointConfig(interval_steps=10**9), logging=logging)
     model = build_model(config.model)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, trace(model), config, *load_sources(config), workdir=Path(folder))
+        trainer = Trainer(model, trace(model), config, *sources_of(config), workdir=Path(folder))
         trainer.start()
         times = measure(trainer, options.rounds, options.block_steps)
         num_bytes = max(path.stat().st_size for path in Path(folder).rglob("state.npz"))

@@ -10,7 +10,6 @@ import statistics
 from pathlib import Path
 
 from resrep_dist.config import load_config
-from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import compactors_of
@@ -18,6 +17,7 @@ from resrep_dist.merging import logits
 from resrep_dist.models.building import build_model
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.trainer import Trainer
+from tests.networks import sources_of
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +28,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_resnet20.yaml"
 
 def prune(base: keras.Model, rule: str, seed: int, cluster: Cluster) -> dict[str, float]:
     config = load_config(CONFIG, [f"seed={seed}", f"prune.rule={rule}", "prune.max_extension_epochs=0"])
-    train_data, validation_data = load_sources(config)
+    train_data, validation_data = sources_of(config)
     trainer = Trainer(base, trace(base), config, train_data, validation_data, cluster=cluster)
     trainer.start()
     death_step = None
@@ -65,7 +65,7 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         keras.utils.set_random_seed(seed)
         config = load_config(CONFIG, [f"seed={seed}"])
-        train_data, validation_data = load_sources(config)
+        train_data, validation_data = sources_of(config)
         model = build_model(config.model)
         base = Trainer(model, None, config, train_data, validation_data, cluster=cluster)
         base.start()

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from resrep_dist.config import Config, ShrinkConfig, load_config
-from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.layers.costs import training_macs
@@ -27,6 +26,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.trainer import Trainer
+from tests.networks import sources_of
 
 import numpy as np
 import tensorflow as tf
@@ -113,7 +113,7 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         keras.utils.set_random_seed(seed)
         config = load_config(options.config, [*options.overrides, f"seed={seed}"])
-        data = load_sources(config)
+        data = sources_of(config)
         base = Trainer(build_model(config.model), None, config, *data, cluster=cluster)
         base.start()
         base.train_until(base.num_steps)

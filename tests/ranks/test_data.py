@@ -2,10 +2,9 @@
 
 import sys
 
-from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import sample_indices
 from tests.images import write_image_folders
-from tests.networks import small_config
+from tests.networks import small_config, sources_of
 from tests.ranks.launcher import run_ranks
 
 import pytest
@@ -20,7 +19,7 @@ def test_a_broken_image_on_the_second_rank_is_named_and_ends_the_job(tmp_path):
     config = small_config(data=data, model=model, base={"num_epochs": 3})
     # The base phase has seed 0; its third batch, the half of the second rank.
     index = int(sample_indices(tf.constant([2 * 10 + 7], tf.int64), 50, seed=0)[0])
-    broken = load_sources(config)[0].describe(index)
+    broken = sources_of(config)[0].describe(index)
     with open(broken, "wb") as file:
         file.write(b"\xff\xd8\xffbroken")
     (tmp_path / "config.yaml").write_text(config.to_yaml())

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from resrep_dist import errors
 from resrep_dist.checkpoints.digest import Digest
-from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import training_batches
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
 from resrep_dist.graph import trace
 from resrep_dist.training.trainer import Trainer
 from tests.fitting import fit
-from tests.networks import random_source, randomise, shrinking_config, small_config, small_network
+from tests.networks import random_source, randomise, shrinking_config, small_config, small_network, sources_of
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +26,7 @@ from tensorflow import keras
 def make_trainer(cluster: Cluster, source=None, training=None, workdir=None, checkpoint=None, **options) -> Trainer:
     # Other weights on every rank: the trainer has to give them those of rank 0.
     model = small_network(seed=cluster.rank, **options)
-    train_data, validation_data = load_sources(small_config())
+    train_data, validation_data = sources_of(small_config())
     changes = {"training": training or {}, "checkpoint": checkpoint or {}}
     config = small_config(prune={"rule": "radial", "target_macs_fraction": 0.3}, **changes)
     data = source or train_data, validation_data
@@ -40,7 +39,7 @@ def identical(cluster: Cluster, folder: Path) -> None:
     """50 steps; every rank writes its whole state, and which labels its first batch had."""
     trainer = make_trainer(cluster)
     trainer.train_until(50)
-    source = load_sources(small_config())[0]
+    source = sources_of(small_config())[0]
     batches = training_batches(
         source, global_batch_size=32, augmentation="none", seed=1, rank=cluster.rank, num_ranks=cluster.size,
         first_step=0,
@@ -219,7 +218,7 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
     """Sharded evaluation gives what one process gives."""
     trainer = make_trainer(cluster)
     trainer.train_until(20)
-    source = load_sources(small_config())[1]
+    source = sources_of(small_config())[1]
     shared = trainer._live.evaluator.top1(source, 50, cluster)
     alone = trainer._live.evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
@@ -287,7 +286,7 @@ def checkpoints(cluster: Cluster, folder: Path) -> None:
     opened, flush = threading.Event(), os.fsync
     os.fsync = lambda descriptor: opened.wait(60) and flush(descriptor)
     config = small_config(checkpoint={"interval_steps": 10})
-    model, (train_data, validation_data) = small_network(), load_sources(config)
+    model, (train_data, validation_data) = small_network(), sources_of(config)
     options = {"cluster": cluster, "workdir": folder / "run"}
     trainer = Trainer(model, trace(model), config, train_data, validation_data, **options)
     trainer.start()

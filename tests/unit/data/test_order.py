@@ -3,11 +3,10 @@
 import itertools
 
 from resrep_dist.data.encoded import IMAGENET_MEAN, IMAGENET_STD
-from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import evaluation_batches, rank_part, sample_indices, training_batches
 from resrep_dist.data.source import Source
 from tests.images import LEVEL_STEP, label_of, numbers_of, write_image_folders, write_records
-from tests.networks import random_source, small_config
+from tests.networks import random_source, small_config, sources_of
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def sources(request, tmp_path_factory):
     write = {"imagefolder": write_image_folders, "tfrecord": write_records}[request.param]
     folder = write(tmp_path_factory.mktemp(request.param))
     data = {"source": request.param, "path": str(folder)}
-    return *load_sources(small_config(data=data, model={"image_size": SIZE})), "resized_crop_flip"
+    return *sources_of(small_config(data=data, model={"image_size": SIZE})), "resized_crop_flip"
 
 
 def grey_levels(count):
@@ -118,7 +117,7 @@ def test_augmentation_follows_from_seed_and_position_and_can_be_off():
 
 
 def test_the_digits_are_split_without_overlap():
-    train, validation = load_sources(small_config())
+    train, validation = sources_of(small_config())
     assert (len(train), len(validation)) == (1437, 360)
     assert train.images.shape[1:] == (16, 16, 3) and set(validation.labels) == set(range(10))
     seen = {image.tobytes() for image in train.images}

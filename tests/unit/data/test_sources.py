@@ -4,11 +4,10 @@ import io
 import os
 import tarfile
 
-from resrep_dist.data.loading import load_sources
 from resrep_dist.data.record_index import RecordReader, index_records
 from resrep_dist.errors import ConfigError, DataError
 from tests.images import write_image_folders, write_records
-from tests.networks import small_config
+from tests.networks import small_config, sources_of
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 def load(image_size=32, num_classes=10, **data):
     model = {"image_size": image_size, "num_classes": num_classes}
-    return load_sources(small_config(data={key: str(value) for key, value in data.items()}, model=model))
+    return sources_of(small_config(data={key: str(value) for key, value in data.items()}, model=model))
 
 
 def break_folders(folder, kind):
@@ -221,7 +220,7 @@ def test_a_programs_own_arrays_cannot_be_loaded_by_the_command_line():
 
 def test_synthetic_images_are_the_same_every_time():
     config = small_config(data={"source": "synthetic", "num_samples": 100}, model={"image_size": 12})
-    (train, validation), (again, _) = load_sources(config), load_sources(config)
+    (train, validation), (again, _) = sources_of(config), sources_of(config)
     assert len(train) == 100 and len(validation) == 1024
     np.testing.assert_array_equal(train.first_images(70), again.first_images(70))
     assert train.first_images(2).shape == (2, 12, 12, 3)

@@ -2,11 +2,10 @@
 
 import importlib.util
 
-from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import evaluation_batches
 from resrep_dist.errors import DataError
 from tests.images import LEVEL_STEP, label_of, numbers_of
-from tests.networks import small_config
+from tests.networks import small_config, sources_of
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ needs_tfds = pytest.mark.skipif(
 
 def load(data_dir, name="grey"):
     data = {"source": "tfds", "path": str(data_dir), "name": name}
-    return load_sources(small_config(data=data, model={"image_size": 16}))
+    return sources_of(small_config(data=data, model={"image_size": 16}))
 
 
 def prepare(data_dir, encoding, name="grey", label="label"):

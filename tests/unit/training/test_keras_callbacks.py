@@ -1,12 +1,11 @@
 """Keras' own way: compile and fit."""
 
 import resrep_dist
-from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ModelError, UserError
 from resrep_dist.training.keras_callbacks import ChannelMasks, PruningCurves
 from tests.fitting import fit
-from tests.networks import small_config, small_network
+from tests.networks import small_config, small_network, sources_of
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ def trained():
     """What the trainer makes of 40 steps on the digits."""
     tf.config.experimental.enable_op_determinism()
     model = small_network()
-    trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), CONFIG, *load_sources(CONFIG))
+    trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), CONFIG, *sources_of(CONFIG))
     trainer.start()
     trainer.train_until(40)
     return {name: variable.numpy() for name, variable in trainer.state.items()}
@@ -36,7 +35,7 @@ def assert_equals(state, expected):
 
 
 def test_fit_gives_the_trainers_result_with_curves_and_resumes(tmp_path, trained):
-    source = load_sources(CONFIG)[0]
+    source = sources_of(CONFIG)[0]
     masks = fit(small_network(), CONFIG, source, 40, Cluster(), tmp_path / "whole")
     assert any((value == 0).any() for name, value in trained.items() if name.endswith("mask"))
     assert_equals(masks.state, trained)

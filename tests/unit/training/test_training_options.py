@@ -1,10 +1,9 @@
 """Whole short runs on the digits: what a way to compute may change, and what not."""
 
 import resrep_dist
-from resrep_dist.data.loading import load_sources
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.training.evaluation import Evaluator
-from tests.networks import small_config, small_network
+from tests.networks import small_config, small_network, sources_of
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def configured(training):
 def base_weights():
     tf.config.experimental.enable_op_determinism()
     model = small_network()
-    trainer = resrep_dist.Trainer(model, None, configured({}), *load_sources(configured({})), cluster=CLUSTER)
+    trainer = resrep_dist.Trainer(model, None, configured({}), *sources_of(configured({})), cluster=CLUSTER)
     trainer.run()
     return model.get_weights()
 
@@ -41,7 +40,7 @@ def base_weights():
 def prune(base_weights, training):
     """The channels that are masked at the end, and top-1 of the slim model."""
     config = configured(training)
-    train_data, validation_data = load_sources(config)
+    train_data, validation_data = sources_of(config)
     model = small_network()
     model.set_weights(base_weights)
     trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), config, train_data, validation_data, cluster=CLUSTER)
