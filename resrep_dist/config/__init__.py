@@ -1,4 +1,4 @@
-"""A run's configuration: what it may hold (`schema.py`, `document.py`) and how it is read (`loading.py`)."""
+"""The configuration of a run: its sections (`schema.py`), the whole (`document.py`) and reading it (`loading.py`)."""
 
 from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config
