@@ -86,7 +86,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and make it anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); delete it and create it again") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: not a JSON object; delete it and make it anew")
+        raise UserError(f"{path}: not a JSON object; delete it and create it again")
     return document
