@@ -1,22 +1,27 @@
-"""The errors that end a run, each with the exit code that the command line returns for it."""
+"""The errors that end a run, each with the exit code of the command line."""
 
 from typing import Any
 
 
 def one_line(message: object, max_length: int = 200) -> str:
-    """The text of anything, an exception too, in one line that a terminal can show; cut to a length to be read."""
+    """Return the text of an object on one line that is safe for a terminal.
+
+    Args:
+        message: Any object, such as an exception. Characters that cannot be printed are escaped.
+        max_length: Number of characters after which the text is cut off.
+    """
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(message).split()))
     return line if len(line) <= max_length else f"{line[:max_length]} .."
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message is one line that says how to fix it."""
+    """An input of the user cannot be used. The message is one line and says how to fix it."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A configuration that is refused."""
+    """A configuration that is not valid."""
 
 
 class ModelError(UserError):
@@ -28,7 +33,12 @@ class DataError(UserError):
 
 
 class HostError(UserError):
-    """Something that all ranks of one host find, before there is word between the ranks; one of them says it."""
+    """A problem that all ranks of a host find before they can communicate; one of them prints it.
+
+    Args:
+        message: The message for the user.
+        local_rank: Number of this rank on its host, counted from 0.
+    """
 
     def __init__(self, message: str, local_rank: int) -> None:
         super().__init__(message)
@@ -36,7 +46,7 @@ class HostError(UserError):
 
 
 class SampleError(DataError):
-    """One sample that cannot be read. Only the rank that needs it knows, so that rank says it."""
+    """A sample that cannot be read. Only the rank that needs it finds this, so that rank prints it."""
 
     is_of_one_rank = True
 
@@ -50,19 +60,19 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class CheckpointWriteError(RuntimeError):
-    """A checkpoint that could not be written, several times in a row; the one before it is whole."""
+    """Checkpoints could not be written several times in a row; the last complete one is not damaged."""
 
     exit_code = 6
 
 
 class StoppedError(RuntimeError):
-    """The run was asked to stop, and has: its checkpoint is written."""
+    """The run has stopped because it was asked to, after writing a checkpoint."""
 
     exit_code = 143
 
 
 class DisagreementError(RuntimeError):
-    """The ranks do not hold the same state; going on would train different models."""
+    """The ranks do not have the same state, so they would train different models."""
 
     exit_code = 3
 
@@ -74,19 +84,19 @@ class CertificateError(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row gave a loss or gradient that is not finite."""
+    """The loss or a gradient was not finite for too many steps in a row."""
 
     exit_code = 5
 
 
 class StalledError(RuntimeError):
-    """No step was made for too long."""
+    """No step was completed for too long."""
 
     exit_code = 7
 
 
 class RankLostError(RuntimeError):
-    """Another rank is gone, and no collective can be finished without it."""
+    """Another rank has ended, so collectives can no longer complete."""
 
     exit_code = 8
 

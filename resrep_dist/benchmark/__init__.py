@@ -1,4 +1,4 @@
-"""Measurements, always side by side; they go into sections of `benchmark.json`, units in the keys."""
+"""Benchmarks, always of several things in turn. Results are sections of `benchmark.json`, with units in the keys."""
 
 from resrep_dist.benchmark.data import benchmark_data as benchmark_data
 from resrep_dist.benchmark.data import print_data_benchmark as print_data_benchmark

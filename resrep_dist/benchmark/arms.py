@@ -1,4 +1,4 @@
-"""Models whose training steps are timed against each other: how they are made, warmed and timed in turn."""
+"""The arms of a benchmark: models whose training steps are timed in turn."""
 
 import dataclasses
 import statistics
@@ -27,43 +27,62 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-# How long a phase is does not matter for the time of a step.
 NUM_SAMPLES = 100_000
+"""Number of training samples that a phase is planned for; it has no influence on the time of a step."""
 _NUM_WARM_STEPS = 2
 
 Batch = tuple[tf.Tensor, tf.Tensor]
+"""Images [B, height, width, channels] and labels [B]."""
 Rounds = Sequence[Sequence[float]]
+"""For each round the times of its steps, milliseconds."""
 
 
 class CountingCluster(Cluster):
-    """The ranks that are there, and the bytes that a step gives to its collectives."""
+    """A cluster that counts the bytes which a step gives to its collectives.
+
+    Args:
+        cluster: The cluster that it stands for.
+
+    Attributes:
+        num_bytes: Number of bytes per step on this rank.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
-        # It is the same Horovod, which is started once.
+        # Not super().__init__(), which would start Horovod a second time.
         self.__dict__.update(vars(cluster))
         self.num_bytes = 0
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """As in a cluster; counts when it is called, so inside a `tf.function` once for each graph."""
+        """Sum as a cluster does. Bytes are counted per call, so in a `tf.function` once per graph."""
         self.num_bytes += _num_bytes(tensors)
         return super().sum(tensors, name)
 
 
 @dataclasses.dataclass
 class Arm:
-    """What trains one model, the multiply-adds of a pass through it, and the figures of `trace_and_warm`."""
+    """A model in training, as a benchmark measures it."""
 
     live: LiveModel
+    """The model with its optimizer and its training step."""
     macs: int
+    """Multiply-adds of a forward pass of one image, including compactors."""
     cluster: CountingCluster
+    """The cluster of its training step."""
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The measurements of `trace_and_warm`."""
 
 
 def prepare(config: Config) -> tuple[keras.Model, Graph]:
-    """The configuration's model with its starting weights, on every rank alike, and its graph.
+    """Build the model of a configuration, with the same weights on every rank, and its graph.
+
+    Args:
+        config: The configuration, with a section `prune`.
+
+    Returns:
+        The model without compactors, and its graph.
 
     Raises:
-        UserError: where nothing of it can be pruned.
+        UserError: If the model cannot be built or has nothing to prune.
     """
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -75,8 +94,15 @@ def prepare(config: Config) -> tuple[keras.Model, Graph]:
 
 
 def plain_arm(model: keras.Model, macs: int, config: Config, cluster: Cluster) -> Arm:
-    """Training without pruning, by the same step; that all is finite is looked at here too."""
-    # The phase `train`, so that all arms have the same optimizer settings.
+    """Return an arm that trains without pruning, by the same training step with its check for finite values.
+
+    Args:
+        model: The model.
+        macs: Its multiply-adds.
+        config: The configuration.
+        cluster: The ranks.
+    """
+    # The phase `train`, so that all arms have the same settings of the optimizer.
     config = dataclasses.replace(config, prune=None, base=None, shrink=ShrinkConfig())
     counting = CountingCluster(cluster)
     model = model_for_training(model, None, config, counting)
@@ -85,14 +111,29 @@ def plain_arm(model: keras.Model, macs: int, config: Config, cluster: Cluster) -
 
 
 def compactors_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
-    """Compactors trained like any convolution: what they cost without ResRep's rule."""
+    """Return an arm that trains compactors like any convolution: their cost without ResRep's penalty and masks.
+
+    Args:
+        model: The model without compactors.
+        graph: Its graph.
+        config: The configuration.
+        cluster: The ranks.
+    """
     arm = plain_arm(insert_compactors(model, graph), 0, config, cluster)
     arm.macs = training_macs(arm.live.state.model, graph, graph.widths)
     return arm
 
 
 def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster) -> Arm:
-    """ResRep on a model in training that has these channels."""
+    """Return an arm that trains with ResRep a model with some of its channels.
+
+    Args:
+        model: The model without compactors.
+        graph: Its graph.
+        channels: The channels that it has.
+        config: The configuration.
+        cluster: The ranks.
+    """
     counting = CountingCluster(cluster)
     model = with_channels(model_for_training(model, graph, config, counting), graph, channels)
     live = LiveModel(model, graph, plan_phase(config, graph, NUM_SAMPLES), config.training, counting, channels)
@@ -100,16 +141,23 @@ def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config:
 
 
 class _UncheckedStep(TrainStep):
-    """A step that takes it for granted that all is finite, and alike on all ranks."""
+    """A training step without the checks that values are finite and equal on all ranks."""
 
     def _check(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.zeros([NUM_FINGERPRINT_VALUES], keras.backend.floatx()), tf.ones([len(values)], tf.bool)
 
 
 def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
-    """ResRep at full width without the checks of a step: what these cost. No run trains like this.
+    """Return an arm that trains with ResRep at full width without the checks of a step, to measure their cost.
 
-    On one rank TensorFlow finds then that every step is good, and leaves out the branch for others too.
+    No run trains like this. On one rank TensorFlow then also removes the branch for steps with values that are not
+    finite.
+
+    Args:
+        model: The model without compactors.
+        graph: Its graph.
+        config: The configuration.
+        cluster: The ranks.
     """
     arm = pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster)
     arm.live.step = _UncheckedStep(arm.cluster, config.training, config.data.global_batch_size)
@@ -118,7 +166,7 @@ def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Clu
 
 
 def noise_batch(model: keras.Model, config: Config, cluster: Cluster) -> Batch:
-    """This rank's part of a batch of noise."""
+    """Return this rank's part of a global batch of noise with random labels, for the model and configuration."""
     random = np.random.default_rng(config.seed)
     size = config.data.global_batch_size
     start, end = rank_part(size, cluster.rank, cluster.size)
@@ -127,7 +175,15 @@ def noise_batch(model: keras.Model, config: Config, cluster: Cluster) -> Batch:
 
 
 def trace_and_warm(arm: Arm, batch: Batch) -> None:
-    """Fill the arm's `tracing_seconds`, `reduced_bytes`, `gradient_bytes` among them, and `peak_memory_bytes`."""
+    """Trace and run the first steps of an arm, and measure what they take.
+
+    Fills `figures` with `tracing_seconds`, `reduced_bytes` per step, the part of them that are gradients as
+    `gradient_bytes`, and `peak_memory_bytes` (None if it is not known).
+
+    Args:
+        arm: The arm, changed in place.
+        batch: This rank's part of a batch.
+    """
     start = time.perf_counter()
     arm.live.step.trace(*batch)
     arm.figures["tracing_seconds"] = time.perf_counter() - start
@@ -141,10 +197,21 @@ def trace_and_warm(arm: Arm, batch: Batch) -> None:
 def time_in_turn(
     arms: Mapping[str, Arm], batch: Batch, num_steps: int, num_rounds: int, cluster: Cluster
 ) -> dict[str, list[list[float]]]:
-    """For every arm and round the milliseconds of `num_steps` steps, each that of its slowest rank; a collective."""
+    """Time the steps of all arms in turn. A collective.
+
+    Args:
+        arms: The arms by name.
+        batch: This rank's part of a batch.
+        num_steps: Number of steps of each arm per round.
+        num_rounds: Number of rounds.
+        cluster: The ranks.
+
+    Returns:
+        For each arm, by name, and each round the times of its steps on the slowest rank, milliseconds.
+    """
     rounds: dict[str, list[list[float]]] = {name: [] for name in arms}
     for number in range(num_rounds):
-        # Not always in the same order: what runs after a heavy arm may find a warmer machine.
+        # In another order in each round, since the processor may be slower after an arm that heats it.
         names = list(arms)[number % len(arms) :] + list(arms)[: number % len(arms)]
         for name in names:
             rounds[name].append(_slowest_rank(_times(arms[name].live, batch, num_steps), cluster))
@@ -152,13 +219,16 @@ def time_in_turn(
 
 
 def time_ratio(rounds: Rounds, other_rounds: Rounds) -> float:
-    """Median over the rounds of the ratio of their median times: round by round, since a machine's speed drifts."""
+    """Return the median over the rounds of the ratio of the median times of two arms.
+
+    The ratio is taken for each round, since the speed of a machine changes slowly over time.
+    """
     pairs = zip(rounds, other_rounds, strict=True)
     return statistics.median(statistics.median(own) / statistics.median(other) for own, other in pairs)
 
 
 def setting(config: Config, graph: Graph, cluster: Cluster, num_steps: int, num_rounds: int) -> dict[str, Any]:
-    """What was measured, and on what."""
+    """Return what was measured and on what, as entries of `benchmark.json`."""
     return {
         "model": config.model.name,
         "image_size_pixels": config.model.image_size,
@@ -177,17 +247,17 @@ def _num_bytes(tensors: Iterable[Any]) -> int:
 
 
 def _times(live: LiveModel, batch: Batch, num_steps: int) -> list[float]:
-    """Milliseconds of each step on this rank."""
+    """Run steps and return the time of each on this rank, milliseconds."""
     times = []
     for _ in range(num_steps):
         start = time.perf_counter()
         live.step.run(*batch)
-        # A device may still be at work when the call returns.
+        # Waits for the device, which may still be computing when the call returns.
         live.state.optimizer.iterations.numpy()
         times.append(1000.0 * (time.perf_counter() - start))
     return times
 
 
 def _slowest_rank(times: list[float], cluster: Cluster) -> list[float]:
-    """Of each step the longest time of all ranks, on all of them."""
+    """Return for each step the longest time of all ranks, on all of them."""
     return cluster.gather(np.array(times)).max(axis=0).tolist()

@@ -1,4 +1,4 @@
-"""The pictures of the benchmarks, as SVG text: measured time next to what the multiply-adds promise."""
+"""Charts of the benchmarks, as SVG: measured times beside multiply-adds."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-# Of a step: ratio, label, colour.
+# Key of a ratio of the steps, label, color.
 _BARS = (
     ("time", "time of a step", "#2563a8"),
     ("macs", "multiply-adds", "#c9d3de"),
@@ -18,15 +18,22 @@ _BARS = (
 
 
 def steps_picture(result: Mapping[str, Any]) -> str:
-    """Of every arm the time of a step, its multiply-adds and the bytes it reduces, relative to plain training."""
+    """Draw the time, multiply-adds and reduced bytes of a step of each arm, relative to plain training.
+
+    Args:
+        result: The result of `benchmark_steps`.
+
+    Returns:
+        The chart as SVG.
+    """
     ratios = result["ratios"]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 0.9 + 0.6 * len(ratios)), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(ratios))
-        for number, (key, label, colour) in enumerate(_BARS):
+        for number, (key, label, color) in enumerate(_BARS):
             values = [ratio[key] for ratio in ratios.values()]
-            axes.barh(places + 0.27 * (number - 1), values, 0.25, color=colour, label=label)
+            axes.barh(places + 0.27 * (number - 1), values, 0.25, color=color, label=label)
         for place, (name, ratio) in enumerate(ratios.items()):
             label = f" {ratio['time']:.3f}, {result['arms'][name]['step_ms_median']:.0f} ms"
             axes.text(ratio["time"], place - 0.27, label, va="center", fontsize=8)
@@ -40,7 +47,14 @@ def steps_picture(result: Mapping[str, Any]) -> str:
 
 
 def replay_picture(result: Mapping[str, Any]) -> str:
-    """Over the steps of the recorded run the time and the multiply-adds of a step, by `shrink.mode`."""
+    """Draw the time and multiply-adds of a step during a recorded run for each `shrink.mode`.
+
+    Args:
+        result: The result of `benchmark_replay`.
+
+    Returns:
+        The chart as SVG.
+    """
     modes = result["stages"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -61,7 +75,7 @@ def replay_picture(result: Mapping[str, Any]) -> str:
 
 
 PICTURES: dict[str, Callable[[Mapping[str, Any]], str]] = {"steps": steps_picture, "replay": replay_picture}
-"""By the section of `benchmark.json`."""
+"""The function that draws each section of `benchmark.json`."""
 
 
 def _setting(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The input pipeline next to a bare decode loop, in one process."""
+"""Benchmark of the input pipeline against a bare decode loop, in one process."""
 
 import logging
 import platform
@@ -23,19 +23,31 @@ _IDLE_SECONDS = 0.02
 
 
 def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str, Any]:
-    """Speed of the training pipeline and, in turn with it, of a bare decode loop of the same files.
+    """Measure the speed of the training pipeline and of a bare decode loop of the same files, in turn.
 
-    The bare loop reads the files as they lie and decodes, crops and resizes them in the same way; it knows no
-    order of samples, no labels, no mirror images, no mean. (For images in memory it is the source itself,
-    in stored order, not augmented.) A core's speed is images per second of processor time, so other programs
-    on the machine disturb it little.
+    The bare loop reads the files in their order on disk and decodes, crops and resizes them in the same way, without
+    shuffling, labels, mirror images and normalization. For images in memory it is the source in stored order without
+    augmentation. The speed per core is in images per second of processor time, so that other programs on the machine
+    have little influence.
+
+    Args:
+        config: The configuration, which names the data.
+        num_images: Number of images per round, rounded down to batches, at least one.
+        num_rounds: Number of rounds.
+
+    Returns:
+        `ratio_per_core` of the pipeline's speed to the loop's, the median of `ratio_per_core_of_rounds`; for `pipeline`
+        and `bare_decode_loop` the medians of `images_per_second_and_core` and `images_per_second`; and the setting.
+
+    Raises:
+        UserError: If the data cannot be read.
     """
     source, _ = load_sources(config.data, config.model)
     batch_size = config.data.global_batch_size
     num_batches = max(1, num_images // batch_size)
     loops = {"pipeline": iter(_pipeline(source, config)), "bare_decode_loop": iter(_bare_decode_loop(source, config))}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
-    # The first round warms the files' cache and TensorFlow, and is dropped.
+    # The first round, which warms up the cache of the files and TensorFlow, does not count.
     for number in range(num_rounds + 1):
         for name in sorted(loops, reverse=number % 2 == 1):
             rounds[name].append(_measure(loops[name], num_batches, batch_size))
@@ -61,7 +73,7 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
 
 
 def print_data_benchmark(console: Console, result: dict[str, Any]) -> None:
-    """The two loops one below the other, and their ratio."""
+    """Print the speeds of both loops and their ratio."""
     table = Table(title=f"{result['source']}, {result['augmentation']}, {result['image_size_pixels']} px")
     for heading in ("loop", "images/s and core", "images/s"):
         table.add_column(heading, justify="left" if heading == "loop" else "right")
@@ -111,13 +123,13 @@ def _bare_decode_loop(source: ImageSource, config: Config) -> Iterable[Any]:
 
 
 def _measure(batches: Iterator[Any], num_batches: int, batch_size: int) -> dict[str, float]:
-    """Speed from one moment at which everything ahead is read and decoded to the next such moment."""
+    """Measure the speed from one moment at which all buffers are full to the next such moment."""
     _wait_until_idle()
     start, start_processor = time.perf_counter(), time.process_time()
     for _ in range(num_batches):
         next(batches)
     seconds = time.perf_counter() - start
-    # What was taken out of the buffers is made good by the same loop, not at the expense of the other.
+    # The loop fills its buffers again before the other one runs.
     _wait_until_idle()
     processor_seconds = time.process_time() - start_processor
     num_images = num_batches * batch_size

@@ -1,4 +1,4 @@
-"""The file of all measurements, `benchmark.json`: each kind has a section, and what is looked up most its own."""
+"""The file of all results, `benchmark.json`, with a section for each kind of benchmark."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +9,17 @@ from resrep_dist.errors import UserError
 
 
 def write_benchmark(folder: Path, sections: Mapping[str, Any]) -> Path:
-    """Put results into their sections of `benchmark.json`; the other sections stay.
+    """Write sections of `benchmark.json` and keep the others.
+
+    Args:
+        folder: Folder of the file, created if it does not exist.
+        sections: The sections by name, in JSON's types.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UserError: when the file cannot be read or written.
+        UserError: If the file cannot be read or written.
     """
     path = folder / "benchmark.json"
     try:

@@ -1,4 +1,4 @@
-"""What pruning buys on this machine: base and slim model in every format, side by side."""
+"""Benchmark of inference on this machine: base and slim model in every format, in turn."""
 
 import logging
 import platform
@@ -36,12 +36,19 @@ _NUM_WARM_ROUNDS = 5
 
 
 def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
-    """Median time of a batch of 1 and of 32 images, milliseconds, for base and slim, in every format.
+    """Measure the time of a batch of 1 and of 32 images for the base and the slim model in every format.
 
     Args:
-        path: a finished run, or a configuration; of that the slim model is one of random weights, pruned at
-            random to the target, so that the question can be asked before any training.
-        num_rounds: of each format, base and slim in turn; the medians count.
+        path: Folder of a finished run, or a configuration, to measure before training: then the models have random
+            weights, and the slim model is pruned at random to the target.
+        num_rounds: Number of batches of each model, in turn.
+
+    Returns:
+        `rows` with the median times `base_ms` and `slim_ms` and their ratio `speedup` for each format and batch size,
+        the multiply-adds `macs` of both models, and the setting.
+
+    Raises:
+        UserError: If the run is not finished, or the configuration is not valid.
     """
     models = _models_of_run(path) if path.is_dir() else _random_models(load_config(path))
     rows = []
@@ -68,7 +75,7 @@ def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
 
 
 def print_latency_benchmark(console: Console, result: dict[str, Any]) -> None:
-    """Base beside slim, a row for each format and batch."""
+    """Print the times of both models, one row for each format and batch size."""
     table = Table(title=f"{result['model']}, medians of {result['num_rounds']} rounds, {result['num_cores']} cores")
     for heading in ("format", "batch", "base", "slim", "times faster"):
         table.add_column(heading, justify="left" if heading == "format" else "right")
@@ -114,7 +121,7 @@ def _images(model: keras.Model, num_images: int) -> np.ndarray:
 
 
 def _in_every_format(models: dict[str, keras.Model], folder: Path) -> dict[tuple[str, str], Inference]:
-    """By format and model; formats that cannot be made here are named and left out."""
+    """Return the models by format and name; formats that cannot be written on this machine are left out and logged."""
     functions = {("keras", name): from_keras(model) for name, model in models.items()}
     for format_name in FORMATS:
         try:
@@ -135,7 +142,7 @@ def _measure(
     times: dict[tuple[str, str], list[float]] = {key: [] for key in functions}
     images = np.random.default_rng(0).normal(size=(batch_size, *next(iter(functions.values())).input_shape))
     images = images.astype(np.float32)
-    # One format after another: a library's idle threads spin for a while, and would slow the next one down.
+    # One format after another, since the idle threads of a library keep a core busy for a while.
     for format_name in dict.fromkeys(name for name, _ in functions):
         in_turn = {key: inference for key, inference in functions.items() if key[0] == format_name}
         for number in range(num_rounds + _NUM_WARM_ROUNDS):

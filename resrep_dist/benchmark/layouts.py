@@ -1,4 +1,4 @@
-"""The widths at which smaller models are measured: those of a run, of a recorded one, or an even share."""
+"""The widths of the smaller models in benchmarks: those of a run, of a log, or the same fraction of all groups."""
 
 import json
 from collections.abc import Mapping
@@ -15,14 +15,16 @@ import numpy as np
 
 
 def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> KeptChannels:
-    """The layout of smaller models.
+    """Choose the layout of the smaller models.
 
     Args:
-        run: the folder of a finished run, or a recorded one, see `read_log`, of which the last widths count. By default
-            every group keeps the same share, the largest that meets `prune.target_macs_fraction`.
+        graph: Graph of the model.
+        config: The configuration.
+        run: Folder of a finished run, or a log of widths (see `read_log`), of which the last widths are used. None if
+            every group keeps the same fraction of its channels, the largest that meets `prune.target_macs_fraction`.
 
     Raises:
-        UserError: for a run of another model.
+        UserError: If the run or log cannot be read or is of another model.
     """
     if run is None:
         prune = pruning_of(config)
@@ -35,15 +37,20 @@ def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> Kept
 
 
 def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
-    """The living channels of each group from a step on, [(step, widths), ...], and at last the step of the end.
+    """Read a log of the number of channels that are alive.
 
-    A channel that comes to life again does not count: a model that shrinks would have lost it.
+    Widths never increase in the result, since a model that becomes smaller cannot get channels back.
 
     Args:
-        path: JSON, `living_channels` of `{"iteration": ..., "living_widths": [...]}`; the last one is the end.
+        path: JSON with `living_channels`, a list of `{"iteration": ..., "living_widths": [...]}`. The last one is the
+            end of the run.
+        graph: Graph of the model.
+
+    Returns:
+        Pairs of a step and the widths of all groups from that step on; the last step is the end of the run.
 
     Raises:
-        UserError: for a file of another form, or of another model.
+        UserError: If the file cannot be read, has another form, or is of another model.
     """
     try:
         records = [
@@ -71,10 +78,14 @@ def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
 
 
 def layout_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
-    """So many channels of each group, as the report of a run has them.
+    """Return the layout with the numbers of channels that a report has.
+
+    Args:
+        graph: Graph of the model.
+        kept: Number of channels of each group, by name.
 
     Raises:
-        UserError: for other groups than the graph's, or numbers that they cannot have.
+        UserError: If the groups are not those of the graph, or a group cannot have that number of channels.
     """
     names = {group.name for group in graph.groups}
     if other := sorted(names ^ kept.keys()):
@@ -90,7 +101,13 @@ def layout_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
 
 
 def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> KeptChannels:
-    """Of every group the same share of the channels, as many as the multiply-adds allow; at least one."""
+    """Return the layout in which every group keeps the largest possible fraction of its channels, the same for all.
+
+    Args:
+        graph: Graph of the model.
+        macs_fraction: Maximum multiply-adds, as a fraction of those at full width.
+        round_to: Widths are multiples of this number of channels, at least one multiple, unless the full width is less.
+    """
 
     def widths(share: float) -> list[int]:
         rounded = [round_to * max(1, round(share * width / round_to)) for width in graph.widths]

@@ -1,4 +1,4 @@
-"""How much memory something takes at its peak: on a GPU its allocator says, on Linux the kernel."""
+"""Measures peak memory: from the allocator of a GPU, otherwise from the Linux kernel."""
 
 import ctypes
 from collections.abc import Callable
@@ -12,20 +12,27 @@ _PROCESS = Path("/proc/self")
 
 
 def peak_memory_growth(function: Callable[[], Any]) -> int | None:
-    """Bytes that this process, or its GPU, holds at most during a call above what it held before; none if not known."""
+    """Call a function and return by how many bytes the memory of the GPU, or of this process, grew at its peak.
+
+    Args:
+        function: The function.
+
+    Returns:
+        Bytes. None if the memory cannot be measured on this system; the function may not have been called then.
+    """
     if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.reset_memory_stats(_GPU)
         before = tf.config.experimental.get_memory_info(_GPU)["current"]
         function()
         return tf.config.experimental.get_memory_info(_GPU)["peak"] - before
     try:
-        # What earlier calls have freed must not hide what this one takes.
+        # Memory that earlier calls have freed must not hide the memory that this one takes.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        # 5: the kernel forgets the peak so far.
+        # 5 resets the kernel's record of the peak.
         (_PROCESS / "clear_refs").write_text("5")
         before = _status_bytes("VmRSS")
         function()
-        # The kernel sums its counters up now and then only: a small call can seem to have taken less than nothing.
+        # The kernel updates its counters only from time to time, so the growth may seem negative for a small call.
         return max(0, _status_bytes("VmHWM") - before)
     except (OSError, AttributeError, KeyError):
         # Another system, or one that does not let a process ask.

@@ -1,4 +1,4 @@
-"""What more ranks would bring: the measured step of one rank and the time of a ring all-reduce."""
+"""Predicts training steps on more ranks from the measured step of one rank and the time of a ring all-reduce."""
 
 import json
 import math
@@ -16,31 +16,42 @@ COMPRESSIONS = ("none", "fp16")
 
 
 def ring_allreduce_seconds(num_bytes: float, num_ranks: int, bandwidth: float, latency_seconds: float) -> float:
-    """Time of a ring all-reduce: 2 (N - 1) messages, each of 1/N of the bytes, one after the other on every link.
+    """Return the time of a ring all-reduce of N ranks, seconds.
 
-    Source: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
+    It takes 2 (N - 1) messages of 1/N of the bytes, one after the other on every link. Source: Patarasuk and Yuan,
+    Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
 
     Args:
-        bandwidth: of a link in one direction, bytes per second.
-        latency_seconds: of one message.
+        num_bytes: Number of bytes that are reduced.
+        num_ranks: Number of ranks.
+        bandwidth: Bandwidth of a link in one direction, bytes per second.
+        latency_seconds: Latency of a message.
     """
     num_messages = 2 * (num_ranks - 1)
     return num_messages * (num_bytes / num_ranks / bandwidth + latency_seconds)
 
 
 def plan_step_seconds(compute_seconds: float, reduce_seconds: float, overlap: float) -> float:
-    """Time of a step, of whose computation a share `overlap` can go on while the collective runs.
+    """Return the time of a step, seconds.
 
-    The step of this project starts its one collective when all gradients are there, so its overlap is 0.
+    Args:
+        compute_seconds: Time of its computation.
+        reduce_seconds: Time of its collective.
+        overlap: Fraction of the computation that runs at the same time as the collective. It is 0 for the steps of this
+            package, which start their one collective when all gradients are computed.
     """
     return compute_seconds + max(0.0, reduce_seconds - overlap * compute_seconds)
 
 
 def read_steps(path: Path, config: Config) -> dict[str, Any]:
-    """The steps in a `benchmark.json` that one rank has written of this configuration's model.
+    """Read the result of `benchmark_steps` from a `benchmark.json`.
+
+    Args:
+        path: The file.
+        config: The configuration whose model must have been measured.
 
     Raises:
-        UserError: where there is none, it is of another model, or several ranks have written it.
+        UserError: If the file has no such result, or it is of another model or of several ranks.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +69,7 @@ def read_steps(path: Path, config: Config) -> dict[str, Any]:
         )
     if num_ranks != 1:
         raise UserError(
-            f"--benchmark {path}: measured on {num_ranks} ranks, expected 1: their times hold a collective; "
+            f"--benchmark {path}: measured on {num_ranks} ranks, expected 1, since their times include a collective; "
             "run `resrep benchmark steps CONFIG` as a single process"
         )
     return steps
@@ -71,13 +82,20 @@ def plan(
     latency_microseconds: float = 50.0,
     overlap: float = 0.0,
 ) -> dict[str, Any]:
-    """Predicted steps of every measured arm, on each number of ranks, with and without float16 gradients.
+    """Predict the steps of every measured arm on several ranks, with float32 and with float16 gradients.
 
-    Every rank has the batch that was measured, so the global batch grows with the ranks.
+    Every rank has the batch that was measured, so the global batch is larger with more ranks.
 
     Args:
-        steps: as `benchmark_steps` on one rank returns it.
-        bandwidth_gbit: of a link in one direction, 1e9 bits per second.
+        steps: The result of `benchmark_steps` on one rank.
+        ranks: Numbers of ranks.
+        bandwidth_gbit: Bandwidth of a link in one direction, 1e9 bits per second.
+        latency_microseconds: Latency of a message.
+        overlap: As in `plan_step_seconds`.
+
+    Returns:
+        `rows`, one for each arm, compression and number of ranks, with `step_ms`, `allreduce_ms`, `images_per_second`
+        and `efficiency`, the fraction of the step that is computation; and the setting.
     """
     rows = []
     for arm, figures in steps["arms"].items():
@@ -90,7 +108,7 @@ def plan(
                     num_bytes, num_ranks, bandwidth_gbit * 1e9 / 8, latency_microseconds * 1e-6
                 )
                 if compression == "fp16":
-                    # The rest goes in a collective of its own: a group has one type.
+                    # The tensors that stay float32 need a second collective, since a collective has one type.
                     reduce += ring_allreduce_seconds(0, num_ranks, math.inf, latency_microseconds * 1e-6)
                 step = plan_step_seconds(compute, reduce, overlap)
                 rows.append(
@@ -116,7 +134,7 @@ def plan(
 
 
 def print_plan(console: Console, result: dict[str, Any]) -> None:
-    """One line for each arm and type of the gradients, one column for each number of ranks."""
+    """Print one row for each arm and type of the gradients, with a column for each number of ranks."""
     ranks = sorted({row["num_ranks"] for row in result["rows"]})
     table = Table(
         title=f"{result['model']}, {result['image_size_pixels']} px, {result['images_per_rank']} images per rank, "

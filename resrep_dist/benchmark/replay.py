@@ -1,4 +1,4 @@
-"""The widths of a recorded run, stepped through: what pruning costs in all, next to plain training as long."""
+"""Benchmark of a whole run at recorded widths: the cost of pruning relative to plain training of the same length."""
 
 import dataclasses
 import gc
@@ -39,23 +39,29 @@ _RATIOS = ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps of a run in which the live model keeps its widths."""
+    """Consecutive steps of a run with the same widths."""
 
     num_steps: int
+    """Number of steps."""
     layout: KeptChannels
+    """Channels of the model in training."""
     macs: int
-    """Multiply-adds of a forward pass of one image, compactors among them."""
+    """Multiply-adds of a forward pass of one image, including compactors."""
 
 
 def stages(
     log: Sequence[tuple[int, list[int]]], model: keras.Model, graph: Graph, config: Config, mode: str
 ) -> list[Stage]:
-    """The stages of a run with these living channels by a `shrink.mode`, by the rules of the shrinker.
+    """Return the stages of a run with recorded widths, as the shrinker would make them.
 
-    It shrinks, and refolds, where `shrink.min_saved_macs_fraction` is saved.
+    The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved.
 
     Args:
-        model: the one with compactors at full width.
+        log: The result of `read_log`.
+        model: The model with compactors at full width.
+        graph: Graph of the original model.
+        config: The configuration.
+        mode: The `shrink.mode`.
     """
     base_macs = graph.macs.total(graph.widths)
     share = config.shrink.min_saved_macs_fraction
@@ -74,13 +80,23 @@ def stages(
 
 
 def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: int, num_rounds: int) -> dict[str, Any]:
-    """Every stage of every mode timed in turn with plain training; a collective.
+    """Time the steps of every stage of a recorded run in turn with plain training. A collective.
+
+    Args:
+        config: The configuration.
+        path: A log of widths, see `read_log`.
+        cluster: The ranks.
+        num_steps: Number of steps per layout and round.
+        num_rounds: Number of rounds per layout.
 
     Returns:
-        `macs_vs_plain`, `time_vs_plain`, `reduced_bytes_vs_plain` (given to the collectives), `num_shrinks` and
-        `shrinks_vs_plain` by mode: whole runs relative to plain training for as many steps; the last one is building
-        and tracing of the smaller models, which is not in `time_vs_plain`. `points` has every measured layout,
-        `stages` of every mode how many steps it stays at what.
+        For whole runs, by `shrink.mode`, relative to plain training of as many steps: `macs_vs_plain`, `time_vs_plain`,
+        `reduced_bytes_vs_plain` (given to the collectives), and `shrinks_vs_plain`, the time of building and tracing
+        the `num_shrinks` smaller models, which is not part of `time_vs_plain`. Besides, `points` with every measured
+        layout, `stages` with the number of steps at each layout by mode, and the setting.
+
+    Raises:
+        UserError: If the log cannot be read or is of another model.
     """
     model, graph = prepare(config)
     log = cluster.everywhere(lambda: read_log(path, graph))
@@ -111,7 +127,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
             figures = [f"{points[layout][key]:.3f}" for key in ("macs_vs_plain", "time_vs_plain")]
             _log.info("point %d of %d: multiply-adds %s, time %s of plain", number, len(layouts), *figures)
         del arm
-        # Graphs and models refer to themselves; a ResNet-50's are large.
+        # Graphs and models are reference cycles, and those of a ResNet-50 are large.
         gc.collect()
     return {
         **setting(config, graph, cluster, num_steps, num_rounds),
@@ -142,7 +158,7 @@ def _totals(by_mode: dict[str, list[Stage]], points: dict[KeptChannels, dict[str
 
 
 def print_replay_benchmark(console: Console, result: dict[str, Any]) -> None:
-    """One line for each mode."""
+    """Print the figures of whole runs, one row for each mode."""
     table = Table(
         title=f"{result['model']}, {result['image_size_pixels']} px, batch {result['global_batch_size_images']}, "
         f"{result['num_ranks']} rank(s), {result['num_replayed_steps']:,} steps replayed, relative to plain training"

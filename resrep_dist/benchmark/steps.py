@@ -1,4 +1,4 @@
-"""Training steps side by side: plain, ResRep at full width, shrunken in each way, slim."""
+"""Benchmark of training steps, in turn: plain, with ResRep at full width, made smaller in both modes, and slim."""
 
 import dataclasses
 import io
@@ -54,16 +54,22 @@ _NUM_REPEATED = 5
 def benchmark_steps(
     config: Config, cluster: Cluster, num_steps: int, num_rounds: int, run: Path | None = None
 ) -> dict[str, Any]:
-    """Times of the arms' steps on one batch of noise, interleaved: each round runs `num_steps` of every arm.
-
-    A collective.
+    """Time the steps of all arms in turn, on a batch of noise. A collective.
 
     Args:
-        run: whose widths the smaller models have, see `choose_layout`.
+        config: The configuration.
+        cluster: The ranks.
+        num_steps: Number of steps of each arm per round.
+        num_rounds: Number of rounds.
+        run: Run or log with the widths of the smaller models, see `choose_layout`.
 
     Returns:
-        `arms` by name, `ratios` to `plain` by name, `other` for what a run does beside its steps. The time of a
-        step is that of the slowest rank, so the rate is that of all ranks together.
+        `arms` with the figures of each arm, by name, `ratios` to the arm `plain`, by name, `other` with the times of
+        what a run does besides its steps, and the setting. The time of a step is that of the slowest rank, and
+        `images_per_second` is that of all ranks together.
+
+    Raises:
+        UserError: If the model has nothing to prune, or the run is of another model.
     """
     model, graph = prepare(config)
     layout = cluster.everywhere(lambda: choose_layout(graph, config, run))
@@ -83,13 +89,13 @@ def benchmark_steps(
 
 
 def steps_sections(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of `benchmark.json`: `arms`, `ratios`, and in `steps` what was measured and all else."""
+    """Divide the result of `benchmark_steps` into the sections `arms`, `ratios` and `steps` of `benchmark.json`."""
     rest = {key: value for key, value in result.items() if key not in ("arms", "ratios")}
     return {"steps": rest, "arms": result["arms"], "ratios": result["ratios"]}
 
 
 def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
-    """One line for each arm, and what else takes time."""
+    """Print the figures of the arms, one row for each, and the times of what a run does besides its steps."""
     table = Table(
         title=f"{result['model']}, {result['image_size_pixels']} px, batch {result['global_batch_size_images']}, "
         f"{result['num_ranks']} rank(s)"
@@ -156,14 +162,14 @@ def _ratios(name: str, figures: Mapping[str, dict[str, Any]], rounds: Mapping[st
         "reduced_bytes": own["reduced_bytes"] / plain["reduced_bytes"],
     }
     if name == "resrep":
-        # Penalty, masks, norms, digests: what is left when the convolutions of the compactors are in both.
+        # Both arms have the convolutions of the compactors, so the rest is penalty, masks, norms and digests.
         ratios["time_to_compactors"] = time_ratio(rounds[name], rounds["compactors"])
         ratios["time_to_unchecked"] = time_ratio(rounds[name], rounds["resrep_unchecked"])
     return ratios
 
 
 def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Config, batch: Batch) -> dict[str, float]:
-    """What a run does beside its steps."""
+    """Measure what a run does besides its steps."""
     live, cluster = arm.live, arm.cluster
     assert live.pruner is not None
 
@@ -179,7 +185,7 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Conf
     logging_ms = cluster.from_root(lambda: _logging_ms(live, config))
     kill_channels(live.state.model, graph, layout.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
-    # The mode that takes longer: it folds, and calibrates.
+    # The mode that takes longer, since it folds and calibrates.
     shrinker = Shrinker(graph, config.shrink, pruning_of(config).mask_interval_steps, cluster)
     refold, batches = dataclasses.replace(layout, is_refolded=True), [batch[0]] * config.shrink.num_calibration_batches
     shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, refold, batches)))
@@ -196,7 +202,7 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Conf
 
 
 def _logging_ms(live: LiveModel, config: Config) -> float:
-    """What a logging step adds on rank 0: figures read, curves and histograms written, the bar drawn on a terminal."""
+    """Measure what logging adds to a step on rank 0: reading figures, writing curves and histograms, the bar."""
     with tempfile.TemporaryDirectory() as folder:
         terminal = Console(file=io.StringIO(), force_terminal=True)
         monitor = Monitor("steps", Path(folder), terminal, NUM_SAMPLES)

@@ -1,4 +1,4 @@
-"""`resrep benchmark ...` and `resrep plan`. TensorFlow is imported only by one that has read its configuration."""
+"""The commands `resrep benchmark` and `resrep plan`, which import TensorFlow after reading their configuration."""
 
 import argparse
 import math
@@ -13,7 +13,11 @@ RELEASED_RUN = Path(__file__).parents[1] / "benchmark" / "released_run.yaml"
 
 
 def add_benchmark_commands(commands: Any) -> None:
-    """Give the command line its `benchmark`, with one sub-command for each kind."""
+    """Add the commands `benchmark`, with a sub-command for each kind, and `plan`.
+
+    Args:
+        commands: The subparsers of the command line.
+    """
     benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
     kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
     data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
@@ -105,8 +109,8 @@ def _plan(options: argparse.Namespace) -> int:
         cluster = Cluster()
         if cluster.size > 1:
             raise UserError(
-                f"resrep plan: started on {cluster.size} ranks, expected 1: their steps hold a collective; start it "
-                "without a launcher"
+                f"resrep plan: started on {cluster.size} ranks, expected 1, since their steps include a "
+                "collective; start it without a launcher"
             )
         steps = benchmark.benchmark_steps(config, cluster, num_steps=5, num_rounds=3)
         benchmark.write_benchmark(options.output, benchmark.steps_sections(steps))
@@ -167,7 +171,9 @@ def _draw(console: Any, folder: Path, section: str, result: dict[str, Any]) -> N
     try:
         from resrep_dist.benchmark.charts import PICTURES
     except ImportError as error:
-        console.print(f"No picture: {error}; `pip install 'resrep-dist[report]'` brings what it needs", markup=False)
+        console.print(
+            f"No picture: {error}; install what is missing with `pip install 'resrep-dist[report]'`", markup=False
+        )
         return
     path = folder / f"{section}.svg"
     path.write_text(PICTURES[section](result), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What is installed, what is missing, and the command that mends it.
+"""Checks what is installed and what is missing, and prints the commands that fix it.
 
-The versions come from the packages' metadata. Only the last checks import TensorFlow, which takes seconds.
+The versions are those of the packages' metadata. Only the last checks import TensorFlow, which takes seconds.
 """
 
 import importlib.util
@@ -38,19 +38,26 @@ _BUILD_PACKAGES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table; a row with a problem has lines that say how to mend it."""
+    """The result of a check, one row of the table."""
 
     name: str
+    """What was checked."""
     found: str
+    """What was found, such as a version."""
     problem: str = ""
-    mend: tuple[str, ...] = ()
+    """What is wrong; empty if nothing is."""
+    fix: tuple[str, ...] = ()
+    """Commands that fix the problem."""
 
 
 def run_doctor(console: Console) -> int:
-    """Print what is found and how to mend what is wrong.
+    """Check the installation, and print the results and the commands that fix the problems.
+
+    Args:
+        console: Where they are printed.
 
     Returns:
-        0 if nothing is wrong, else 1.
+        0 if there is no problem, otherwise 1.
     """
     findings: list[Finding] = []
     for check in _CHECKS:
@@ -71,18 +78,18 @@ def run_doctor(console: Console) -> int:
 def _print_table(console: Console, findings: list[Finding]) -> None:
     table = Table("", "found", "")
     for finding in findings:
-        state = "[red]mend it, see below[/]" if finding.problem else "[green]fine[/]"
+        state = "[red]problem, see below[/]" if finding.problem else "[green]fine[/]"
         table.add_row(finding.name, finding.found.replace("[", r"\["), state)
     console.print(table)
 
 
 def _print_problems(console: Console, problems: list[Finding]) -> None:
-    def line(text: str) -> None:  # commands are to be copied: neither wrapped nor coloured
+    def line(text: str) -> None:  # for copying: not wrapped, no colors
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     for problem in problems:
         line(f"\n{problem.name}: {problem.problem}")
-        for command in problem.mend:
+        for command in problem.fix:
             line(f"    {command}")
     if (Path(__file__).parents[2] / "launch/setup.sh").exists():
         line("\nOr let `bash launch/setup.sh` make an environment with everything, in .venv of the repository.")
@@ -93,30 +100,30 @@ def _python() -> Iterator[Finding]:
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         yield Finding("Python", found)
     else:
-        mend = (f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",)
-        yield Finding("Python", found, "it must be 3.10, 3.11 or 3.12", mend)
+        fix = (f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",)
+        yield Finding("Python", found, "it must be 3.10, 3.11 or 3.12", fix)
 
 
 def _tensorflow() -> Iterator[Finding]:
     wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := _version(name))}
     found = ", ".join(f"{name} {version}" for name, version in wheels.items()) or "no"
     wanted = f"tensorflow[and-cuda]=={TENSORFLOW}" if _nvidia_gpus() else f"tensorflow-cpu=={TENSORFLOW}"
-    mend: tuple[str, ...] = (_pip(wanted),)
+    fix: tuple[str, ...] = (_pip(wanted),)
     if not wheels:
-        yield Finding("TensorFlow", found, "it is missing", mend)
+        yield Finding("TensorFlow", found, "it is missing", fix)
     elif any(not _is_series(version, TENSORFLOW) for version in wheels.values()):
         reason = f"it must be 2.18: Horovod {HOROVOD} does not compile against 2.19 and later, tf-keras is 2.18"
-        mend = (
+        fix = (
             _pip_uninstall(*wheels),
-            *mend,
+            *fix,
             "resrep doctor   # Horovod, if it is here, must be built again",
         )
-        yield Finding("TensorFlow", found, reason, mend)
+        yield Finding("TensorFlow", found, reason, fix)
     elif len(wheels) > 1 and len(set(wheels.values())) > 1:
-        yield Finding("TensorFlow", found, "two versions overwrote each other", (_pip_uninstall(*wheels), *mend))
+        yield Finding("TensorFlow", found, "two versions overwrote each other", (_pip_uninstall(*wheels), *fix))
     elif "tensorflow" not in wheels and _nvidia_gpus():
-        mend = (_pip_uninstall(*wheels), *mend)
-        yield Finding("TensorFlow", found, "this machine has a GPU, which tensorflow-cpu does not use", mend)
+        fix = (_pip_uninstall(*wheels), *fix)
+        yield Finding("TensorFlow", found, "this machine has a GPU, which tensorflow-cpu does not use", fix)
     else:
         yield Finding("TensorFlow", found)
 
@@ -125,8 +132,8 @@ def _keras() -> Iterator[Finding]:
     tf_keras = _version("tf-keras")
     problem = "" if _is_series(tf_keras, TF_KERAS) else f"it must be {TF_KERAS}, which fits TensorFlow {TENSORFLOW}"
     # With its requirements it would bring the large `tensorflow` beside a `tensorflow-cpu`.
-    mend = (_pip("--no-deps", f"tf-keras=={TF_KERAS}"),) if problem else ()
-    yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, mend)
+    fix = (_pip("--no-deps", f"tf-keras=={TF_KERAS}"),) if problem else ()
+    yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, fix)
     keras = _version("keras")
     missing = "" if keras or not _tensorflow_folder() else "TensorFlow does not start without it"
     yield Finding("Keras 3 (not used)", keras or "no", missing, (_pip("keras>=3.5"),) if missing else ())
@@ -146,8 +153,8 @@ def _kerassurgeon() -> Iterator[Finding]:
     elif not helper or int(helper.split(".")[0]) >= 8 or not _version("zipp"):
         problem = f"it needs importlib-metadata below 8 (found: {helper or 'none'}) and zipp"
     # It declares requirements of 2020, Keras below 3 among them, that it does not need.
-    mend = (_pip("--no-deps", f"kerassurgeon=={KERASSURGEON}", "importlib-metadata<8", "zipp"),)
-    yield Finding("kerassurgeon", version or "no", problem, mend if problem else ())
+    fix = (_pip("--no-deps", f"kerassurgeon=={KERASSURGEON}", "importlib-metadata<8", "zipp"),)
+    yield Finding("kerassurgeon", version or "no", problem, fix if problem else ())
 
 
 def _compiler() -> Iterator[Finding]:
@@ -175,7 +182,7 @@ def _horovod() -> Iterator[Finding]:
         yield Finding("Horovod", "no", "it is missing; only one process can train", _build_horovod())
         return
     if not _tensorflow_folder():
-        yield Finding("Horovod", version, "it cannot start without TensorFlow; mend that first")
+        yield Finding("Horovod", version, "it cannot start without TensorFlow; fix that first")
         return
     try:
         import horovod.tensorflow as horovod
@@ -217,7 +224,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _build_horovod() -> tuple[str, ...]:
-    """The commands that build Horovod against the TensorFlow that is installed."""
+    """Return the commands that build Horovod for the installed TensorFlow."""
     folder = _tensorflow_folder()
     if not folder:
         return ("resrep doctor   # again, when TensorFlow is there: Horovod is compiled against it",)
@@ -235,13 +242,13 @@ def _build_horovod() -> tuple[str, ...]:
     if _nvidia_gpus() and shutil.which("nvcc"):
         variables["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     settings = " ".join(f'{name}="{value}"' for name, value in variables.items())
-    cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a kept wheel may be of another build
+    cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a cached wheel may be of another build
     build = _pip(cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod=={HOROVOD}")
     return (_pip(*_BUILD_PACKAGES), f"{settings} {build}")
 
 
 def _pip(*arguments: str) -> str:
-    """The shell command that installs into this very environment, which may have no pip of its own."""
+    """Return the shell command that installs packages into this environment, which may have no pip."""
     python = shlex.quote(sys.executable)
     installer = f"{python} -m pip install" if _has_pip() else f"uv pip install --python {python}"
     return f"{installer} {' '.join(map(shlex.quote, arguments))}"
@@ -266,18 +273,18 @@ def _version(name: str) -> str | None:
 
 
 def _is_series(version: str | None, wanted: str) -> bool:
-    """True if the first two numbers are the wanted ones."""
+    """Return True if the first two numbers of a version are those of `wanted`."""
     return version is not None and version.split(".")[:2] == wanted.split(".")[:2]
 
 
 def _tensorflow_folder() -> Path | None:
-    """Where TensorFlow lies, found without importing it."""
+    """Return the folder of TensorFlow without importing it; None if it is not installed."""
     spec = importlib.util.find_spec("tensorflow")
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def _nvidia_gpus() -> int:
-    """How many GPUs the driver shows."""
+    """Return the number of GPUs that the driver shows."""
     if not shutil.which("nvidia-smi"):
         return 0
     try:

@@ -1,4 +1,4 @@
-"""What a configuration would prune, before any training."""
+"""Prints what a configuration would prune, without training."""
 
 import math
 
@@ -16,13 +16,16 @@ from tensorflow import keras
 
 
 def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> None:
-    """Tables of the prunable convolutions and of the refused ones, the multiply-adds, the memory of a rank.
+    """Print the prunable and the refused convolutions, the multiply-adds, and the memory of a training step.
 
     Args:
-        num_ranks: how many ranks share the global batch.
+        console: Where it is printed.
+        config: The configuration.
+        num_ranks: Number of ranks that share the global batch.
 
     Raises:
-        ModelError: for a model with nothing to prune.
+        ConfigError: If the model cannot be built.
+        ModelError: If the model has nothing to prune.
     """
     model = build_model(config.model)
     if config.prune is None:

@@ -1,4 +1,4 @@
-"""The command line. TensorFlow is imported only by a command that has read its configuration."""
+"""The command line. A command imports TensorFlow only after it has read its configuration."""
 
 import argparse
 import os
@@ -17,9 +17,16 @@ _MAX_MESSAGE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Errors of ours are one line on rank 0."""
+    """Run a command. Errors of this package are printed as one line on rank 0.
+
+    Args:
+        arguments: The command line without the program's name. None for that of the process.
+
+    Returns:
+        The exit code.
+    """
     options = build_parser().parse_args(arguments)
-    # Only here: in a user's own program TensorFlow's messages are the user's business.
+    # Only here, since a user's own program decides itself about TensorFlow's messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         code = options.command(options)
@@ -39,15 +46,15 @@ def _explain(error: Exception) -> int:
     if code is not None:
         if launched_rank() == 0 or getattr(error, "is_of_one_rank", False):
             kind = "" if isinstance(error, StoppedError) else "error: "
-            # Names out of the user's files are in it.
+            # One line, since the message may have names from the user's files.
             print(f"resrep: {kind}{one_line(error, _MAX_MESSAGE)}", file=sys.stderr, flush=True)
         else:
-            # Rank 0 says it for all; leaving first would make the launcher end rank 0 before it has.
+            # Rank 0 prints it. If this rank ended first, the launcher would end rank 0 before that.
             time.sleep(2)
         return int(code)
     message = str(error)
     if "Horovod" in message or "HorovodInternalError" in type(error).__name__:
-        # The watch over the other ranks knows which one, says it and ends this process; if it cannot:
+        # The watch over the other ranks names the lost one and ends this process, if it can, in this time.
         time.sleep(4)
         print(
             f"resrep: error: rank {launched_rank()} lost another rank ({message.splitlines()[0][:160]}); "
@@ -60,7 +67,7 @@ def _explain(error: Exception) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command sets `command` to the function that runs it."""
+    """Create the parser of the command line; each command sets `command` to the function that runs it."""
     parser = argparse.ArgumentParser(
         prog="resrep", description="Prune convolutional networks while they train, on many processes or one."
     )

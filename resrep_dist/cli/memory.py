@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training step takes on one rank."""
+"""Estimates the memory that a training step takes on one rank."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-# The derivative of these is computed from their output.
+# Layers whose derivative is computed from their output.
 _KEEP_OUTPUT = (
     keras.layers.ReLU,
     keras.layers.LeakyReLU,
@@ -21,31 +21,32 @@ _KEEP_OUTPUT = (
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak of a step. What the device's libraries take as working space is not in it."""
+    """Bytes at the peak of a step, without the workspace of the device's libraries."""
 
     weights: int
-    """Weights, statistics and masks."""
+    """Bytes of weights, statistics and masks."""
     gradients_and_momentum: int
-    """One gradient and one velocity for each trained weight; with accumulation one more gradient."""
+    """Bytes of a gradient and a velocity per trained weight, and of a second gradient with gradient accumulation."""
     activations: int
-    """What the backward pass needs of the samples that are computed at once: the inputs of layers with weights and of
-    max pooling, and the outputs of activations."""
+    """Bytes kept for the backward pass of one micro-batch: inputs of layers with weights and of max pooling, and
+    outputs of activations."""
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """Bytes of all of these."""
         return self.weights + self.gradients_and_momentum + self.activations
 
 
 def estimate_memory(model: keras.Model, rank_batch_size: int, num_micro_batches: int = 1) -> MemoryEstimate:
-    """Add up what a step of `model`, compactors and precision included, has to hold.
+    """Estimate the memory of a training step.
 
     Args:
-        rank_batch_size: samples of one rank in a step.
-        num_micro_batches: gradient accumulation steps; the samples of one micro-batch are computed at once.
+        model: The model that is trained, with its compactors and its precision.
+        rank_batch_size: Number of samples of one rank per step.
+        num_micro_batches: Number of gradient accumulation steps, in each of which a part of the samples is computed.
 
     Raises:
-        ModelError: for a layer whose output size is open.
+        ModelError: If a layer's output size is not fixed.
     """
     trained = sum(_variable_bytes(variable) for variable in model.trainable_variables)
     samples = math.ceil(rank_batch_size / num_micro_batches)
@@ -61,7 +62,7 @@ def _variable_bytes(variable: tf.Variable) -> int:
 
 
 def _kept_bytes(layer: keras.layers.Layer) -> int:
-    """Bytes of a layer's outputs that are kept for one sample, over all its calls."""
+    """Return the bytes of a layer's outputs that are kept for one sample, for all its calls."""
     followers = [node.layer for node in layer.outbound_nodes]
     is_needed = any(follower.weights or isinstance(follower, keras.layers.MaxPooling2D) for follower in followers)
     if not is_needed and not isinstance(layer, _KEEP_OUTPUT):

@@ -1,4 +1,4 @@
-"""What the commands share: options, reading the configuration, opening the terminal."""
+"""What the commands have in common: options, reading the configuration, the console."""
 
 import argparse
 import logging
@@ -9,7 +9,13 @@ from resrep_dist.distributed.environment import launched_rank
 
 
 def add_config(parser: argparse.ArgumentParser, default: Path | None = None, default_name: str = "") -> None:
-    """Let the user name a configuration, or leave it at the default, and change its settings."""
+    """Add the argument for a configuration, and the option that changes its settings.
+
+    Args:
+        parser: The parser of a command.
+        default: File that is used if the user gives none. None if the user must give one.
+        default_name: Description of `default` for the help.
+    """
     if default is None:
         parser.add_argument("config", help="a YAML file")
     else:
@@ -20,7 +26,7 @@ def add_config(parser: argparse.ArgumentParser, default: Path | None = None, def
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Let the user change settings of a configuration."""
+    """Add the option that changes settings of a configuration."""
     parser.add_argument(
         "--set",
         action="append",
@@ -32,7 +38,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts something."""
+    """Parse the value of an option that must be an integer of at least 1.
+
+    Raises:
+        ValueError: If the text is not an integer.
+        argparse.ArgumentTypeError: If the number is less than 1.
+    """
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"received {text}, expected 1 or more")
@@ -40,14 +51,22 @@ def positive(text: str) -> int:
 
 
 def config_of(options: argparse.Namespace) -> Any:
-    """The configuration that `add_config` let the user name."""
+    """Read the configuration that the user has given, see `add_config`.
+
+    Raises:
+        ConfigError: If it cannot be read or is not valid.
+    """
     from resrep_dist.config import load_config
 
     return load_config(options.config, options.overrides)
 
 
 def start_terminal(is_quiet: bool = False) -> Any:
-    """The console, with the log set up on it; imports TensorFlow."""
+    """Set up the log and return the console. Imports TensorFlow.
+
+    Args:
+        is_quiet: True to show only warnings and errors of the log.
+    """
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from resrep_dist.monitoring.monitor import configure_logging, make_console
 

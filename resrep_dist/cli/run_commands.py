@@ -10,7 +10,11 @@ from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder,
 
 
 def add_run_commands(commands: Any) -> None:
-    """Give the command line what works on a run or a model: train, merge, evaluate, inspect, report, export, doctor."""
+    """Add the commands for runs and models: train, merge, evaluate, inspect, report, export, doctor.
+
+    Args:
+        commands: The subparsers of the command line.
+    """
     train = commands.add_parser("train", help="train, prune and merge, or train alone; the same --workdir means resume")
     add_config(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
@@ -64,7 +68,7 @@ def _train(options: argparse.Namespace) -> int:
     if cluster.size == 1:
         print_report(console, report, options.workdir)
     elif cluster.is_root:
-        # Launchers put the rank before every line, which would tear a table apart.
+        # Launchers print the rank before every line, which would break a table.
         folder = options.workdir / ("slim" if config.prune else "final")
         console.print(f"Done: {folder}. `resrep report {options.workdir}` prints the table.")
     cluster.shutdown()
@@ -107,7 +111,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _model_file(path: Path) -> Path:
-    """The file that is meant by a run, a folder with model.h5, a SavedModel's folder, or a file."""
+    """Return the model file in the folder of a run or another folder; a file or a SavedModel's folder itself."""
     path = current_folder(path)
     if path.is_dir() and not (path / "saved_model.pb").exists():
         candidates = [folder / "model.h5" for folder in (path, *(current_folder(path / name) for name in NAMES))]
@@ -144,7 +148,9 @@ def _report(options: argparse.Namespace) -> int:
     try:
         from resrep_dist.reporting.page import write_pages
     except ImportError as error:
-        console.print(f"No page: {error}; `pip install 'resrep-dist[report]'` brings what it needs", markup=False)
+        console.print(
+            f"No page: {error}; install what is missing with `pip install 'resrep-dist[report]'`", markup=False
+        )
         return 0
     one = options.workdirs[0] if len(runs) == 1 else Path("report")
     console.print(f"Page: {write_pages(runs, options.output or one)}")

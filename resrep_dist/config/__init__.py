@@ -1,5 +1,4 @@
-"""A run's configuration: what it may hold (`schema.py`, `document.py`) and how it is read (`loading.py`,
-`paths.py`)."""
+"""The configuration of a run: sections, the whole, reading it, and its absolute paths."""
 
 from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config

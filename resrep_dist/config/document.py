@@ -1,4 +1,4 @@
-"""The whole configuration: its sections, and what they must not say together."""
+"""The whole configuration: its sections, and checks of values that exclude each other."""
 
 import dataclasses
 import io
@@ -28,23 +28,39 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: If values exclude each other. `load_config` and `build_config` turn it into a ConfigError.
+    """
+
     model: ModelConfig
+    """The model."""
     data: DataConfig
+    """The data set, batches and augmentation."""
     train: PhaseConfig
-    """The pruning phase; without `prune`, plain training."""
+    """The pruning phase, or plain training if there is no section `prune`."""
     prune: PruneConfig | None = None
-    """What to prune, and how; without it the model is trained as it is, a slim one for example."""
+    """What is pruned, and how. None to train the model without pruning, for example a slim one."""
     base: PhaseConfig | None = None
-    """Plain training before pruning, unless `model.weights` names a file."""
+    """Plain training before the pruning phase. None if the model has trained weights, or if there is no section
+    `prune`.
+    """
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    """How the training steps of both phases are computed."""
     shrink: ShrinkConfig = dataclasses.field(default_factory=ShrinkConfig)
+    """Whether the model becomes smaller during the pruning phase."""
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    """When checkpoints are written, and how many are kept."""
     faults: FaultsConfig = dataclasses.field(default_factory=FaultsConfig)
+    """When a run that makes no progress is ended."""
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    """What is logged, and when."""
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
-    # Twice of it and one more fits into 32 bits.
+    """How the slim model is checked."""
+    # 2 * seed + 1 must fit into 32 bits.
     seed: Annotated[int, Ge(0), Lt(1 << 30)] = 0
-    """Weights, sample order and augmentation follow from it."""
+    """Seed of the weights, the order of the samples and their augmentation."""
 
     def __post_init__(self) -> None:
         _check_start(self)
@@ -61,11 +77,11 @@ class Config:
         _check_shrink(self.shrink, self.prune)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and numbers, defaults filled in."""
+        """Return the configuration as nested dicts, with all defaults."""
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
+        """Return the configuration as YAML, with all defaults; `load_config` reads it back to an equal one."""
         stream = io.StringIO()
         yaml = YAML()
         yaml.dump(self.to_dict(), stream)
@@ -83,7 +99,7 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
         if milestones:
             raise ValueError(
                 f"{name}.milestone_epochs: given, but {name}.schedule is cosine; "
-                f"expected none, or {name}.schedule: step"
+                f"remove it, or set {name}.schedule: step"
             )
         return
     if not milestones:
@@ -104,7 +120,7 @@ def _check_start(config: Config) -> None:
                 "base: given without the section `prune`, which it prepares for; `train` alone is expected"
             )
         return
-    # A model file brings its weights; `base` or `model.weights` may still give it others.
+    # A model file has weights, but `base` or `model.weights` may replace them.
     has_weights = config.model.name.startswith("file:") or config.model.weights is not None
     if (config.base is None and not has_weights) or (config.base and config.model.weights is not None):
         state = "both are" if config.base else "neither is"

@@ -1,4 +1,4 @@
-"""YAML -> Config. Every error is one line: what was received, where, what was expected."""
+"""Reads a configuration from YAML. Every error is one line: what was received, where, and what was expected."""
 
 import dataclasses
 import difflib
@@ -24,11 +24,14 @@ _MAX_MESSAGE = 600
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `section.key=value` overrides. Nothing in the file is executed.
+    """Read a configuration from a YAML file. No code in the file is run.
+
+    Args:
+        path: The file.
+        overrides: Settings that replace those of the file, as `section.key=value`, with YAML values.
 
     Raises:
-        ConfigError: for a missing file, text that is not YAML, an unknown key, a wrong type or an
-            impossible value; one line that says what, where and what was expected.
+        ConfigError: If the file is missing or is not YAML, or has an unknown key, a wrong type or an invalid value.
     """
     document = _parse_yaml(_read(Path(path)), str(path))
     if not isinstance(document, dict):
@@ -41,9 +44,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def build_config(document: dict[str, Any], origin: str = "config") -> Config:
-    """Validate plain dicts as a Config; `origin` stands at the head of the error."""
+    """Create a configuration from nested dicts.
+
+    Args:
+        document: Sections and their values.
+        origin: Where they come from, as the beginning of an error.
+
+    Raises:
+        ConfigError: If there is an unknown key, a wrong type or an invalid value.
+    """
     try:
-        # Strict validation takes sections from JSON only; YAML's dates become text on the way.
+        # Strict validation accepts sections only as JSON; in it the dates of YAML are text.
         text = json.dumps(document, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise _error(f"{origin}: {error}; expected names as keys, and numbers, text and lists as values") from None
@@ -67,7 +78,7 @@ def _read(path: Path) -> str:
 
 
 class _BoundedComposer(Composer):
-    """Refuses what is small as text and large when it is read: deep nesting, aliases of aliases, circles."""
+    """Refuses YAML that is short as text and large when read: deep nesting, aliases of aliases, cycles."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
@@ -75,7 +86,7 @@ class _BoundedComposer(Composer):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next value, an alias counted as all that it stands for."""
+        """Read the next value; an alias counts as all values that it stands for."""
         mark, before = self.parser.peek_event().start_mark, self._num_values
         is_alias = self.parser.check_event(AliasEvent)
         self._depth += 1
@@ -94,12 +105,12 @@ class _BoundedComposer(Composer):
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
-    # The safe loader in pure Python: YAML 1.2, no tags that build objects, a key given twice is an error.
+    # The safe loader in pure Python: YAML 1.2, no tags that create objects, an error if a key is given twice.
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _BoundedComposer
     try:
         return yaml.load(text)
-    except Exception as error:  # what the tags of a stranger make the parser raise is not a short list
+    except Exception as error:  # with tags of unknown origin the parser may raise any error
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error) or type(error).__name__
@@ -137,7 +148,7 @@ def _describe(error: Any) -> str:
 
 
 def _error(message: str) -> ConfigError:
-    # Keys and values of the file are in it.
+    # One line, since the message has keys and values of the file.
     return ConfigError(one_line(message, _MAX_MESSAGE))
 
 

@@ -1,4 +1,4 @@
-"""The sections of a configuration: frozen, typed, validated dataclasses with the units in the names."""
+"""The sections of a configuration: frozen, validated dataclasses. Docstrings are the reference that users read."""
 
 from typing import Annotated, Literal
 
@@ -17,19 +17,22 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
+    """The model."""
+
     name: str
-    """A model by name (`resrep inspect` lists them when one is unknown), `keras:<Name>` of keras.applications,
-    `file:<path>` of a Keras file with its weights, or `python:<module>:<function>` of your own."""
+    """Name of a built-in model (the error for an unknown name lists them), `keras:<Name>` for a model of
+    keras.applications, `file:<path>` for a Keras file with its weights, or `python:<module>:<function>` for a function
+    that is called with `image_size` and `num_classes` and returns a Keras model."""
     num_classes: Annotated[int, Ge(2)]
-    """Number of classes of the last layer."""
+    """Number of classes: the number of outputs of the last layer."""
     image_size: Annotated[int, Ge(8)]
     """Height and width of the images, pixels."""
     weights: str | None = None
-    """Weights of the base model: a Keras file (.h5, .keras, .weights.h5), or torchvision's or timm's names in
-    .safetensors; without them the `base` phase trains it."""
+    """File with the trained weights of the model: a Keras file (.h5, .keras, .weights.h5), or a .safetensors file with
+    the names of torchvision or timm. None to start from new weights, or from those of the file in `name`."""
 
 
-# For each source the augmentations that it can do; the first is its default.
+# For each source its augmentations; the first one is the default.
 _ON_ARRAYS = ("none", "shift", "pad_crop_flip")
 _ON_FILES = ("resized_crop_flip", *_ON_ARRAYS)
 _AUGMENTATIONS = {
@@ -55,192 +58,224 @@ _PATHS = {
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
+    """The data set, batches and augmentation."""
+
     source: Literal["digits", "imagefolder", "tfrecord", "tfds", "cifar10", "cifar100", "npz", "synthetic", "arrays"]
-    """Where the images come from; `arrays`: from your own program, which gives them to the Trainer."""
+    """Kind of data set. `digits`: part of scikit-learn. `imagefolder`: image files in a folder per class. `tfrecord`:
+    ImageNet's TFRecord shards. `tfds`: a set prepared by TensorFlow Datasets. `cifar10`, `cifar100`: the binary
+    version. `npz`: arrays in a file. `synthetic`: noise. `arrays`: arrays that a Python program gives to the
+    Trainer."""
     global_batch_size: Positive
-    """Samples per step over all ranks together."""
+    """Number of samples per training step, on all ranks together."""
     path: str | None = None
-    """Folder or file of the data; `digits`, `synthetic` and `arrays` have none."""
+    """Folder or file of the data. None for `digits`, `synthetic` and `arrays`, which read no files."""
     name: str | None = None
-    """`tfds`: the set's name, as in `imagenet2012` or `mnist:3.0.1`."""
+    """Name of the set of TensorFlow Datasets, as in `imagenet2012` or `mnist:3.0.1`. None unless `source` is `tfds`."""
     augmentation: Literal["default", "none", "shift", "pad_crop_flip", "resized_crop_flip"] = "default"
-    """`shift`: translate by up to an eighth of the image, zeros moving in. `pad_crop_flip`: the same and a
-    mirror image half the time. `resized_crop_flip`: a random window, resized, and a mirror image half the
-    time. `default`: what is usual for the source; the resolved configuration says which."""
+    """Augmentation of training images. `shift`: translation by up to an eighth of the image, filled with zeros.
+    `pad_crop_flip`: the same, and half of the images mirrored. `resized_crop_flip`: a random window, resized, and half
+    of the images mirrored. `default`: the usual one for the source; `config.yaml` of the run has its name."""
     crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
-    """Evaluation of image files resizes the short side to image_size / crop_fraction and takes the centre."""
+    """For evaluation the short side of image files is resized to image_size / crop_fraction, and the center is
+    cropped."""
     index_folder: str | None = None
-    """`tfrecord`, `tfds`: keep the list of record offsets here; without it every start scans the shards."""
+    """Folder in which `tfrecord` and `tfds` keep the offsets of all records. None to scan the shards at every start."""
     num_samples: Positive = 51_200
-    """`synthetic`: size of the training set."""
+    """Number of training samples of the source `synthetic`."""
     evaluation_batch_size: Positive = 256
-    """Samples per evaluation step on one rank."""
+    """Number of samples per evaluation step on each rank."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.source in _PATHS:
             raise ValueError(f"data.path: missing; data.source {self.source} needs {_PATHS[self.source]}")
         if self.path is not None and self.source not in _PATHS:
             raise ValueError(
-                f"data.path: received {self.path!r}, but data.source {self.source} reads no files; drop it"
+                f"data.path: received {self.path!r}, but data.source {self.source} reads no files; remove it"
             )
         if (self.name is None) == (self.source == "tfds"):
-            mend = "give the set's name, as in mnist" if self.name is None else "only tfds has one; drop it"
-            raise ValueError(f"data.name: received {self.name!r} with data.source {self.source}; {mend}")
+            fix = "give the set's name, as in mnist" if self.name is None else "only tfds has a name; remove it"
+            raise ValueError(f"data.name: received {self.name!r} with data.source {self.source}; {fix}")
         known = _AUGMENTATIONS[self.source]
         if self.augmentation == "default":
             object.__setattr__(self, "augmentation", known[0])
         if self.augmentation not in known:
             raise ValueError(
                 f"data.augmentation: received {self.augmentation!r}, but data.source {self.source} "
-                f"can do {', '.join(known)}"
+                f"supports {', '.join(known)}"
             )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class PhaseConfig:
+    """A phase of training: its length, learning rate and optimizer."""
+
     num_epochs: PositiveFloat
     """Length of the phase, epochs of the training set."""
     learning_rate: PositiveFloat
-    """Peak learning rate at the reference batch size."""
+    """Peak learning rate for a batch of `reference_batch_size`."""
     schedule: Literal["cosine", "step"] = "cosine"
-    """From the peak a cosine to zero, or a factor at each milestone."""
+    """Learning rate after the warmup. `cosine`: a half cosine from the peak to zero. `step`: multiplied by
+    `milestone_factor` at each of `milestone_epochs`."""
     milestone_epochs: tuple[PositiveFloat, ...] = ()
-    """With the schedule `step`: where the rate is multiplied by `milestone_factor`, epochs of the phase."""
+    """For the schedule `step`: when the learning rate is reduced, epochs from the start of the phase, ascending."""
     milestone_factor: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """What the rate is multiplied by at each milestone."""
+    """For the schedule `step`: factor of the learning rate at each milestone."""
     warmup_epochs: NotNegativeFloat = 0.0
-    """Linear rise from zero to the peak, epochs; counted in `num_epochs`."""
+    """Length of the linear rise of the learning rate from zero to the peak, epochs, part of `num_epochs`. 0 for no
+    warmup."""
     reference_batch_size: Positive | None = None
-    """The rate is scaled by global_batch_size / reference_batch_size; none means no scaling."""
+    """The learning rate is multiplied by global_batch_size / reference_batch_size. None for no scaling."""
     momentum: Momentum = 0.9
-    """Momentum of all weights but the compactors'."""
+    """Momentum of all weights except those of the compactors."""
     weight_decay: NotNegativeFloat = 1e-4
-    """Decay of all weights but compactors, bias and batch norm."""
+    """Weight decay of all weights except those of compactors, bias and batch norm."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingConfig:
-    """How both phases compute a step."""
+    """How the training steps of both phases are computed."""
 
     loss: str = "sparse_categorical_crossentropy"
-    """A loss of keras.losses by name, or `package>name` of a registered one."""
+    """Name of a loss in keras.losses, or `package>name` of a registered one."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the label that is spread over all classes, for losses that have the option."""
+    """Fraction of each label that is distributed over all classes, for losses with this option. 0 for no smoothing."""
     class_weights: tuple[NotNegativeFloat, ...] = ()
-    """What the loss of a sample is multiplied by, one number for each class; none means 1 for all."""
+    """Factor of the loss of a sample by its class, one number per class. Empty for 1 for all classes."""
     metrics: tuple[str, ...] = ()
-    """Metrics of keras.metrics by name, of each evaluation; top-1 and top-5 are there without."""
+    """Names of metrics in keras.metrics for each evaluation, in addition to top-1 and top-5 accuracy."""
     gradient_accumulation_steps: Positive = 1
-    """Parts in which a rank computes its share of a batch, one after the other, to save memory."""
+    """Number of micro-batches into which each rank divides its part of a batch to save memory, computed one after the
+    other. 1 for no division."""
     gradient_clip_norm: PositiveFloat | None = None
-    """Largest global norm of the averaged gradients, before decay, gradient reset and penalty; none means any."""
+    """Maximum global norm of the averaged gradients, before weight decay, gradient reset and penalty. None for no
+    clipping."""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    """What layers compute in; weights, compactor kernels, masks and norms are float32 always."""
+    """Precision in which layers compute. Weights, compactor kernels, masks and norms are always float32."""
     xla: bool = False
-    """Compile the forward and backward pass and the update with XLA; the collective stays outside."""
+    """True to compile the forward pass, the backward pass and the update with XLA; the collectives are not compiled."""
     compression: Literal["none", "fp16"] = "none"
-    """`fp16`: gradients travel as float16, in a group of their own; norms, statistics and counts never do."""
+    """Type in which gradients are sent to other ranks. `none`: their own. `fp16`: float16; norms, statistics and counts
+    are still sent with full precision."""
     sync_batch_norm: bool = False
-    """Batch norm by the statistics of all ranks: two more collectives per batch norm and step."""
+    """True for batch norm with the statistics of all ranks, which takes two more collectives per batch norm and
+    step."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class PruneConfig:
+    """What is pruned, and how. Sections are those of the ResRep paper (Ding et al., ICCV 2021)."""
+
     target_macs_fraction: Annotated[float, Gt(0), Lt(1)]
-    """Multiply-adds to keep, as a fraction of the base model's."""
+    """Target for the multiply-adds of the slim model, as a fraction of those of the base model."""
     lasso_strength: PositiveFloat = 1e-4
-    """lambda of the penalty, section 3.3 of the paper."""
+    """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3."""
     compactor_momentum: Momentum = 0.99
-    """Momentum of the compactors."""
+    """Momentum of the compactors' kernels."""
     rule: Literal["radial", "paper"] = "radial"
-    """How masked rows die: in a straight line to exactly zero, or by the paper's plain update."""
+    """Update of masked rows. `radial`: in a straight line to exactly zero. `paper`: the paper's update with momentum,
+    which comes close to zero."""
     mask_start_epochs: NotNegativeFloat = 5.0
-    """No mask is chosen before."""
+    """Epochs of the pruning phase before the first masks are chosen."""
     mask_interval_steps: Positive = 200
-    """Steps from one choice of masks to the next."""
+    """Number of steps between two updates of the masks."""
     channels_per_update: Positive = 4
-    """At most so many channels more are chosen at each update."""
+    """Maximum number of additional channels masked per update."""
     mask_stop_fraction: Annotated[float, Gt(0), Le(1)] | None = None
-    """Masks change only in this part of the phase; none: as long as a row of norm 1 has still time to die."""
+    """Fraction of the pruning phase after which the masks no longer change. None to stop when a row of norm 1 would not
+    have enough time left to reach zero."""
     min_channels: Positive = 1
-    """Every layer keeps at least so many channels."""
+    """Minimum number of channels that every layer keeps."""
     round_to: Positive = 1
-    """Surviving widths are rounded up to multiples of this; 8 suits tensor cores."""
+    """Widths of the slim model are rounded up to multiples of this number of channels; 8 is fast on tensor cores."""
     paper_dead_row_norm: NotNegativeFloat = 1e-5
-    """With the rule `paper`, a masked row of at most this norm counts as dead (the authors' threshold)."""
+    """For the rule `paper`: norm up to which a masked row counts as dead. The default is the authors' threshold."""
     exclude: tuple[str, ...] = ()
-    """Convolutions that are not pruned, by name."""
+    """Names of convolutions that are not pruned."""
     residual_groups: bool = False
-    """All layers that meet in an addition share one mask; false leaves them as they are, as in the paper."""
+    """True if layers whose outputs are added share one mask. False if they are not pruned, as in the paper."""
     max_extension_epochs: NotNegativeFloat = 10.0
-    """The run goes on at most so long when masked rows are still alive at its end."""
+    """Maximum number of epochs by which the pruning phase is extended if masked rows are not dead at its end."""
 
     @property
     def dead_row_norm(self) -> float:
-        """Masked rows of at most this norm are dead: `radial` takes them to zero, `paper` only near it."""
+        """Norm up to which a masked row counts as dead: 0 for the rule `radial`, which reaches zero."""
         return self.paper_dead_row_norm if self.rule == "paper" else 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ShrinkConfig:
-    """How the model in training gets smaller while channels die; off by default."""
+    """Whether the model becomes smaller during the pruning phase."""
 
     mode: Literal["off", "exact", "refold"] = "off"
-    """`exact`: dead channels leave the compactors and the layers behind them; what is trained stays the same.
-    `refold`: the convolutions before the compactors lose them too: convolution, batch norm and compactor begin anew
-    at the surviving width, each time."""
+    """What dead channels are removed from. `off`: nothing before the merge. `exact`: the compactors and the layers
+    behind them, which does not change what is trained. `refold`: also the convolutions before the compactors;
+    convolution, batch norm and compactor are folded and replaced by new ones with the remaining channels each time."""
     min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """The model shrinks only when that saves at least this part of the base model's multiply-adds; every time
-    costs the tracing of a new graph. By the default a ResNet-56 down to 0.47 shrinks five times at most."""
+    """Minimum saving for which the model is made smaller, as a fraction of the base model's multiply-adds, since each
+    time a new graph is traced. With the default, a ResNet-56 with a target of 0.47 is made smaller at most five
+    times."""
     num_calibration_batches: Positive = 8
-    """`refold`: global batches of the training set that give the new batch norms their statistics."""
+    """For the mode `refold`: number of global training batches from which the new batch norms get their statistics."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class CheckpointConfig:
+    """When checkpoints are written, and how many are kept."""
+
     interval_steps: Positive = 1000
-    """Steps from one checkpoint to the next."""
+    """Number of steps between two checkpoints."""
     num_kept: Positive = 3
-    """The newest ones that are kept."""
+    """Number of checkpoints that are kept, the newest ones."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class FaultsConfig:
+    """When a run that makes no progress is ended."""
+
     stall_warning_seconds: PositiveFloat = 120.0
-    """After so long without a step the log says so, and which rank is missing."""
+    """Seconds without a step after which a warning names the missing rank."""
     stall_limit_seconds: PositiveFloat = 600.0
-    """After so long without a step, or without a sign of life of another rank, the process ends with code 7."""
+    """Seconds without a step, or without a sign of life of another rank, after which the process ends with exit code
+    7."""
     long_limit_seconds: PositiveFloat = 3600.0
-    """The same for the first step, which compiles, and for what rank 0 does alone in the middle of training."""
+    """The same limit, in seconds, for the first step, which is compiled, and for work that rank 0 does alone during
+    training."""
 
     def __post_init__(self) -> None:
         if not self.stall_warning_seconds < self.stall_limit_seconds <= self.long_limit_seconds:
             raise ValueError(
                 f"faults: received stall_warning_seconds {self.stall_warning_seconds:g}, stall_limit_seconds "
                 f"{self.stall_limit_seconds:g} and long_limit_seconds {self.long_limit_seconds:g}; expected the "
-                "first below the second, and the third not below it"
+                "first less than the second, and the second not more than the third"
             )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class LoggingConfig:
+    """What is logged, and when."""
+
     interval_steps: Positive = 100
-    """Steps from one line in the log and one point in TensorBoard to the next."""
+    """Number of steps between two lines of the log, and between two points in TensorBoard."""
     evaluation_epochs: PositiveFloat = 1.0
-    """Epochs from one evaluation to the next; the end of a phase is evaluated too."""
+    """Number of epochs between two evaluations. The end of a phase is always evaluated."""
     record_samples: bool = False
-    """Every rank writes which samples it sees, by step, into `samples/` of the run's folder, which it must reach."""
+    """True if every rank writes the indices of its samples by step into `samples/` of the run's folder, to which it
+    must have access."""
     compactor_heat_maps: tuple[str, ...] = ()
-    """Groups of layers whose compactors TensorBoard shows at each evaluation, by name; none: first, middle, last."""
+    """Names of groups whose compactors are shown as heat maps in TensorBoard at each evaluation. Empty for the first,
+    the middle and the last group."""
     profile_start_step: NotNegative = 0
-    """Steps before TensorFlow's profiler starts, counted from the start of each phase."""
+    """Number of steps in each phase before TensorFlow's profiler starts."""
     profile_num_steps: NotNegative = 0
-    """Steps that rank 0 profiles, for TensorBoard's tab `Profile`; 0: none. A profiled step is slower."""
+    """Number of steps that are profiled on rank 0, for the tab `Profile` of TensorBoard; they are slower than others. 0
+    for no profile."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class MergeConfig:
+    """How the slim model is checked."""
+
     num_images: Annotated[int, Ge(256)] = 256
-    """Validation images on which the slim model is compared with the trained one."""
+    """Number of validation images on which the slim model is compared with the trained one."""
     tolerance: PositiveFloat = 1e-4
-    """Largest difference of the logits that is accepted, relative to the largest logit."""
+    """Largest accepted difference between the logits of the two models, relative to the largest absolute logit."""

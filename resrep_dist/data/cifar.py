@@ -64,7 +64,7 @@ def _source(
         if len(data) == 0 or len(data) % (num_labels + _NUM_PIXELS):
             raise DataError(
                 f"data.path {path}: {name} has {len(data)} bytes, expected a multiple of {num_labels + _NUM_PIXELS}; "
-                "it is cut off or not of the binary version"
+                "it is truncated or not of the binary version"
             )
         records.append(np.frombuffer(data, np.uint8).reshape(-1, num_labels + _NUM_PIXELS))
     table = np.concatenate(records)

@@ -149,8 +149,8 @@ def _scan(path: Path) -> np.ndarray:
             end = start + _FRAME_BYTES + int.from_bytes(header, "little")
             if len(header) < 8 or end > size:
                 raise DataError(
-                    f"{path}: record {len(starts)} should end at byte {end}, but the file has {size}; it is cut off, "
-                    "compressed or no TFRecord file: copy or write it again, uncompressed"
+                    f"{path}: record {len(starts)} should end at byte {end}, but the file has {size}; it is truncated, "
+                    "compressed or not a TFRecord file; copy or write it again, uncompressed"
                 )
             starts.append(start)
             start = end
@@ -181,7 +181,7 @@ def _store(index_file: Path, arrays: dict[str, Any]) -> None:
         os.replace(partial, index_file)
     except OSError as error:
         raise DataError(
-            f"data.index_folder {index_file.parent}: cannot be written ({error.strerror}); name another or none"
+            f"data.index_folder {index_file.parent}: cannot be written ({error.strerror}); use another or none"
         ) from None
 
 

@@ -165,7 +165,7 @@ class NamedErrors:
         first = self._source.describe(int(indices[0]))
         return SampleError(
             f"{first} and the {len(indices) - 1} samples after it: one could not be read ({_reason(error)}), but all "
-            "can be read now; look for a failing disk or network, and start the same command again to resume"
+            "can be read now; check the disk and network, and start the same command again to resume"
         )
 
 

@@ -145,7 +145,7 @@ def _to_onnx(model: keras.Model, path: Path) -> None:
     try:
         import tf2onnx
     except ImportError as error:
-        raise UserError(f"format onnx: {error}; `pip install 'resrep-dist[onnx]'` brings it") from None
+        raise UserError(f"format onnx: {error}; install it with `pip install 'resrep-dist[onnx]'`") from None
     function = _inference_function(model)
     tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET, output_path=str(path))
 

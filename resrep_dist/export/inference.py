@@ -168,7 +168,7 @@ def _open_onnx(path: Path) -> tuple[Run, Any, Any]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"onnx: {error}; `pip install 'resrep-dist[onnx]'` brings it") from None
+        raise UserError(f"onnx: {error}; install it with `pip install 'resrep-dist[onnx]'`") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = visible_cores()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

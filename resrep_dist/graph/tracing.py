@@ -81,7 +81,7 @@ class _Tracing:
         behind = set(self._batch_norms.values())
         for node, kind in zip(self._nodes, self._kinds, strict=True):
             inputs = self._inputs(node)
-            # The compactor follows this batch norm, so its producer's channels are not changed by it.
+            # The compactor is inserted behind this batch norm, so dead channels are zero there.
             segments = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
             self._segments |= dict.fromkeys(node.flat_output_ids, segments)
         for tensor in model.outputs:

@@ -119,7 +119,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     except ModelError:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise ModelError(f"it is not a whole Keras file ({one_line(error)}); save or copy it again") from None
+        raise ModelError(f"it is not a complete Keras file ({one_line(error)}); save or copy it again") from None
     except Exception as error:  # for a file of unknown origin the libraries may raise any error
         problem = one_line(error) or type(error).__name__
         raise ModelError(f"it is not a Keras file ({problem}); expected .keras, .h5 or .weights.h5") from None

@@ -79,7 +79,7 @@ def _match(model: keras.Model, tensors: dict[str, np.ndarray]) -> Iterator[tuple
             unused.discard(key)
         yield layer.name, arrays
     if unused:
-        raise ModelError(f"{min(unused)} in it has no place in the model; is it another depth?")
+        raise ModelError(f"it has {min(unused)}, which is not in the model; give a file of the same model and depth")
 
 
 def _parameters(layer: keras.layers.Layer) -> list[tuple[str, tuple[int, ...] | None]]:

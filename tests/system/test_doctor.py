@@ -87,4 +87,4 @@ def test_horovod_that_does_not_load_is_built_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
     [finding] = doctor._horovod()
     assert "does not start" in finding.problem
-    assert "--force-reinstall" in finding.mend[-1]
+    assert "--force-reinstall" in finding.fix[-1]

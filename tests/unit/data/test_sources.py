@@ -89,7 +89,7 @@ def break_shards(folder, kind):
         ("none", "no file validation-00000-of-"),
         ("two_sets", "train shards of 00004 and of 00008; keep one set"),
         ("empty", "train-00001-of-00004: holds no record"),
-        ("cut_off", r"train-00001-of-00004: record 4 should end at byte (\d+), but the file has \d+; it is cut off"),
+        ("cut_off", r"train-00001-of-00004: record 4 should end at byte (\d+), but the file has \d+; it is truncated"),
         ("short", "train-00001-of-00004: record 0 should end"),
     ],
 )
