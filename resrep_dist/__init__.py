@@ -25,10 +25,14 @@ if "tensorflow" in sys.modules:
 
 if TYPE_CHECKING:
     from resrep_dist.config import Config as Config
+    from resrep_dist.config import PruneConfig as PruneConfig
+    from resrep_dist.config import build_config as build_config
     from resrep_dist.config import load_config as load_config
+    from resrep_dist.data.loading import load_sources as load_sources
     from resrep_dist.data.source import ImageSource as ImageSource
     from resrep_dist.data.source import Source as Source
     from resrep_dist.distributed.cluster import Cluster as Cluster
+    from resrep_dist.export.convert import export_model as export_model
     from resrep_dist.graph import Graph as Graph
     from resrep_dist.graph import trace as trace
     from resrep_dist.graph import with_input_size as with_input_size
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from resrep_dist.merging import Certificate as Certificate
     from resrep_dist.merging import merge as merge
     from resrep_dist.merging import merge_convolution as merge_convolution
+    from resrep_dist.models.files import save_model as save_model
     from resrep_dist.monitoring.hooks import Hook as Hook
     from resrep_dist.pruning.optimizer import ResRepOptimizer as ResRepOptimizer
     from resrep_dist.training.keras_callbacks import ChannelMasks as ChannelMasks
@@ -46,14 +51,17 @@ if TYPE_CHECKING:
     from resrep_dist.training.trainer import Trainer as Trainer
 
 _MODULES = {
-    "config": ("Config", "load_config"),
+    "config": ("Config", "PruneConfig", "build_config", "load_config"),
+    "data.loading": ("load_sources",),
     "data.source": ("ImageSource", "Source"),
     "distributed.cluster": ("Cluster",),
+    "export.convert": ("export_model",),
     "graph": ("Graph", "trace", "with_input_size"),
     "layers.compactor": ("Compactor", "GroupLasso"),
     "layers.insertion": ("insert_compactors",),
     "merging": ("Certificate", "merge", "merge_convolution"),
     "monitoring.hooks": ("Hook",),
+    "models.files": ("save_model",),
     "pruning.optimizer": ("ResRepOptimizer",),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),
     "training.trainer": ("Trainer",),

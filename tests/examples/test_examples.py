@@ -1,0 +1,80 @@
+"""The programs in `examples/` run as their users run them, and end as they say."""
+
+import re
+import subprocess
+import sys
+
+from resrep_dist.models.files import load_model
+from tests.ranks.launcher import REPOSITORY, run_ranks
+
+import pytest
+
+EXAMPLES = REPOSITORY / "examples"
+_DIFFERENCE = r"largest difference of the outputs: (\S+) of the largest output"
+
+
+def run(name, *arguments):
+    """What a program printed on its standard output."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def find(pattern, text):
+    """The groups of the only match, numbers as such."""
+    (match,) = re.finditer(pattern, text)
+    return [float(group.replace(",", "")) for group in match.groups()]
+
+
+def assert_is_pruned_and_exact(text, target):
+    before, after = find(r"multiply-adds: (\S+) before, (\S+) after", text)
+    assert after <= target * before
+    assert find(_DIFFERENCE, text)[0] < 1e-5
+    base, slim = find(r"top-1: (\S+) % before, (\S+) % after", text)
+    assert base > 90 and slim > 90
+
+
+def test_an_own_model_is_pruned_on_a_folder_of_images(tmp_path):
+    text = run("own_model_class_folder.py", tmp_path / "images")
+    assert_is_pruned_and_exact(text, 0.6)
+    assert len(list((tmp_path / "images" / "train").rglob("*.png"))) == 1437
+    slim = load_model(tmp_path / "images" / "slim.h5")
+    for name, kept, original in re.findall(r"(\S+): (\d+) of (\d+) channels", text):
+        assert slim.get_layer(name).filters == int(kept) <= int(original)
+
+
+def test_fit_prunes_and_resumes_where_it_ended(tmp_path):
+    first = run("fit_with_callbacks.py", tmp_path)
+    widths = re.findall(r"(\d+) of (\d+) channels", first)
+    assert any(int(kept) < int(original) for kept, original in widths)
+    assert find(r"pruned and merged: (\S+) %", first)[0] > 90 and find(_DIFFERENCE, first)[0] < 1e-5
+    assert list(tmp_path.glob("tensorboard/events*"))
+    assert run("fit_with_callbacks.py", tmp_path) == first
+
+
+@pytest.mark.ranks
+def test_two_ranks_end_with_the_same_weights(tmp_path):
+    code, log = run_ranks(2, [sys.executable, str(EXAMPLES / "two_ranks.py"), str(tmp_path)], tmp_path / "log")
+    assert code == 0, log[-4000:]
+    sums = dict(re.findall(r"rank (\d) of 2: 32 images a step, sum of the weights (\S+)", log))
+    assert sums.keys() == {"0", "1"} and sums["0"] == sums["1"]
+    assert_is_pruned_and_exact(log, 0.5)
+    # The finished run resumes on one rank, and has nothing left to do.
+    text = run("two_ranks.py", tmp_path)
+    assert f"rank 0 of 1: 64 images a step, sum of the weights {sums['0']}" in text
+    assert_is_pruned_and_exact(text, 0.5)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
+    text = run("resume_and_export.py", tmp_path)
+    (stopped,), (end,) = find(r"stopped at step (\d+)", text), find(r"have the same weights at step (\d+)", text)
+    assert 100 <= stopped < end
+    assert find(r"TFLite: largest difference (\S+) of", text)[0] < 1e-4
+    assert find(r"the same class for (\S+) % of 360 images", text)[0] == 100
+    assert (tmp_path / "model.tflite").stat().st_size > 0
+
+
+def test_the_table_lists_every_example():
+    listed = set(re.findall(r"\]\((\S+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text()))
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
