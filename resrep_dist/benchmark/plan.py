@@ -97,31 +97,15 @@ def plan(
         `rows`, one for each arm, compression and number of ranks, with `step_ms`, `allreduce_ms`, `images_per_second`
         and `efficiency`, the fraction of the step that is computation; and the setting.
     """
-    rows = []
-    for arm, figures in steps["arms"].items():
-        compute = figures["step_ms_median"] / 1000.0
-        for compression in COMPRESSIONS:
-            halved = figures["gradient_bytes"] / 2 if compression == "fp16" else 0
-            num_bytes = figures["reduced_bytes"] - halved
-            for num_ranks in ranks:
-                reduce = ring_allreduce_seconds(
-                    num_bytes, num_ranks, bandwidth_gbit * 1e9 / 8, latency_microseconds * 1e-6
-                )
-                if compression == "fp16":
-                    # The tensors that stay float32 need a second collective, since a collective has one type.
-                    reduce += ring_allreduce_seconds(0, num_ranks, math.inf, latency_microseconds * 1e-6)
-                step = plan_step_seconds(compute, reduce, overlap)
-                rows.append(
-                    {
-                        "arm": arm,
-                        "compression": compression,
-                        "num_ranks": num_ranks,
-                        "step_ms": 1000.0 * step,
-                        "allreduce_ms": 1000.0 * reduce,
-                        "images_per_second": num_ranks * steps["global_batch_size_images"] / step,
-                        "efficiency": compute / step,
-                    }
-                )
+    rows = [
+        {"arm": arm, "compression": compression, "num_ranks": num_ranks}
+        | _predict(figures, compression, num_ranks, bandwidth_gbit, latency_microseconds, overlap)
+        for arm, figures in steps["arms"].items()
+        for compression in COMPRESSIONS
+        for num_ranks in ranks
+    ]
+    for row in rows:
+        row["images_per_second"] = row["num_ranks"] * steps["global_batch_size_images"] / (row["step_ms"] / 1000.0)
     return {
         "model": steps["model"],
         "image_size_pixels": steps["image_size_pixels"],
@@ -131,6 +115,25 @@ def plan(
         "overlap": overlap,
         "rows": rows,
     }
+
+
+def _predict(
+    figures: dict[str, Any],
+    compression: str,
+    num_ranks: int,
+    bandwidth_gbit: float,
+    latency_microseconds: float,
+    overlap: float,
+) -> dict[str, Any]:
+    compute, latency_seconds = figures["step_ms_median"] / 1000.0, latency_microseconds * 1e-6
+    halved = figures["gradient_bytes"] / 2 if compression == "fp16" else 0
+    num_bytes = figures["reduced_bytes"] - halved
+    reduce = ring_allreduce_seconds(num_bytes, num_ranks, bandwidth_gbit * 1e9 / 8, latency_seconds)
+    if compression == "fp16":
+        # The tensors that stay float32 need a second collective, since a collective has one type.
+        reduce += ring_allreduce_seconds(0, num_ranks, math.inf, latency_seconds)
+    step = plan_step_seconds(compute, reduce, overlap)
+    return {"step_ms": 1000.0 * step, "allreduce_ms": 1000.0 * reduce, "efficiency": compute / step}
 
 
 def print_plan(console: Console, result: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.benchmark.arms import (
+    Arm,
     noise_batch,
     plain_arm,
     prepare,
@@ -19,7 +20,7 @@ from resrep_dist.benchmark.arms import (
     time_ratio,
     trace_and_warm,
 )
-from resrep_dist.benchmark.layouts import read_log
+from resrep_dist.benchmark.widths import read_log
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
@@ -43,7 +44,7 @@ class Stage:
 
     num_steps: int
     """Number of steps."""
-    layout: KeptChannels
+    channels: KeptChannels
     """Channels of the model in training."""
     macs: int
     """Multiply-adds of a forward pass of one image, including compactors."""
@@ -65,18 +66,18 @@ def stages(
     """
     base_macs = graph.macs.total(graph.widths)
     share = config.shrink.min_saved_macs_fraction
-    layout = KeptChannels.all_of(graph)
-    macs = training_macs(model, graph, layout.widths)
+    channels = KeptChannels.all_of(graph)
+    macs = training_macs(model, graph, channels.widths)
     if mode == "off":
-        return [Stage(log[-1][0], layout, macs)]
+        return [Stage(log[-1][0], channels, macs)]
     result, since, is_refolded = [], 0, mode == "refold"
     for step, widths in log[:-1]:
         next_macs = training_macs(model, graph, widths, is_refolded)
         if macs - next_macs >= share * base_macs:
-            result.append(Stage(step - since, layout, macs))
+            result.append(Stage(step - since, channels, macs))
             since, macs = step, next_macs
-            layout = KeptChannels.first_of(widths, is_refolded)
-    return [*result, Stage(log[-1][0] - since, layout, macs)]
+            channels = KeptChannels.first_of(widths, is_refolded)
+    return [*result, Stage(log[-1][0] - since, channels, macs)]
 
 
 def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: int, num_rounds: int) -> dict[str, Any]:
@@ -86,14 +87,14 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
         config: The configuration.
         path: A log of widths, see `read_log`.
         cluster: The ranks.
-        num_steps: Number of steps per layout and round.
-        num_rounds: Number of rounds per layout.
+        num_steps: Number of steps of each model per round.
+        num_rounds: Number of rounds of each model.
 
     Returns:
         For whole runs, by `shrink.mode`, relative to plain training of as many steps: `macs_vs_plain`, `time_vs_plain`,
         `reduced_bytes_vs_plain` (given to the collectives), and `shrinks_vs_plain`, the time of building and tracing
         the `num_shrinks` smaller models, which is not part of `time_vs_plain`. Besides, `points` with every measured
-        layout, `stages` with the number of steps at each layout by mode, and the setting.
+        model, `stages` with the number of steps of each model by mode, and the setting.
 
     Raises:
         UserError: If the log cannot be read or is of another model.
@@ -102,30 +103,21 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     log = cluster.everywhere(lambda: read_log(path, graph))
     with_compactors = insert_compactors(model, graph)
     by_mode = {mode: stages(log, with_compactors, graph, config, mode) for mode in MODES}
-    layouts = dict.fromkeys(stage.layout for mode in MODES for stage in by_mode[mode])
-    base_macs = graph.macs.total(graph.widths)
-    plain, batch = plain_arm(model, base_macs, config, cluster), noise_batch(model, config, cluster)
+    all_channels = dict.fromkeys(stage.channels for mode in MODES for stage in by_mode[mode])
+    plain = plain_arm(model, graph.macs.total(graph.widths), config, cluster)
+    batch = noise_batch(model, config, cluster)
     trace_and_warm(plain, batch)
-    points: dict[KeptChannels, dict[str, Any]] = {}
-    for number, layout in enumerate(layouts, start=1):
+    points = {}
+    for number, channels in enumerate(all_channels, start=1):
         start = time.perf_counter()
-        arm = pruned_arm(model, graph, layout, config, cluster)
+        arm = pruned_arm(model, graph, channels, config, cluster)
         build_seconds = time.perf_counter() - start
         trace_and_warm(arm, batch)
         rounds = time_in_turn({"plain": plain, "arm": arm}, batch, num_steps, num_rounds, cluster)
-        points[layout] = {
-            "widths_channels": layout.widths,
-            "is_refolded": layout.is_refolded,
-            "macs_vs_plain": arm.macs / base_macs,
-            "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),
-            "reduced_bytes_vs_plain": arm.figures["reduced_bytes"] / plain.figures["reduced_bytes"],
-            "step_ms_median": float(np.median(rounds["arm"])),
-            "plain_step_ms_median": float(np.median(rounds["plain"])),
-            "build_and_tracing_seconds": build_seconds + arm.figures["tracing_seconds"],
-        }
+        points[channels] = _point(channels, arm, plain, rounds, build_seconds)
         if cluster.is_root:
-            figures = [f"{points[layout][key]:.3f}" for key in ("macs_vs_plain", "time_vs_plain")]
-            _log.info("point %d of %d: multiply-adds %s, time %s of plain", number, len(layouts), *figures)
+            figures = [f"{points[channels][key]:.3f}" for key in ("macs_vs_plain", "time_vs_plain")]
+            _log.info("point %d of %d: multiply-adds %s, time %s of plain", number, len(all_channels), *figures)
         del arm
         # Graphs and models are reference cycles, and those of a ResNet-50 are large.
         gc.collect()
@@ -139,8 +131,23 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     }
 
 
+def _point(
+    channels: KeptChannels, arm: Arm, plain: Arm, rounds: dict[str, list[list[float]]], build_seconds: float
+) -> dict[str, Any]:
+    return {
+        "widths_channels": channels.widths,
+        "is_refolded": channels.is_refolded,
+        "macs_vs_plain": arm.macs / plain.macs,
+        "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),
+        "reduced_bytes_vs_plain": arm.figures["reduced_bytes"] / plain.figures["reduced_bytes"],
+        "step_ms_median": float(np.median(rounds["arm"])),
+        "plain_step_ms_median": float(np.median(rounds["plain"])),
+        "build_and_tracing_seconds": build_seconds + arm.figures["tracing_seconds"],
+    }
+
+
 def _measured(stage: Stage, points: dict[KeptChannels, dict[str, Any]]) -> dict[str, Any]:
-    point = points[stage.layout]
+    point = points[stage.channels]
     return {"num_steps": stage.num_steps, **{key: point[key] for key in _RATIOS}}
 
 
@@ -149,9 +156,9 @@ def _totals(by_mode: dict[str, list[Stage]], points: dict[KeptChannels, dict[str
     plain_seconds = float(np.median([point["plain_step_ms_median"] for point in points.values()])) / 1000.0
     for mode, of_mode in by_mode.items():
         num_steps = sum(stage.num_steps for stage in of_mode)
-        smaller = [points[after.layout]["build_and_tracing_seconds"] for _, after in itertools.pairwise(of_mode)]
+        smaller = [points[after.channels]["build_and_tracing_seconds"] for _, after in itertools.pairwise(of_mode)]
         for key in _RATIOS:
-            totals[key][mode] = sum(s.num_steps * points[s.layout][key] for s in of_mode) / num_steps
+            totals[key][mode] = sum(s.num_steps * points[s.channels][key] for s in of_mode) / num_steps
         totals["num_shrinks"][mode] = len(smaller)
         totals["shrinks_vs_plain"][mode] = sum(smaller) / (num_steps * plain_seconds)
     return totals

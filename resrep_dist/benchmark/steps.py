@@ -25,7 +25,7 @@ from resrep_dist.benchmark.arms import (
     trace_and_warm,
     unchecked_arm,
 )
-from resrep_dist.benchmark.layouts import choose_layout
+from resrep_dist.benchmark.widths import choose_channels
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
@@ -61,7 +61,7 @@ def benchmark_steps(
         cluster: The ranks.
         num_steps: Number of steps of each arm per round.
         num_rounds: Number of rounds.
-        run: Run or log with the widths of the smaller models, see `choose_layout`.
+        run: Run or log with the widths of the smaller models, see `choose_channels`.
 
     Returns:
         `arms` with the figures of each arm, by name, `ratios` to the arm `plain`, by name, `other` with the times of
@@ -72,8 +72,8 @@ def benchmark_steps(
         UserError: If the model has nothing to prune, or the run is of another model.
     """
     model, graph = prepare(config)
-    layout = cluster.everywhere(lambda: choose_layout(graph, config, run))
-    arms = _make_arms(model, graph, layout, config, cluster)
+    channels = cluster.everywhere(lambda: choose_channels(graph, config, run))
+    arms = _make_arms(model, graph, channels, config, cluster)
     batch = noise_batch(model, config, cluster)
     for arm in arms.values():
         trace_and_warm(arm, batch)
@@ -81,10 +81,10 @@ def benchmark_steps(
     figures = {name: _figures(rounds[name], arm, config.data.global_batch_size) for name, arm in arms.items()}
     return {
         **setting(config, graph, cluster, num_steps, num_rounds),
-        "widths_channels": layout.widths,
+        "widths_channels": channels.widths,
         "arms": figures,
         "ratios": {name: _ratios(name, figures, rounds) for name in arms},
-        "other": _measure_the_rest(arms["resrep"], graph, layout, config, batch),
+        "other": _measure_the_rest(arms["resrep"], graph, channels, config, batch),
     }
 
 
@@ -126,18 +126,18 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
 
 
 def _make_arms(
-    model: keras.Model, graph: Graph, layout: KeptChannels, config: Config, cluster: Cluster
+    model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster
 ) -> dict[str, Arm]:
-    full, refold = KeptChannels.all_of(graph), dataclasses.replace(layout, is_refolded=True)
-    layouts = {"resrep": full, "resrep_exact": layout, "resrep_refold": refold}
-    dead = layout.dead(graph)
+    full, refold = KeptChannels.all_of(graph), dataclasses.replace(channels, is_refolded=True)
+    all_channels = {"resrep": full, "resrep_exact": channels, "resrep_refold": refold}
+    dead = channels.dead(graph)
     slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
     return {
         "plain": plain_arm(model, graph.macs.total(graph.widths), config, cluster),
         "compactors": compactors_arm(model, graph, config, cluster),
-        **{name: pruned_arm(model, graph, of_arm, config, cluster) for name, of_arm in layouts.items()},
+        **{name: pruned_arm(model, graph, of_arm, config, cluster) for name, of_arm in all_channels.items()},
         "resrep_unchecked": unchecked_arm(model, graph, config, cluster),
-        "slim": plain_arm(slim, graph.macs.total(layout.widths), config, cluster),
+        "slim": plain_arm(slim, graph.macs.total(channels.widths), config, cluster),
     }
 
 
@@ -168,7 +168,7 @@ def _ratios(name: str, figures: Mapping[str, dict[str, Any]], rounds: Mapping[st
     return ratios
 
 
-def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Config, batch: Batch) -> dict[str, float]:
+def _measure_the_rest(arm: Arm, graph: Graph, channels: KeptChannels, config: Config, batch: Batch) -> dict[str, float]:
     """Measure what a run does besides its steps."""
     live, cluster = arm.live, arm.cluster
     assert live.pruner is not None
@@ -183,11 +183,14 @@ def _measure_the_rest(arm: Arm, graph: Graph, layout: KeptChannels, config: Conf
         checkpoints = CheckpointFolder(Path(folder))
         checkpoint = cluster.from_root(lambda: _seconds(lambda: checkpoints.save(0, snapshot(live.state), {})))
     logging_ms = cluster.from_root(lambda: _logging_ms(live, config))
-    kill_channels(live.state.model, graph, layout.dead(graph))
+    kill_channels(live.state.model, graph, channels.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
     # The mode that takes longer, since it folds and calibrates.
     shrinker = Shrinker(graph, config.shrink, pruning_of(config).mask_interval_steps, cluster)
-    refold, batches = dataclasses.replace(layout, is_refolded=True), [batch[0]] * config.shrink.num_calibration_batches
+    refold, batches = (
+        dataclasses.replace(channels, is_refolded=True),
+        [batch[0]] * config.shrink.num_calibration_batches,
+    )
     shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, refold, batches)))
     return {
         "mask_update_ms": 1000.0 * statistics.median(updates),

@@ -97,6 +97,16 @@ class CheckpointFolder:
                 _log.error("%s; going back to the checkpoint before it", error)
         return None
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint, damaged or not; None if there is none."""
+        existing = self._existing()
+        return int(existing[-1].name.removeprefix("step-")) if existing else None
+
+    def state_sha256(self, step: int) -> str:
+        """The checksum of a checkpoint's arrays as it was written, hexadecimal."""
+        text = (self._folder / f"step-{step:08d}" / _SUMS).read_text(encoding="ascii")
+        return text.split()[_FILES.index("state.npz")]
+
     def delete_partial(self) -> None:
         """Delete what is half written: by a killed run, or where a read-only disk let nobody clear it."""
         for partial in self._folder.glob("step-*.partial"):

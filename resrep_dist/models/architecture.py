@@ -6,12 +6,12 @@ file is run.
 """
 
 import inspect
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
 from resrep_dist.layers.compactor import Compactor
+from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_name, known_reference, read_references
 
 from tensorflow import keras
 
@@ -39,14 +39,6 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000
-_FIX = "rebuild the model with stock layers, or give it as python:<module>:<function>"
-
-
-class _Call(NamedTuple):
-    layer: str
-    number: int
-    inputs: list[tuple[str, int]]
-    options: dict[str, bool]
 
 
 def layers_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -58,7 +50,7 @@ def layers_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     Raises:
         ModelError: If the document has anything but stock layers.
     """
-    return [(entry["class_name"], _name(entry)) for entry in _entries(document)]
+    return [(entry["class_name"], entry_name(entry)) for entry in _entries(document)]
 
 
 def rebuild_model(
@@ -85,22 +77,22 @@ def rebuild_model(
         raise ModelError(f"it has {len(entries)} layers, expected at most {_MAX_LAYERS}")
     config = document["config"]
     if document["class_name"] == "Sequential":
-        entries, inputs, outputs = _chain(entries, config)
+        entries, inputs, outputs = chain(entries, config)
     else:
-        inputs, outputs = _references(config["input_layers"]), _references(config["output_layers"])
-    tensors = {(_name(e), 0): _make_input(e, open_size) for e in entries if e["class_name"] == "InputLayer"}
-    layers = {_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
+        inputs, outputs = read_references(config["input_layers"]), read_references(config["output_layers"])
+    tensors = {(entry_name(e), 0): _make_input(e, open_size) for e in entries if e["class_name"] == "InputLayer"}
+    layers = {entry_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
     if len(tensors) + len(layers) != len(entries):
         raise ModelError("two of its layers have one name; give every layer its own")
-    calls = [call for entry in entries for call in _calls(entry)]
+    calls = [call for entry in entries for call in calls_of(entry)]
     if len(calls) > _MAX_LAYERS:
         raise ModelError(f"its layers are called {len(calls)} times, expected at most {_MAX_LAYERS}")
     for name, layer in layers.items():
         _require_stored_shapes(layer, list(shapes.get(name, [])))
-    _call_layers(layers, calls, tensors)
+    call_layers(layers, calls, tensors)
     for layer in layers.values():
         del layer.add_weight
-    ends = [[tensors[_known(reference, tensors)] for reference in side] for side in (inputs, outputs)]
+    ends = [[tensors[known_reference(reference, tensors)] for reference in side] for side in (inputs, outputs)]
     model_inputs, model_outputs = (side[0] if len(side) == 1 else side for side in ends)
     return keras.Model(model_inputs, model_outputs, name=str(config.get("name", "model")))
 
@@ -108,16 +100,17 @@ def rebuild_model(
 def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = document.get("class_name")
     if kind not in ("Functional", "Model", "Sequential") or _package(document):
-        raise ModelError(f"it is a {kind}, not a functional or Sequential model; {_FIX}")
+        raise ModelError(f"it is a {kind}, not a functional or Sequential model; {FIX}")
     entries = document["config"]["layers"]
     for entry in entries:
         if entry["class_name"] in ("Functional", "Model", "Sequential"):
             raise ModelError(
-                f"layer {_name(entry)} is a model inside the model; build one flat model: call the rest on inner.output"
+                f"layer {entry_name(entry)} is a model inside the model; build one flat model: call the rest on "
+                "inner.output"
             )
         if entry["class_name"] != "InputLayer" and (entry["class_name"] not in _LAYERS or not _is_stock(entry)):
             raise ModelError(
-                f"layer {_name(entry)} is a {entry['class_name']}, which is not loaded from a file; {_FIX}"
+                f"layer {entry_name(entry)} is a {entry['class_name']}, which is not loaded from a file; {FIX}"
             )
     return list(entries)
 
@@ -133,19 +126,14 @@ def _package(entry: Mapping[str, Any]) -> Any:
     return registered if registered not in (None, entry.get("class_name")) else None
 
 
-def _name(entry: Mapping[str, Any]) -> str:
-    # A layer that is not a stock layer may have no name in its configuration.
-    return str(entry["config"].get("name", entry.get("name", "without a name")))
-
-
 def _make_input(entry: Mapping[str, Any], open_size: int | None) -> Any:
     config = entry["config"]
     shape = list(config.get("batch_shape") or config["batch_input_shape"])[1:]
     if config.get("sparse") or config.get("ragged") or not all(s is None or isinstance(s, int) for s in shape):
-        raise ModelError(f"layer {_name(entry)}: expected an input of dense images, received shape {shape}")
+        raise ModelError(f"layer {entry_name(entry)}: expected an input of dense images, received shape {shape}")
     if len(shape) == 3:
         shape = [open_size if size is None and axis < 2 else size for axis, size in enumerate(shape)]
-    return keras.Input(shape, dtype=_dtype(entry, config.get("dtype", "float32")), name=_name(entry))
+    return keras.Input(shape, dtype=_dtype(entry, config.get("dtype", "float32")), name=entry_name(entry))
 
 
 def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Layer:
@@ -160,11 +148,13 @@ def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Laye
         if key in known:
             options[key] = _option(entry, key, value, is_keras_3)
         elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
-            raise ModelError(f"layer {_name(entry)}: its option {key}={value!r} is not known to Keras 2; {_FIX}"[:300])
+            raise ModelError(
+                f"layer {entry_name(entry)}: its option {key}={value!r} is not known to Keras 2; {FIX}"[:300]
+            )
     try:
         return layer_class(**options)
     except Exception as error:  # with options of unknown origin a layer may raise any error
-        raise ModelError(f"layer {_name(entry)}: its options are refused ({one_line(error)}); {_FIX}") from None
+        raise ModelError(f"layer {entry_name(entry)}: its options are refused ({one_line(error)}); {FIX}") from None
 
 
 def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) -> Any:
@@ -177,9 +167,9 @@ def _option(entry: Mapping[str, Any], key: str, value: Any, is_keras_3: bool) ->
         return _named_object(entry, kind, value)
     # Keras would also look up the name in the classes that the program has registered.
     if kind in _OBJECTS and isinstance(value, str) and not hasattr(_OBJECTS[kind], value):
-        raise ModelError(f"layer {_name(entry)}: its {kind} {value} is not one of Keras' own; {_FIX}")
+        raise ModelError(f"layer {entry_name(entry)}: its {kind} {value} is not one of Keras' own; {FIX}")
     if not _is_plain(value):
-        raise ModelError(f"layer {_name(entry)}: its option {key} is not plain data; {_FIX}")
+        raise ModelError(f"layer {entry_name(entry)}: its option {key} is not plain data; {FIX}")
     return value
 
 
@@ -191,7 +181,7 @@ def _activation(entry: Mapping[str, Any], value: Any, is_keras_3: bool) -> str:
     if name == "hard_sigmoid" and not is_keras_3:
         return "hard_sigmoid"
     if name not in _ACTIVATIONS:
-        raise ModelError(f"layer {_name(entry)}: its activation {name} is not known; {_FIX}")
+        raise ModelError(f"layer {entry_name(entry)}: its activation {name} is not known; {FIX}")
     return str(name)
 
 
@@ -200,21 +190,21 @@ def _named_object(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any])
     module, class_name = _OBJECTS[kind], value.get("class_name")
     found = getattr(module, class_name, None) if isinstance(class_name, str) and class_name[:1].isupper() else None
     if found is None or _package(value) or value.get("module", f"keras.{kind}s") != f"keras.{kind}s":
-        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} is not one of Keras' own; {_FIX}")
+        raise ModelError(f"layer {entry_name(entry)}: its {kind} {class_name} is not one of Keras' own; {FIX}")
     config = {k: v for k, v in (value.get("config") or {}).items() if k not in _WITHOUT_EFFECT}
     if not all(_is_plain(option) for option in config.values()):
-        raise ModelError(f"layer {_name(entry)}: its {kind} {class_name} does not hold plain data; {_FIX}")
+        raise ModelError(f"layer {entry_name(entry)}: its {kind} {class_name} does not hold plain data; {FIX}")
     try:
         return found(**config)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"layer {_name(entry)}: its {kind} is refused ({one_line(error)}); {_FIX}") from None
+        raise ModelError(f"layer {entry_name(entry)}: its {kind} is refused ({one_line(error)}); {FIX}") from None
 
 
 def _dtype(entry: Mapping[str, Any], value: Any) -> str:
     if isinstance(value, dict) and value.get("class_name") in ("DTypePolicy", "Policy") and not _package(value):
         value = value.get("config", {}).get("name")
     if value not in _DTYPES:
-        raise ModelError(f"layer {_name(entry)}: received type {value!r}, expected one of {', '.join(_DTYPES)}")
+        raise ModelError(f"layer {entry_name(entry)}: received type {value!r}, expected one of {', '.join(_DTYPES)}")
     return str(value)
 
 
@@ -222,82 +212,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_plain(part) for part in value)
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _chain(
-    entries: list[dict[str, Any]], config: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[tuple[str, int]], list[tuple[str, int]]]:
-    """Return the layers of a Sequential model as those of a functional one, with its inputs and outputs."""
-    if entries and entries[0]["class_name"] != "InputLayer":
-        shape = entries[0]["config"].get("batch_input_shape") or config.get("build_input_shape")
-        first = {"class_name": "InputLayer", "config": {"name": f"{_name(entries[0])}_input", "batch_shape": shape}}
-        entries = [first, *entries]
-    if len(entries) < 2 or not entries[0]["config"].get("batch_shape", entries[0]["config"].get("batch_input_shape")):
-        raise ModelError("it is a Sequential model without an input shape; give its first layer one and save again")
-    linked = [
-        {**entry, "inbound_nodes": [[[_name(before), 0, 0, {}]]]} for before, entry in itertools.pairwise(entries)
-    ]
-    return [{**entries[0], "inbound_nodes": []}, *linked], [(_name(entries[0]), 0)], [(_name(entries[-1]), 0)]
-
-
-def _calls(entry: Mapping[str, Any]) -> list[_Call]:
-    return [_call(entry, index, node) for index, node in enumerate(entry["inbound_nodes"])]
-
-
-def _call(entry: Mapping[str, Any], index: int, node: Any) -> _Call:
-    """Read one call of a layer as written by Keras 2 (lists) or Keras 3 (args and kwargs)."""
-    if isinstance(node, dict):
-        (argument,) = node["args"] if len(node["args"]) == 1 else [None]
-        tensors = argument if isinstance(argument, list) else [argument]
-        if not all(isinstance(t, dict) and t.get("class_name") == "__keras_tensor__" for t in tensors):
-            raise ModelError(f"layer {_name(entry)} is called on more than tensors; {_FIX}")
-        references = [t["config"]["keras_history"] for t in tensors]
-        # Keras 3 writes the mode in which the model was built, which has no effect when the model is called.
-        options = {key: value for key, value in node["kwargs"].items() if key != "training"}
-    else:
-        references = [part[:3] for part in node]
-        options = {key: value for part in node for key, value in (part[3] if len(part) > 3 else {}).items()}
-    options = {key: value for key, value in options.items() if value is not None}
-    if any(key != "training" or not isinstance(value, bool) for key, value in options.items()):
-        raise ModelError(f"layer {_name(entry)} is called with {', '.join(options)}; {_FIX}")
-    return _Call(_name(entry), index, _references(references), options)
-
-
-def _references(value: Any) -> list[tuple[str, int]]:
-    """Read tensors written as [layer, call, output], or a single one, as (layer, call)."""
-    listed = [value] if value and isinstance(value[0], str) else value
-    for reference in listed:
-        if len(reference) != 3 or not isinstance(reference[0], str) or reference[2] != 0:
-            raise ModelError(f"its layers are not linked as Keras does: {reference!r}; save it again with Keras"[:300])
-    return [(name, int(call)) for name, call, _ in listed]
-
-
-def _known(reference: tuple[str, int], tensors: Mapping[tuple[str, int], Any]) -> tuple[str, int]:
-    if reference not in tensors:
-        raise ModelError(f"its layer {reference[0]} is missing or part of a cycle; save the model again with Keras")
-    return reference
-
-
-def _call_layers(
-    layers: Mapping[str, keras.layers.Layer], calls: list[_Call], tensors: dict[tuple[str, int], Any]
-) -> None:
-    while calls:
-        waiting = []
-        for call in calls:
-            if not all(reference in tensors for reference in call.inputs):
-                waiting.append(call)
-                continue
-            inputs = [tensors[reference] for reference in call.inputs]
-            try:
-                output = layers[call.layer](inputs[0] if len(inputs) == 1 else inputs, **call.options)
-            except ModelError as error:
-                raise ModelError(f"layer {call.layer}: {error}") from None
-            except Exception as error:  # as in `_make_layer`
-                raise ModelError(f"layer {call.layer}: it cannot be called ({one_line(error)}); {_FIX}") from None
-            tensors[call.layer, call.number] = output
-        if len(waiting) == len(calls):
-            _known(next(reference for reference in waiting[0].inputs if reference not in tensors), tensors)
-        calls = waiting
 
 
 def _require_stored_shapes(layer: keras.layers.Layer, stored: list[tuple[int, ...]]) -> None:

@@ -38,8 +38,9 @@ def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     config = load_config(workdir / "config.yaml")
     target = workdir / ("slim" if config.prune else "final")
     recover_folder(target)
-    steps = [path.name.removeprefix("step-") for path in (workdir / "checkpoints").glob("step-*")]
-    made_from = _made_from(config, workdir, max(int(step) for step in steps if step.isdigit()))
+    newest_step = CheckpointFolder(workdir / "checkpoints").newest_step()
+    assert newest_step is not None, "training ends with a checkpoint"
+    made_from = _made_from(config, workdir, newest_step)
     try:
         report = json.loads((target / "report.json").read_text(encoding="utf-8"))
         if report["made_from"] == made_from and (target / "model.h5").exists():
@@ -84,17 +85,8 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     certificate = certify(trained, slim, images, certificate.channels)
     check_certificate(certificate, config.merge.tolerance)
     models = {"base": base, "trained": trained, "slim": slim}
-    files = {
-        "base": workdir / "base/model.h5",
-        "trained": partial / "trained.h5",
-        "slim": partial / "model.h5",
-    }
-    slim_graph = trace(slim)
-    macs = {
-        "base": graph.macs.total(graph.widths),
-        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
-        "slim": slim_graph.macs.total(slim_graph.widths),
-    }
+    files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
+    macs = _count_macs(trained, slim, graph)
     report = measure_models(models, files, macs, validation_data, config) | {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
@@ -106,6 +98,15 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "slim")
     return report
+
+
+def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[str, int]:
+    slim_graph = trace(slim)
+    return {
+        "base": graph.macs.total(graph.widths),
+        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
+        "slim": slim_graph.macs.total(slim_graph.widths),
+    }
 
 
 def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
@@ -155,9 +156,8 @@ def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> int:
 
 def _made_from(config: Config, workdir: Path, step: int) -> dict[str, Any]:
     """What a result follows from, in JSON values; other settings that decide it cannot change within a run."""
-    # In the format of `sha256sum`, the state first.
-    sums = (workdir / "checkpoints" / f"step-{step:08d}" / "SHA256SUMS").read_text(encoding="ascii")
-    return {"step": step, "checkpoint_sha256": sums.split()[0], "merge": dataclasses.asdict(config.merge)}
+    checksum = CheckpointFolder(workdir / "checkpoints").state_sha256(step)
+    return {"step": step, "checkpoint_sha256": checksum, "merge": dataclasses.asdict(config.merge)}
 
 
 def _empty_folder(path: Path) -> Path:

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-from resrep_dist.benchmark.layouts import read_log
 from resrep_dist.benchmark.replay import MODES, stages
+from resrep_dist.benchmark.widths import read_log
 from resrep_dist.cli.benchmark_commands import RELEASED_RUN
 from resrep_dist.config import ModelConfig, load_config
 from resrep_dist.graph import Graph, trace

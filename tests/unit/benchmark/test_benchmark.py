@@ -2,9 +2,9 @@ import json
 import math
 
 from resrep_dist.benchmark import benchmark_data, write_benchmark
-from resrep_dist.benchmark.layouts import choose_layout, even_layout, layout_of, read_log
 from resrep_dist.benchmark.plan import plan, plan_step_seconds, ring_allreduce_seconds
 from resrep_dist.benchmark.replay import stages
+from resrep_dist.benchmark.widths import channels_of, choose_channels, even_channels, read_log
 from resrep_dist.cli.main import main
 from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
@@ -84,11 +84,11 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in arms.values())
 
 
-def test_an_even_layout_is_the_widest_that_meets_the_target():
+def test_an_even_channels_is_the_widest_that_meets_the_target():
     graph = trace(build_model(small_config().model))
     total = graph.macs.total(graph.widths)
     for round_to in (1, 4):
-        widths = even_layout(graph, 0.6, round_to).widths
+        widths = even_channels(graph, 0.6, round_to).widths
         assert 0.5 * total < graph.macs.total(widths) <= 0.6 * total
         assert all(width % round_to == 0 for width in widths)
 
@@ -96,12 +96,12 @@ def test_an_even_layout_is_the_widest_that_meets_the_target():
 def test_the_widths_of_a_run_are_those_of_its_report():
     graph = trace(build_model(small_config().model))
     kept = {group.name: 1 + index % group.width for index, group in enumerate(graph.groups)}
-    assert layout_of(graph, kept).widths == list(kept.values())
+    assert channels_of(graph, kept).widths == list(kept.values())
     with pytest.raises(UserError, match="it is of another model, `conv9` is a group of one of them only"):
-        layout_of(graph, {**kept, "conv9": 3})
+        channels_of(graph, {**kept, "conv9": 3})
     name = graph.groups[0].name
     with pytest.raises(UserError, match=f"{name} keeps 17, expected 1 to 16 channels"):
-        layout_of(graph, {**kept, name: 17})
+        channels_of(graph, {**kept, name: 17})
 
 
 def write_log(path, rows):
@@ -112,17 +112,17 @@ def write_log(path, rows):
 def test_the_widths_of_a_recorded_run_are_its_last(tmp_path):
     config = small_config(model=SMALL)
     graph = trace(build_model(config.model))
-    half, narrow = (list(even_layout(graph, fraction).widths) for fraction in (0.7, 0.4))
+    half, narrow = (list(even_channels(graph, fraction).widths) for fraction in (0.7, 0.4))
     log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, half)])
-    assert choose_layout(graph, config, log).widths == narrow
-    assert choose_layout(graph, config) == even_layout(graph, config.prune.target_macs_fraction)
+    assert choose_channels(graph, config, log).widths == narrow
+    assert choose_channels(graph, config) == even_channels(graph, config.prune.target_macs_fraction)
 
 
 def test_a_replay_shrinks_where_it_pays(tmp_path):
     config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.15})
     model = build_model(config.model)
     graph = trace(model)
-    full, half, narrow = (list(even_layout(graph, fraction).widths) for fraction in (1.0, 0.7, 0.4))
+    full, half, narrow = (list(even_channels(graph, fraction).widths) for fraction in (1.0, 0.7, 0.4))
     almost = [full[0] - 1, *full[1:]]
     # The channel that comes back at step 60 is gone for good.
     log = read_log(
@@ -132,14 +132,14 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
     with_compactors = insert_compactors(model, graph)
     macs = [training_macs(with_compactors, graph, widths) for widths in (full, half, narrow)]
     (off,) = stages(log, with_compactors, graph, config, "off")
-    assert (off.num_steps, off.macs, off.layout.widths) == (100, macs[0], full)
+    assert (off.num_steps, off.macs, off.channels.widths) == (100, macs[0], full)
     exact = stages(log, with_compactors, graph, config, "exact")
-    assert [(s.num_steps, s.layout.widths, s.macs) for s in exact] == [
+    assert [(s.num_steps, s.channels.widths, s.macs) for s in exact] == [
         (40, full, macs[0]), (30, half, macs[1]), (30, narrow, macs[2])
     ]  # fmt: skip
     refold = stages(log, with_compactors, graph, config, "refold")
     macs[1:] = [training_macs(with_compactors, graph, widths, is_refolded=True) for widths in (half, narrow)]
-    assert [(s.num_steps, s.layout.is_refolded, s.macs) for s in refold] == [
+    assert [(s.num_steps, s.channels.is_refolded, s.macs) for s in refold] == [
         (40, False, macs[0]), (30, True, macs[1]), (30, True, macs[2])
     ]  # fmt: skip
     assert all(after.macs < before.macs for after, before in zip(refold[1:], exact[1:], strict=True))
@@ -165,7 +165,7 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     graph = trace(build_model(config.model))
-    narrow = even_layout(graph, 0.4).widths
+    narrow = even_channels(graph, 0.4).widths
     log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, narrow)])
     arguments = [str(log), str(tmp_path / "config.yaml"), "--output", str(tmp_path), "--num-rounds", "1"]
     assert main(["benchmark", "replay", *arguments]) == 0

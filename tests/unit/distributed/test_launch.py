@@ -7,6 +7,7 @@ from resrep_dist.distributed import cluster, launch_checks
 from resrep_dist.distributed import environment as launch_environment
 from resrep_dist.distributed.cluster import _own_gpu
 from resrep_dist.errors import HostError, UserError
+from resrep_dist.version import __version__
 
 import pytest
 import tensorflow as tf
@@ -146,7 +147,7 @@ def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_the
     launched({"HOROVOD_SIZE": "2"})
     monkeypatch.setattr(launch_checks, "_SHARED_WITHIN_SECONDS", 0.2)
     versions = launch_checks.installed_versions()
-    assert re.fullmatch(r"0\.1\.0 \([0-9a-f]{12}\)", versions["resrep-dist"])
+    assert re.fullmatch(re.escape(__version__) + r" \([0-9a-f]{12}\)", versions["resrep-dist"])
     assert versions["tf-keras"] == "2.18.0" and versions["horovod"] == "0.28.1"
     (tmp_path / "launch-1").touch()
     good = {"versions": versions, "sees_gpus": launch_checks._sees_gpus(), "token": "launch-1"}

@@ -14,8 +14,8 @@ from resrep_dist.training.phase import pruning_of
 import numpy as np
 
 
-def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> KeptChannels:
-    """Choose the layout of the smaller models.
+def choose_channels(graph: Graph, config: Config, run: Path | None = None) -> KeptChannels:
+    """Choose the channels of the smaller models.
 
     Args:
         graph: Graph of the model.
@@ -28,12 +28,12 @@ def choose_layout(graph: Graph, config: Config, run: Path | None = None) -> Kept
     """
     if run is None:
         prune = pruning_of(config)
-        return even_layout(graph, prune.target_macs_fraction, prune.round_to)
+        return even_channels(graph, prune.target_macs_fraction, prune.round_to)
     if run.is_file():
         _, widths = read_log(run, graph)[-1]
         return KeptChannels.first_of(widths)
     channels = read_report(run).get("certificate", {}).get("channels", {})
-    return layout_of(graph, {name: counts["kept"] for name, counts in channels.items()})
+    return channels_of(graph, {name: counts["kept"] for name, counts in channels.items()})
 
 
 def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
@@ -77,8 +77,8 @@ def read_log(path: Path, graph: Graph) -> list[tuple[int, list[int]]]:
     return list(zip(steps, lowest, strict=True))
 
 
-def layout_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
-    """Return the layout with the numbers of channels that a report has.
+def channels_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
+    """Return the channels with the numbers of channels that a report has.
 
     Args:
         graph: Graph of the model.
@@ -100,8 +100,8 @@ def layout_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
     return KeptChannels.first_of(kept[group.name] // group.num_parts for group in graph.groups)
 
 
-def even_layout(graph: Graph, macs_fraction: float, round_to: int = 1) -> KeptChannels:
-    """Return the layout in which every group keeps the largest possible fraction of its channels, the same for all.
+def even_channels(graph: Graph, macs_fraction: float, round_to: int = 1) -> KeptChannels:
+    """Return the channels in which every group keeps the largest possible fraction of its channels, the same for all.
 
     Args:
         graph: Graph of the model.
