@@ -1,8 +1,9 @@
-"""Checkpoints: written whole or not at all, verified before a weight is loaded.
+"""Checkpoint folders: written completely or not at all, and verified before a weight is loaded.
 
-A checkpoint is a folder `step-00001200` with `state.npz` (arrays by name), `position.json` (where the run
-stands) and `SHA256SUMS` of both, as `sha256sum --check` reads it. It is written beside and renamed, so that
-the newest is never half there. Only rank 0 calls anything in here, and nothing in here is a collective.
+A checkpoint is a folder `step-00001200` with `state.npz` (arrays by name), `position.json` (where the run stands) and
+`SHA256SUMS`, the checksums of both in the format of `sha256sum --check`. It is written under another name and then
+renamed, so an incomplete folder is never taken for a checkpoint. Only rank 0 uses this module, and nothing in it is a
+collective.
 """
 
 import contextlib
@@ -23,14 +24,14 @@ from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedChe
 import numpy as np
 
 if TYPE_CHECKING:
-    # Only named in annotations; reading and writing needs no TensorFlow.
+    # Only for annotations: reading and writing need no TensorFlow.
     import tensorflow as tf
 
 _log = logging.getLogger(__name__)
 
 Variables = Mapping[str, "tf.Variable"]
 VariablesAt = Callable[[dict[str, Any]], Variables]
-"""From the position in a checkpoint to the variables that its arrays are loaded into."""
+"""A function from the position in a checkpoint to the variables into which its arrays are loaded."""
 
 _FORMAT = 2
 _FILES = ("state.npz", "position.json")
@@ -39,27 +40,43 @@ _MAX_POSITION_BYTES = 1 << 24
 
 
 class CheckpointFolder:
-    """The last few checkpoints of one phase of a run."""
+    """The newest checkpoints of one phase of a run.
+
+    Args:
+        folder: The folder; it is created when needed.
+        num_kept: Number of checkpoints that are kept.
+    """
 
     def __init__(self, folder: Path, num_kept: int = 3) -> None:
         self._folder, self._num_kept = folder, num_kept
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> Path:
-        """Write the state after `step` steps, then delete the oldest ones. Needs no TensorFlow; any thread may call it.
+        """Write a checkpoint, then delete the oldest ones.
+
+        It uses no TensorFlow, so any thread can call it. A good checkpoint of the same step is left as it is, since it
+        has the same state.
+
+        Args:
+            step: Number of steps made.
+            arrays: The state, by name.
+            position: What else a resumed run needs, as JSON values; `step` and the format are added.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            CheckpointWriteError: when it cannot be written; what was there before is left as it is.
+            CheckpointWriteError: If it cannot be written; earlier checkpoints are left as they are.
         """
         target = self._folder / f"step-{step:08d}"
         if target.exists() and not _damage(target):
-            # The same step has the same state; replacing it would leave a moment without the newest.
+            # It has the same state. If it were replaced, there would be no newest checkpoint for a moment.
             return target
         self.delete_partial()
         partial = target.with_name(f"{target.name}.partial")
         try:
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
             for passed_over in (path for path in self._existing() if path.name >= target.name):
-                # The run went on from one before them, since they are damaged; they must not seem the newest.
+                # The run has resumed from an earlier step because these are damaged. They must not be the newest.
                 os.replace(passed_over, _unused(passed_over.with_name(f"{passed_over.name}.damaged")))
             os.replace(partial, target)
             _flush_folder(self._folder)
@@ -70,22 +87,20 @@ class CheckpointFolder:
             _remove(old)
         return target
 
-    def restore_newest(
-        self,
-        variables: "Variables | VariablesAt",
-        is_whole: bool = True,
-    ) -> dict[str, Any] | None:
-        """Load the newest undamaged checkpoint.
+    def restore_newest(self, variables: "Variables | VariablesAt", is_whole: bool = True) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is not damaged.
 
         Args:
-            variables: by the names of the arrays, or a function that returns them for a checkpoint's position.
-            is_whole: True if they are all that the checkpoint holds; False loads only the arrays that they name.
+            variables: Variables by the names of the arrays, or a function that returns them for a checkpoint's
+                position.
+            is_whole: True if they are all that the checkpoint must contain. False to load only the arrays that they
+                name.
 
         Returns:
-            The checkpoint's position; None in a new run.
+            The position of the checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: if all are damaged, or the newest is of another model. Nothing is loaded then.
+            CheckpointError: If all are damaged, or the newest is of another model. Nothing is loaded then.
         """
         existing = self._existing()
         for path in reversed(existing):
@@ -108,7 +123,10 @@ class CheckpointFolder:
         return text.split()[_FILES.index("state.npz")]
 
     def delete_partial(self) -> None:
-        """Delete what is half written: by a killed run, or where a read-only disk let nobody clear it."""
+        """Delete incomplete checkpoints.
+
+        They remain if a run was killed, or if a read-only disk prevented their deletion.
+        """
         for partial in self._folder.glob("step-*.partial"):
             _remove(partial)
 
@@ -117,23 +135,29 @@ class CheckpointFolder:
 
 
 def snapshot(variables: Mapping[str, "tf.Variable"]) -> dict[str, np.ndarray]:
-    """Copies of the variables' values; what the variables do later does not reach them."""
-    # `numpy` of a variable copies, also where the value is in the host's memory already.
+    """Return copies of the values of variables, which do not change with the variables.
+
+    Args:
+        variables: Variables by name.
+    """
+    # `numpy` of a variable always copies, even if the value is in the host's memory already.
     return {name: variable.numpy() for name, variable in variables.items()}
 
 
-def restore(
-    path: Path,
-    variables: "Variables | VariablesAt",
-    is_whole: bool = True,
-) -> dict[str, Any]:
-    """Load a checkpoint into the variables; returns its position. Nothing is loaded unless all of it fits.
+def restore(path: Path, variables: "Variables | VariablesAt", is_whole: bool = True) -> dict[str, Any]:
+    """Load a checkpoint into variables. Nothing is loaded unless everything fits.
 
-    See `CheckpointFolder.restore_newest` for the arguments.
+    Args:
+        path: Folder of the checkpoint.
+        variables: As in `CheckpointFolder.restore_newest`.
+        is_whole: As in `CheckpointFolder.restore_newest`.
+
+    Returns:
+        The position of the checkpoint.
 
     Raises:
-        DamagedCheckpointError: when a file is missing or is not as it was written.
-        CheckpointError: for a checkpoint of another model or of another version of this format.
+        DamagedCheckpointError: If a file is missing or has changed since it was written.
+        CheckpointError: If the checkpoint is of another model or of another version of the format.
     """
     damage = _damage(path)
     if damage:
@@ -144,11 +168,11 @@ def restore(
             variables = variables(position)
         with zipfile.ZipFile(path / "state.npz") as file:
             _check_fit(path, file, variables, is_whole)
-            # No more memory than the variables have: what has another size was refused by its header.
+            # This takes no more memory than the variables do: arrays of another size were refused by their headers.
             arrays = {name: _read_array(file, name) for name in variables}
     except CheckpointError:
         raise
-    except Exception as error:  # right checksums do not say who wrote it; what a stranger's file raises is open
+    except Exception as error:  # checksums do not prove who wrote it, and a malicious file can raise anything
         raise DamagedCheckpointError(f"checkpoint {path}: it cannot be read ({one_line(error)})") from None
     for name, variable in variables.items():
         variable.assign(arrays[name])
@@ -176,7 +200,7 @@ def _read_position(path: Path) -> dict[str, Any]:
 
 def _check_fit(path: Path, file: zipfile.ZipFile, variables: Mapping[str, "tf.Variable"], is_whole: bool) -> None:
     names = {member.removesuffix(".npy") for member in file.namelist()}
-    # Of what has no place here one is enough to say so.
+    # Of the arrays without a variable, one is enough for the message.
     others = sorted(names - variables.keys())[:1] if is_whole else []
     found = {name: _header(file, name) for name in [*(names & variables.keys()), *others]}
     expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
@@ -189,7 +213,7 @@ def _check_fit(path: Path, file: zipfile.ZipFile, variables: Mapping[str, "tf.Va
 
 
 def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], type]:
-    """Shape and type of an array, without reading it."""
+    """Return the shape and type of an array without reading it."""
     with file.open(f"{name}.npy") as member:
         if np.lib.format.read_magic(member) != (1, 0):
             raise ValueError(f"{one_line(name)} is not an array as numpy.savez writes it")
@@ -220,13 +244,13 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint's files, nothing for a good one."""
+    """Return what is wrong with the files of a checkpoint; empty if nothing is."""
     try:
         for name in (*_FILES, _SUMS):
-            # A pipe or a device may never end.
+            # Reading a pipe or a device might never end.
             if not stat.S_ISREG((path / name).stat().st_mode):
                 return f"{name} is not a file"
-        # Compared as text, so that a flipped bit of the list itself shows as well.
+        # Compared as text, so that a flipped bit of the list itself is found too.
         sums = _sums(path).encode()
         if (path / _SUMS).stat().st_size == len(sums) and (path / _SUMS).read_bytes() == sums:
             return ""
@@ -263,7 +287,7 @@ def _unused(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint, or what stands at its place; what a link points to stays."""
+    """Delete a checkpoint, or a file or link in its place; the target of a link is not deleted."""
     if path.is_symlink() or path.is_file():
         with contextlib.suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""The one state of a run: what a step changes, a checkpoint holds, a shrink hands on and a resume gives back."""
+"""The state of a run: changed by steps, saved in checkpoints, and passed on when the model shrinks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,45 +15,63 @@ _VELOCITY = "velocity/"
 
 
 class Optimizer(Protocol):
-    """What the state needs of an optimizer; `ResRepOptimizer` has it."""
+    """The part of an optimizer that the state uses; `ResRepOptimizer` has it."""
 
     iterations: tf.Variable
+    """Number of steps made."""
     velocities: Sequence[tf.Variable]
-    """One for each variable that it was built for."""
+    """One for each variable for which it was built."""
     compactors: Sequence[Any]
     """The compactor layers of the model."""
     lasso_strength: float
+    """Strength of the penalty."""
 
     def row_norms(self) -> list[tf.Tensor]:
-        """Row norms of the compactors on this rank, [D_out] each."""
+        """Return the row norms of each compactor on this rank, [D_out]."""
 
     def apply_gradients(self, grads_and_vars: Any, *, norms: Sequence[tf.Tensor] | None = None) -> Any:
-        """Update the variables, with averaged row norms."""
+        """Make one step.
+
+        Args:
+            grads_and_vars: Gradient and variable of all trainable variables.
+            norms: Averaged row norms of each compactor, [D_out].
+        """
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
-        """Create the velocities."""
+        """Create the velocities.
+
+        Args:
+            var_list: The trainable variables.
+        """
 
     def for_model(self, model: keras.Model) -> "Optimizer":
-        """An optimizer with the same settings for another model of the same run."""
+        """Create an optimizer with the same settings for another model of the same run.
+
+        Args:
+            model: The model.
+        """
 
 
 class TrainState(Mapping[str, tf.Variable]):
     """All that a run carries from step to step.
 
-    As a mapping: every variable by its name in a checkpoint. These are weights, batch-norm statistics and masks, the
-    velocity of each weight (`velocity/<weight>`), the optimizer's count of steps, and what `shared` adds.
+    It is a mapping of every variable by its name in a checkpoint: weights, batch-norm statistics and masks, the
+    velocity of each weight (`velocity/<weight>`), the number of steps of the optimizer, and the variables of `shared`.
 
     Attributes:
-        model: the model in training; with compactors where the run prunes.
-        optimizer: built for the model's trainable variables.
-        channels: the original channels that the model still has; None in a run that does not prune.
-        step: number of steps made, equal to `optimizer.iterations`. It is counted on the host as well, since reading
-            a variable waits for the device.
-        num_chosen: number of channels that the last mask update chose; see `select_masks`.
+        model: The model in training, with compactors if the run prunes.
+        optimizer: Optimizer built for the model's trainable variables.
+        channels: The original channels that the model still has; None in a run that does not prune.
+        step: Number of steps made, equal to `optimizer.iterations`. The host counts it too, since reading a variable
+            waits for the device.
+        num_chosen: Number of channels that the last update of the masks chose; see `select_masks`.
 
     Args:
-        shared: variables that belong to the run and not to the model, such as the loss scale. Another model's state
-            goes on with the same ones.
+        model: See the attribute.
+        optimizer: An optimizer; it is built here.
+        channels: See the attribute.
+        shared: Variables that belong to the run and not to a model, such as the loss scale. States of other models of
+            the run have the same variables.
     """
 
     def __init__(
@@ -87,18 +105,18 @@ class TrainState(Mapping[str, tf.Variable]):
 
     @property
     def velocities(self) -> dict[str, tf.Variable]:
-        """The velocity of each weight, by the weight's name."""
+        """The velocity of each weight, by the name of the weight."""
         return {name.removeprefix(_VELOCITY): variable for name, variable in self.items() if name.startswith(_VELOCITY)}
 
     def for_model(
         self, model: keras.Model, channels: KeptChannels | None, velocities: Mapping[str, np.ndarray] | None = None
     ) -> "TrainState":
-        """The state of the same run at the same step, with another model.
+        """Create the state of the same run, at the same step, with another model.
 
         Args:
-            model: of the same run, its weights set.
-            channels: the original channels that it has.
-            velocities: by the names of their weights; 0 for those that are not in it.
+            model: A model of the same run, with its weights set.
+            channels: The original channels that it has.
+            velocities: Velocities by the names of their weights; the others are 0.
         """
         state = TrainState(model, self.optimizer.for_model(model), channels, self._shared)
         state.step, state.num_chosen = self.step, self.num_chosen
@@ -108,31 +126,46 @@ class TrainState(Mapping[str, tf.Variable]):
         return state
 
     def share(self, cluster: Cluster) -> None:
-        """Give all ranks the variables of rank 0; a collective."""
+        """Give all ranks the variables of rank 0. A collective.
+
+        Args:
+            cluster: The ranks.
+        """
         cluster.broadcast(list(self.values()))
 
     def agree(self, cluster: Cluster) -> None:
-        """Compare all variables over the ranks; a collective.
+        """Check that all variables are the same on all ranks. A collective.
+
+        Args:
+            cluster: The ranks.
 
         Raises:
-            DisagreementError: on every rank, with the names of the variables and the ranks that differ.
+            DisagreementError: On every rank, with the names of the variables and the ranks that differ.
         """
         if cluster.size > 1:
             cluster.agree(self._digest.names, self._digest())
 
 
 def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """Weights, batch-norm statistics and masks by name."""
+    """Return the weights, batch-norm statistics and masks of a model by name.
+
+    Args:
+        model: A functional Keras model.
+    """
     variables = {plain_name(variable): variable for variable in model.weights}
     assert len(variables) == len(model.weights), "layer names are unique in a functional model"
     return variables
 
 
 def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
-    """Running means and variances of all batch norms."""
+    """Return the running means and variances of all batch norms, also of those inside other layers.
+
+    Args:
+        model: A Keras model.
+    """
     return [
         variable
-        # Those inside other layers too.
+        # Unlike `layers`, this includes layers inside other layers.
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
@@ -140,5 +173,9 @@ def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
 
 
 def plain_name(variable: tf.Variable) -> str:
-    """A variable's name in checkpoints and messages."""
+    """Return the name of a variable as it is in checkpoints and messages.
+
+    Args:
+        variable: A variable.
+    """
     return variable.name.removesuffix(":0")

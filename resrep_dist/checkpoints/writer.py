@@ -1,7 +1,7 @@
-"""Checkpoints beside the training: rank 0 copies the state, a thread writes the copy, the steps go on.
+"""Writes checkpoints while training continues: rank 0 copies the state, and a thread writes the copy.
 
-At most one write is under way. A save that comes while the one before is still being written waits for it, so
-the newest whole checkpoint is never older than the last but one that was due.
+At most one checkpoint is being written. A save that comes earlier than its end waits for it. So at any time the newest
+complete checkpoint is at most one behind the one being written.
 """
 
 import logging
@@ -24,16 +24,17 @@ _NEW = {"step": 0, "num_chosen": 0, "layout": None}
 
 
 class CheckpointWriter:
-    """Saves and restores the state of one phase of a run. All ranks have one; only rank 0 touches files.
+    """Saves and restores the state of one phase of a run. All ranks have one; only rank 0 accesses files.
 
     Attributes:
-        write_seconds: time that the last write took, on rank 0; None before the first, and if it failed.
+        write_seconds: Time that the last write took on rank 0; None before the first, and if it failed.
 
     Args:
-        folder: of the checkpoints; None writes nothing.
-        num_kept: the newest ones that are kept.
-        graph: of the original model; None in a phase that does not prune.
-        config: the run's configuration, kept with each checkpoint for the record.
+        folder: Folder of the checkpoints; None to write nothing.
+        num_kept: Number of checkpoints that are kept.
+        cluster: The ranks.
+        graph: Trace of the original model; None in a phase that does not prune.
+        config: Configuration of the run, saved with each checkpoint for the record.
     """
 
     def __init__(
@@ -48,20 +49,23 @@ class CheckpointWriter:
         self._cluster, self._graph, self._config = cluster, graph, config
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[float | None] | None = None
-        # The step that was handed over last, and how many in a row could not be written up to it.
+        # Step of the last checkpoint passed to the thread, and the number of failed writes in a row before it.
         self._step, self._num_failed = 0, 0
         self.write_seconds: float | None = None
 
     def restore(self, state_at: Callable[[KeptChannels | None], TrainState]) -> TrainState:
-        """The state of the newest whole checkpoint, on all ranks; that of a new run if there is none. A collective.
+        """Return the state of the newest good checkpoint on all ranks, or a new state if there is none. A collective.
 
         Args:
-            state_at: makes a state with these channels, on every rank, for values to be loaded into.
+            state_at: Creates a state with the given channels, on every rank, into which values are loaded.
+
+        Raises:
+            CheckpointError: On every rank, if all checkpoints are damaged, or the newest is of another model.
         """
         states: list[TrainState] = []
 
         def variables_at(position: Mapping[str, Any]) -> TrainState:
-            # Called once more for each damaged checkpoint that is passed over.
+            # Called again for each damaged checkpoint that is skipped.
             states[:] = [state_at(self._channels(position))]
             return states[0]
 
@@ -72,14 +76,16 @@ class CheckpointWriter:
         return state
 
     def save(self, state: TrainState, *, is_last: bool = False) -> None:
-        """Copy the state as it stands and let it be written; a collective.
+        """Copy the current state and start to write it. A collective.
+
+        A write that fails is logged, and the next save tries again, up to three times in a row.
 
         Args:
-            is_last: nothing comes after it, so it is waited for.
+            state: The state.
+            is_last: True if no other follows: the write is then waited for, and must not fail.
 
         Raises:
-            CheckpointWriteError: on all ranks, if the last three that were written before failed, or the one
-                that is the last. Up to that a failure is logged when it happens, and the next save tries again.
+            CheckpointWriteError: On every rank, if the last three writes failed, or the write of the last checkpoint.
         """
         if self._folder is None:
             return
@@ -88,7 +94,7 @@ class CheckpointWriter:
             "layout": state.channels.to_json(self._graph) if state.channels and self._graph else None,
             "config": self._config,
         }
-        # What became of the one before travels with this one: no rank waits for the disk to hear it.
+        # The result of the previous write is sent with this one, so no rank waits for the disk.
         failed = self._cluster.from_root(lambda: self._hand_over(state, position, is_last))
         if failed["num"] >= _MAX_FAILED_CHECKPOINTS or (is_last and failed["num"]):
             raise CheckpointWriteError(
@@ -97,7 +103,7 @@ class CheckpointWriter:
             )
 
     def wait(self) -> None:
-        """Let the write that is under way end, on rank 0; no collective."""
+        """Wait for the write in progress, on rank 0. Not a collective."""
         if self._writing is not None:
             self.write_seconds = self._writing.result()
             self._writing = None
@@ -114,7 +120,7 @@ class CheckpointWriter:
         if self._writing is not None and not self._writing.done():
             self._wait_and_say(state.step)
         self.wait()
-        # The last one is tried whatever came before: there will be no other.
+        # The last one is written even after failures, since there will be no other.
         if is_last or self._num_failed < _MAX_FAILED_CHECKPOINTS:
             self._step = state.step
             self._writing = self._executor.submit(self._write, state.step, snapshot(state), position)
@@ -133,7 +139,7 @@ class CheckpointWriter:
         )
 
     def _write(self, step: int, arrays: Mapping[str, Any], position: Mapping[str, Any]) -> float | None:
-        """Seconds that it took; None if it could not be written."""
+        """Write a checkpoint; return the time it took, None if it failed."""
         assert self._folder is not None
         start = time.monotonic()
         try:

@@ -1,6 +1,6 @@
-"""The ranks of a run. The only file that knows Horovod.
+"""The ranks of a run. Only this module uses Horovod.
 
-Started as a single process, a run is a cluster of one and Horovod is not imported.
+A run of a single process is a cluster of one, which does not import Horovod.
 """
 
 import contextlib
@@ -28,9 +28,19 @@ import tensorflow as tf
 
 
 class Cluster:
-    """Start Horovod where a launcher started several processes, and pin this rank's devices.
+    """The ranks of a run. Starts Horovod if a launcher started several processes, and assigns a GPU to this rank.
 
-    Every method but the properties is a collective: all ranks call it, in the same order.
+    All methods are collectives, except the properties: all ranks call them in the same order.
+
+    Attributes:
+        rank: Number of this rank, counted from 0.
+        size: Number of ranks.
+        local_rank: Number of this rank on its host, counted from 0.
+        watchdog: Ends this process if training makes no progress.
+
+    Raises:
+        HostError: If Horovod cannot be imported, or the GPUs of the host do not fit its ranks.
+        UserError: If Horovod does not see all processes, or TensorFlow has already initialized the GPUs.
     """
 
     def __init__(self) -> None:
@@ -45,7 +55,7 @@ class Cluster:
 
     @property
     def is_root(self) -> bool:
-        """True on the rank that writes files."""
+        """True on rank 0, which writes files."""
         return self.rank == 0
 
     @property
@@ -55,7 +65,7 @@ class Cluster:
 
     @property
     def description(self) -> str:
-        """The number of ranks and, where there are several, Horovod's version and what it was built with."""
+        """Number of ranks and, if there are several, Horovod's version and what it is built with."""
         if self._horovod is None:
             return "1, without Horovod"
         built = {
@@ -81,26 +91,39 @@ class Cluster:
         require_one_cluster(self.size)
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """Sum each tensor over the ranks, all of them in one collective; usable inside `tf.function`.
+        """Sum each tensor over the ranks, all in one collective. Can be used inside `tf.function`.
 
         Args:
-            name: one per purpose; Horovod matches the ranks' calls by it.
+            tensors: Tensors of one type, with the same shapes on all ranks.
+            name: A name for the purpose, by which Horovod matches the calls of the ranks.
+
+        Returns:
+            The sums, in the order of `tensors`.
         """
         if self._horovod is None:
             return list(tensors)
         return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name=name))
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
-        """Give all ranks the values that rank 0 holds."""
+        """Set variables to their values on rank 0.
+
+        Args:
+            variables: The variables, in the same order on all ranks.
+        """
         if self._horovod is not None:
             self._horovod.broadcast_variables(list(variables), root_rank=0)
 
     def from_root(self, function: Callable[[], Any]) -> Any:
-        """Call `function` on rank 0 while the others wait; all get its JSON value.
+        """Call a function on rank 0 while the other ranks wait, and return its value on all ranks.
 
-        The wait has no limit outside of training, and a long one (`faults.long_limit_seconds`) in it. An error that
-        the function raises on rank 0 is raised on all ranks, with its message and exit code. Its class is the same
-        there if it is one of `resrep_dist.errors`, otherwise RuntimeError.
+        The time of the wait is not limited outside training. In training the limit is `faults.long_limit_seconds`.
+
+        Args:
+            function: A function without arguments that returns a JSON value.
+
+        Raises:
+            Exception: On all ranks, if the function raises an error on rank 0, with the same message and exit code. On
+                the other ranks the class is the same if it is one of `resrep_dist.errors`, otherwise RuntimeError.
         """
         with self.watchdog.patient():
             return function() if self._horovod is None else self._from_root(function)
@@ -111,7 +134,7 @@ class Cluster:
         if self.is_root:
             try:
                 answer = {"value": function()}
-            except Exception as raised:  # whatever it is, the others must not wait for an answer
+            except Exception as raised:  # of any kind: the other ranks must not wait for an answer forever
                 error = raised
                 answer = {"error": describe_error(raised)}
         answer = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
@@ -122,7 +145,18 @@ class Cluster:
         return answer["value"]
 
     def everywhere(self, function: Callable[[], Any]) -> Any:
-        """Call `function` on every rank; where it raises a UserError on some of them, no rank goes on."""
+        """Call a function on every rank. If it fails on a rank, no rank continues.
+
+        Args:
+            function: A function without arguments.
+
+        Returns:
+            Its value on this rank.
+
+        Raises:
+            UserError: On every rank, if the function raised a UserError on any: that error on the ranks that have one,
+                another with their number on the rest.
+        """
         value, error = None, None
         try:
             value = function()
@@ -130,7 +164,7 @@ class Cluster:
             error = raised
         (num_failed,) = self.sum([tf.constant(float(error is not None))], "everywhere")
         if error is not None:
-            # What all ranks found, rank 0 says for all.
+            # If all ranks have an error, only rank 0 prints it.
             error.is_of_one_rank = float(num_failed) < self.size  # type: ignore[attr-defined]
             raise error
         if num_failed > 0:
@@ -138,16 +172,27 @@ class Cluster:
         return value
 
     def gather(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all ranks, which are of one shape, in the order of the ranks: [size, ...]."""
+        """Return the arrays of all ranks.
+
+        Args:
+            array: An array of the same shape and type on all ranks.
+
+        Returns:
+            [size, ...], in the order of the ranks.
+        """
         if self._horovod is None:
             return array[np.newaxis]
         return self._horovod.allgather(tf.constant(array[np.newaxis]), name="gather").numpy()
 
     def agree(self, names: Sequence[str], digests: np.ndarray) -> None:
-        """Compare one digest per name over the ranks.
+        """Check that digests are the same on all ranks.
+
+        Args:
+            names: What the digests are of.
+            digests: One digest per name, int64 [number of names].
 
         Raises:
-            DisagreementError: on every rank alike, with the names and the ranks that differ.
+            DisagreementError: On every rank, with the names and the ranks that differ.
         """
         table = self.gather(digests)
         differences = [
@@ -164,7 +209,7 @@ class Cluster:
             )
 
     def shutdown(self) -> None:
-        """Leave the cluster; afterwards no collective may be called."""
+        """Leave the cluster. No collective may be called afterwards."""
         if self._horovod is not None:
             self._horovod.shutdown()
 
@@ -178,14 +223,14 @@ class Cluster:
 
 def _ranks_that_differ(column: np.ndarray) -> list[int]:
     values, counts = np.unique(column, return_counts=True)
-    # A tie cannot tell who is wrong; rank 0 is then the reference.
+    # With a tie there is no majority; rank 0 is then the reference.
     tied = values[counts == counts.max()]
     reference = column[0] if column[0] in tied else tied[0]
     return [rank for rank, value in enumerate(column) if value != reference]
 
 
 def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
-    """Which of the GPUs that this rank sees is its own."""
+    """Return the index of this rank's GPU among those that it sees."""
     if local_size <= num_gpus:
         return local_rank
     if has_bound_gpus():
@@ -215,6 +260,6 @@ def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
                 "TensorFlow had started its GPUs before this rank could choose its own; make "
                 "`resrep_dist.Cluster()` before the model and give it to the Trainer"
             ) from None
-    # TensorFlow refuses a change once it has started; a user's own program may have started it.
+    # TensorFlow raises an error if it is already initialized, as it may be in a user's own program.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(available_cores())

@@ -1,4 +1,4 @@
-"""What a launcher says about this process, known before TensorFlow is imported, and how the process ends under it."""
+"""What the launcher tells this process, without importing TensorFlow; and how the process ends on an error."""
 
 import contextlib
 import os
@@ -21,32 +21,35 @@ _leaving = threading.Lock()
 
 
 def launched_rank() -> int:
-    """This process' rank, 0 for a single process."""
+    """Return the rank of this process; 0 for a single process."""
     return _first(_RANK + (("SLURM_PROCID",) if _is_srun_step() else ()), 0)
 
 
 def launched_size() -> int:
-    """How many processes the launcher started, 1 without one."""
+    """Return the number of processes that the launcher started; 1 without a launcher."""
     return _first(_SIZE + (("SLURM_STEP_NUM_TASKS",) if _is_srun_step() else ()), 1)
 
 
 def launched_local_rank() -> int:
-    """This process' rank among those of its host, 0 for a single process."""
+    """Return the number of this process among those on its host, from 0; 0 for a single process."""
     return _first(_LOCAL_RANK + (("SLURM_LOCALID",) if _is_srun_step() else ()), 0)
 
 
 def launched_local_size() -> int:
-    """How many of them run on this host."""
+    """Return the number of processes that the launcher started on this host."""
     return _first(_LOCAL_SIZE, _srun_tasks_on_this_node() if _is_srun_step() else 1)
 
 
 def visible_cores() -> int:
-    """How many processor cores this process may run on."""
+    """Return the number of processor cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_cores() -> int:
-    """How many of them this rank has for itself; ranks that are not bound to cores share those of the host."""
+    """Return the number of processor cores that this rank can use without disturbing the others.
+
+    Ranks that are not bound to cores share those of the host equally.
+    """
     cores = visible_cores()
     if os.environ.get(_BOUND_BY_OPEN_MPI) == "1":
         return cores
@@ -54,19 +57,19 @@ def available_cores() -> int:
         return min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
     num_all = os.cpu_count() or 1
     if cores < num_all and cores * launched_local_size() <= num_all:
-        # Whatever bound this rank to a part of the host did so, by all appearance, for each of its ranks.
+        # This rank is bound to a part of the host, which is small enough that each rank can have its own part.
         return cores
     return max(1, cores // launched_local_size())
 
 
 def has_slurm_gpus() -> bool:
-    """True where Slurm gave this process GPUs, and nobody hides them."""
+    """Return True if Slurm gave this process GPUs, and no setting hides them."""
     is_given = any(os.environ.get(name) for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"))
     return is_given and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def has_bound_gpus() -> bool:
-    """True where Slurm lets each rank see GPUs of its own only."""
+    """Return True if Slurm makes only its own GPUs visible to each rank."""
     binding = os.environ.get("SLURM_GPU_BIND", "").removeprefix("verbose,")
     if not _is_srun_step() or binding == "none":
         return False
@@ -75,46 +78,49 @@ def has_bound_gpus() -> bool:
 
 
 def launcher_name() -> str:
-    """What started this process, as far as its environment tells."""
+    """Return the name of the launcher, as far as the environment shows it."""
     if "HOROVOD_SIZE" in os.environ:
         return "horovodrun"
     return "srun" if _is_srun_step() else "mpirun"
 
 
 def require_one_cluster(num_ranks: int) -> None:
-    """Refuse processes that would each train alone, and all write the same files.
+    """Check that Horovod sees all processes. Otherwise each would train alone and write the same files.
 
     Args:
-        num_ranks: as Horovod sees them.
+        num_ranks: Number of ranks that Horovod sees.
 
     Raises:
-        UserError: where the launcher started another number.
+        UserError: If the launcher started another number.
     """
     if num_ranks == launched_size():
         return
     launcher = launcher_name()
-    mend = {
+    fix = {
         "srun": "start them with `srun --mpi=pmix`, and a Horovod built with MPI",
         "mpirun": "Horovod must be built with MPI, that of this mpirun",
     }.get(launcher, "start them with `horovodrun --gloo`")
     raise UserError(
         f"{launcher} started {launched_size()} processes, but Horovod sees {num_ranks}, so each would train alone; "
-        f"{mend} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
+        f"{fix} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
         "`bash launch/setup.sh` builds it with MPI)"
     )
 
 
 def is_launched() -> bool:
-    """True where a launcher, or a script that wants to know the exit code, started this process."""
+    """Return True if a launcher started this process, or a script that reads its exit code."""
     return launched_size() > 1 or "RESREP_EXIT_CODES" in os.environ
 
 
 def namespace_id(kind: str) -> str | None:
-    """What tells apart hosts, their restarts, and containers on one host; None where the system does not say.
+    """Return an identifier that differs between hosts, restarts of a host, and containers on one host.
 
     Args:
-        kind: of Linux' namespaces: `pid`, within which process numbers mean something, or `net`, within which
-            loopback addresses do.
+        kind: Kind of Linux namespace: `pid`, in which process numbers are valid, or `net`, in which loopback addresses
+            are.
+
+    Returns:
+        The identifier; None if the system does not provide it.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -124,17 +130,26 @@ def namespace_id(kind: str) -> str | None:
 
 
 def before_leaving(function: Callable[[], None]) -> None:
-    """Call `function` when this process leaves with an error."""
+    """Register a function that `leave` calls before it ends the process.
+
+    Args:
+        function: A function without arguments.
+    """
     _before_leaving.append(function)
 
 
 def leave(code: int, message: str = "") -> NoReturn:
-    """End this process at once, from whatever thread, with one line that says why.
+    """End this process at once, from any thread, with one line that says why.
 
-    Horovod's clean-up waits for ranks that may be gone, so it is left out. `horovodrun` turns every code into 1;
-    a script that wants the true one names a file in RESREP_EXIT_CODES, to which each rank adds a line.
+    Horovod is not shut down, since that would wait for ranks that may no longer exist. `horovodrun` replaces every exit
+    code by 1. So a script that needs the code sets RESREP_EXIT_CODES to the path of a file, to which each rank adds a
+    line.
+
+    Args:
+        code: Exit code.
+        message: The reason; empty to print nothing.
     """
-    # Kept until the end: who comes second has nothing to add.
+    # Never released: only the first thread that calls this prints its reason.
     _leaving.acquire()
     if message:
         print(f"resrep: error: {message}", file=sys.stderr, flush=True)

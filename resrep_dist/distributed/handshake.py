@@ -1,7 +1,7 @@
-"""Two processes prove to each other that they know a secret, and never send it.
+"""Two processes prove to each other that they know a secret, without sending it.
 
-Each side answers a fresh random number of the other by an HMAC: what another program at either end receives or records
-would not let it in anywhere. All messages have a fixed length.
+Each side answers a new random number of the other side with an HMAC. So a program that receives or records the messages
+cannot use them to be accepted. All messages have a fixed length.
 """
 
 import hmac
@@ -11,17 +11,24 @@ import struct
 import time
 
 _MAGIC = b"resrep presence\n"
-# Random numbers, and proofs by HMAC-SHA256.
+# Length of random numbers, and of proofs, which are HMAC-SHA256.
 _NONCE_BYTES = _PROOF_BYTES = 32
 _WHO = struct.Struct("!q64s")
 _MESSAGE_SECONDS = 3.0
 
 
 def prove_as_root(connection: socket.socket, secret: bytes) -> tuple[int, str]:
-    """Rank 0's side of `prove_as_rank`; returns rank and place of the process at the other end.
+    """Prove to another process that this is rank 0, and check that it is a rank.
+
+    Args:
+        connection: A connection that the other process opened.
+        secret: The secret of this run.
+
+    Returns:
+        Rank and place of the other process.
 
     Raises:
-        OSError: for a stranger.
+        OSError: If the other process does not know the secret.
     """
     hello = _read(connection, len(_MAGIC) + _NONCE_BYTES)
     if not hello.startswith(_MAGIC):
@@ -37,10 +44,16 @@ def prove_as_root(connection: socket.socket, secret: bytes) -> tuple[int, str]:
 
 
 def prove_as_rank(connection: socket.socket, secret: bytes, rank: int, place: str) -> None:
-    """Check that rank 0 is at the other end, then prove to it that this is `rank`.
+    """Check that the other process is rank 0, then prove to it that this is a rank.
+
+    Args:
+        connection: A connection that this process opened.
+        secret: The secret of this run.
+        rank: Number of this rank.
+        place: Host and process, at most 64 bytes in UTF-8.
 
     Raises:
-        OSError: for a stranger.
+        OSError: If the other process does not know the secret.
     """
     nonce = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(_MAGIC + nonce)
@@ -61,7 +74,7 @@ def _check_proof(connection: socket.socket, expected: bytes) -> None:
 
 
 def _read(connection: socket.socket, num_bytes: int) -> bytes:
-    """Exactly so many bytes, however they come, or an OSError after `_MESSAGE_SECONDS`."""
+    """Read exactly this number of bytes; raise an OSError if they do not arrive within `_MESSAGE_SECONDS`."""
     data, deadline = b"", time.monotonic() + _MESSAGE_SECONDS
     while len(data) < num_bytes:
         connection.settimeout(max(0.01, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""A launch that cannot go well is refused before anything is trained, with the mend."""
+"""Checks before training that all hosts fit together; the errors say how to fix it."""
 
 import hashlib
 import logging
@@ -18,16 +18,20 @@ import tensorflow as tf
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "numpy", "keras")
-# A network file system may show a new file late.
+# A network file system may show a new file with a delay.
 _SHARED_WITHIN_SECONDS = 5.0
 
 
 def check_launch(cluster: Cluster, workdir: Path) -> None:
-    """Compare the hosts with that of rank 0; a collective.
+    """Compare each host with that of rank 0. A collective.
+
+    Args:
+        cluster: The ranks.
+        workdir: Folder of the run.
 
     Raises:
-        UserError: when a host has other versions than rank 0's, no GPUs where that one has some or the other way
-            round, or does not see the same `workdir`.
+        UserError: If a host has other versions than that of rank 0, or has GPUs and the other has not, or does not see
+            the same `workdir`.
     """
     if cluster.size == 1:
         return
@@ -37,7 +41,7 @@ def check_launch(cluster: Cluster, workdir: Path) -> None:
     token = workdir / start["token"]
 
     def check_host() -> None:
-        # One rank of a host speaks for all of it.
+        # One rank per host is enough.
         if cluster.local_rank == 0:
             _compare_versions(start["versions"])
             _compare_devices(start["sees_gpus"])
@@ -53,7 +57,7 @@ def check_launch(cluster: Cluster, workdir: Path) -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """The version of everything that must be the same on all hosts, by name."""
+    """Return the versions of all software that must be the same on all hosts, by name."""
     versions = {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "resrep-dist": f"{__version__} ({_digest_of_source(Path(__file__).parents[1])})",
@@ -67,7 +71,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _digest_of_source(package: Path) -> str:
-    """Two checkouts of one version may still be two programs."""
+    """Return a digest of this package's source: checkouts of the same version may have different code."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
@@ -85,7 +89,7 @@ def _write_token(workdir: Path) -> str:
 
 
 def _compare_versions(expected: Mapping[str, str]) -> None:
-    # A host with other source may have told of other packages.
+    # A host with other source code may list other packages.
     own = installed_versions()
     there = dict.fromkeys(own, "none") | dict(expected)
     differences = [f"{name} {own[name]} here, {there[name]} there" for name in own if own[name] != there[name]]
@@ -101,7 +105,7 @@ def _sees_gpus() -> bool:
 
 
 def _compare_devices(expected: bool) -> None:
-    # A host whose driver fails would train on its CPU, and all others would wait for it.
+    # A host whose GPU driver fails would train on its CPU, and all others would wait for it in every step.
     if _sees_gpus() != expected:
         here, there = ("no GPU", "has some") if expected else ("GPUs", "has none")
         raise UserError(

@@ -1,4 +1,8 @@
-"""One job per folder: a file that rank 0 renews while the job lives."""
+"""Lets only one job write to a folder, by a file that rank 0 renews while the job lives.
+
+A lock of the operating system would not do: on network file systems locks can be missing or valid for one host only,
+and the lock of a lost host can remain. A lease that is not renewed expires.
+"""
 
 import contextlib
 import json
@@ -23,16 +27,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 NAME = "lease.json"
 RENEW_SECONDS, STALE_SECONDS = 10.0, 60.0
-# Who takes over waits so long and looks again: of two that do so at once, the later one has it.
+# A process that takes over a lease waits this long and checks it again: if two do so at once, the later one holds it.
 _SETTLE_SECONDS = 1.0
 
 
 class Lease:
-    """The right to write into a folder, held by one process, inside `with` or from `take` to `release`.
+    """The right to write to a folder, held by one process.
 
-    Taken over at once: from a process that has died on this host, and from the same Slurm job on another host
-    (it was requeued, so its first start has ended). From any other one when it was not renewed for `STALE_SECONDS`.
-    Ages are read from the file system's own times, since the clocks of two hosts may differ.
+    It is taken over at once from a process on this host that has died, and from the same Slurm job on another host,
+    which was requeued, so its first start has ended. It is taken over from any other holder if it was not renewed for
+    `STALE_SECONDS`. Its age is computed from times of the file system only, since the clocks of two hosts may differ.
+
+    Args:
+        folder: The folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,10 +49,10 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def take(self) -> None:
-        """Take the lease.
+        """Take the lease, and renew it in a thread from now on.
 
         Raises:
-            UserError: says who holds it, or why it cannot be written.
+            UserError: If another job holds it, or it cannot be written.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +68,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give it back; the folder is free for the next job."""
+        """Release the lease, so that the next job can take it."""
         self._is_released.set()
         self._thread.join(RENEW_SECONDS)
         if self._is_mine():
@@ -75,7 +82,7 @@ class Lease:
         self.release()
 
     def _create(self) -> None:
-        """Write the file where there is none; of two processes only one can, on network file systems too."""
+        """Create the file if there is none. Only one of two processes can, also on network file systems."""
         with open(self._path, "x", encoding="utf-8") as file:
             json.dump(self._describe_this_process(), file)
 
@@ -102,7 +109,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._is_released.wait(RENEW_SECONDS):
             try:
-                self._create()  # somebody has deleted it
+                self._create()  # succeeds only if the file was deleted
             except FileExistsError:
                 if not self._is_mine():
                     leave(UserError.exit_code, f"--workdir {self._folder}: taken over by {_name(self._read())}")
@@ -117,7 +124,7 @@ class Lease:
         except FileNotFoundError:
             return False
         except (OSError, ValueError):
-            # A disk that cannot be read is no other job.
+            # An error of the disk does not mean that another job has taken it over.
             return True
 
     def _read(self) -> dict[str, Any]:
@@ -147,10 +154,14 @@ class Lease:
 
 @contextlib.contextmanager
 def hold_lease(workdir: Path, cluster: "Cluster") -> Iterator[None]:
-    """Inside `with` no other job may write into the folder; a collective on entry.
+    """Hold the lease of a folder inside `with`. A collective on entry.
+
+    Args:
+        workdir: The folder.
+        cluster: The ranks; rank 0 holds the lease.
 
     Raises:
-        UserError: on every rank, where another job holds it.
+        UserError: On every rank, if another job holds it.
     """
     lease = Lease(workdir)
     cluster.from_root(lease.take)
@@ -174,7 +185,7 @@ def _reason_to_take_over(holder: dict[str, Any], age_seconds: float) -> str | No
 
 def _is_alive(holder: dict[str, Any]) -> bool:
     try:
-        # The number alone may belong to another process by now.
+        # The process number alone is not enough, since the system may have used it again.
         return abs(psutil.Process(holder["process"]).create_time() - holder["process_start_time"]) < 1.0
     except psutil.NoSuchProcess:
         return False

@@ -1,9 +1,11 @@
-"""Who is still there: a connection from every rank to rank 0, which the system closes when a process dies.
+"""Detects lost ranks by a connection from every rank to rank 0, which the operating system closes when a process dies.
 
-It tells of a killed rank within milliseconds, where files in a shared folder would need it to be shared, and many
-seconds of silence. What travels is one number a second, the step that a rank has begun. Rank 0's port is open
-only while the ranks connect. Both sides prove that they know a secret, which rank 0 has sent over Horovod's own
-connections, by HMACs of fresh random numbers: another program, at either end, learns nothing that would let it in.
+A killed rank is detected within milliseconds. Files in a shared folder would need many seconds of silence, and a folder
+that all hosts share. Each rank sends one number per second, the step that it has begun. So a host that is lost, whose
+connections nobody closes, is detected by its silence, and messages can name the ranks that are behind.
+
+Rank 0's port is open only while the ranks connect. Both sides prove that they know a secret, which rank 0 has sent over
+Horovod's own connections, see `handshake`. Other programs learn nothing with which they could connect.
 """
 
 import atexit
@@ -31,15 +33,15 @@ import psutil
 
 _log = logging.getLogger(__name__)
 _NUMBER = struct.Struct("!q")
-# In place of a step: "I end, all is well", and "I end by an error that I have named".
+# Sent instead of a step: this rank ends as planned, and this rank ends by an error that it has printed.
 _LEFT, _FAILED = -1, -2
 _INTERVAL_SECONDS = 1.0
-# A process that runs tells every second; after so long it is worth a word.
+# A rank that is silent for this long is named in warnings.
 _SILENT_SECONDS = 5.0
-# How long the ranks have to find each other, one has to reach an address, and rank 0 waits before it looks again.
+# Limits for all ranks to connect, for one attempt to connect to an address, and for one wait of rank 0 for a rank.
 _FIND_SECONDS, _CONNECT_SECONDS, _ACCEPT_SECONDS = 30.0, 3.0, 0.1
 _MAX_HANDSHAKES = 64
-# How long a rank may take to end by itself after another one has named an error.
+# Time for a rank to end by itself after another one has printed an error.
 _GRACE_SECONDS = 3.0
 _GOODBYE_SECONDS = 1.0
 RESUME_HINT = "start the same command again to resume from the last checkpoint"
@@ -59,17 +61,19 @@ class _Peer:
 
 
 class Presence:
-    """Watches the other ranks in a thread: rank 0 all of them, the others rank 0.
+    """Watches the other ranks in a thread: rank 0 watches all of them, the others watch rank 0.
 
-    When one is gone without a word, this process says so in one line and ends with `RankLostError.exit_code`.
+    If a rank disappears without a message, this process prints one line and ends with `RankLostError.exit_code`.
 
     Attributes:
-        step: the step that this rank has begun; the others are told.
-        silence_limit_seconds: without a sign of life for so long (a lost host, a stopped process) a rank counts as
+        step: The step that this rank has begun, which is sent to the others.
+        silence_limit_seconds: After this time without a sign of life (a lost host, a stopped process) a rank counts as
             stalled, and this process ends with `StalledError.exit_code`.
 
     Args:
-        from_root: calls a function on rank 0 and gives all ranks its value; see `Cluster.from_root`.
+        rank: Number of this rank.
+        size: Number of ranks.
+        from_root: Calls a function on rank 0 and returns its value on all ranks; see `Cluster.from_root`.
     """
 
     def __init__(self, rank: int, size: int, from_root: Callable[[Callable[[], Any]], Any]) -> None:
@@ -85,7 +89,7 @@ class Presence:
         threading.Thread(target=self._watch, name="presence", daemon=True).start()
 
     def describe(self) -> str:
-        """Which ranks keep this one waiting, as far as it can be seen from here."""
+        """Return which ranks keep this one waiting, as far as this rank can see."""
         late = [f"{peer} does not answer" for peer in self._peers if peer.silent_seconds > _SILENT_SECONDS]
         late = late or [f"{peer} has not begun step {self.step}" for peer in self._peers if peer.step < self.step]
         return ", ".join(late) or "every rank that can be seen from here has begun that step"
@@ -107,7 +111,7 @@ class Presence:
                 leave(RankLostError.exit_code)
             if now - last_time >= _INTERVAL_SECONDS:
                 self._send(self.step)
-                # Time in which this process itself was stopped does not count.
+                # Time in which this process itself was stopped does not count as silence of the others.
                 self._count_silence(min(now - last_time, _INTERVAL_SECONDS))
                 last_time = now
 
@@ -119,7 +123,7 @@ class Presence:
                 leave(StalledError.exit_code, f"{peer} does not answer {place}; {RESUME_HINT}")
 
     def _receive(self, peer: _Peer) -> bool:
-        """Take what a rank has sent; False when it has left."""
+        """Read what a rank has sent; return False if it has left."""
         try:
             data = peer.connection.recv(4096)
         except BlockingIOError:
@@ -136,7 +140,8 @@ class Presence:
         numbers = [number for (number,) in _NUMBER.iter_unpack(peer.received[:end])]
         peer.received = peer.received[end:]
         if _FAILED in numbers:
-            # All ranks may have met the same error, each with its exit code; who has not is to end too.
+            # Other ranks may have the same error, and end by themselves with its exit code. This one ends after a
+            # while in any case, since it would wait forever for the rank that failed.
             self._end_time = time.monotonic() + _GRACE_SECONDS
             self._send(_FAILED)
         elif numbers and numbers[-1] >= 0:
@@ -145,14 +150,14 @@ class Presence:
 
     def _send(self, number: int) -> None:
         for peer in list(self._peers):
-            with contextlib.suppress(OSError):  # full or closed: who receives will notice
+            with contextlib.suppress(OSError):  # full or closed: the thread notices when it receives
                 peer.connection.send(_NUMBER.pack(number))
 
     def _say_goodbye(self, number: int) -> None:
         self._is_leaving = True
         self._send(number)
-        # Whoever gets it closes the connection. To close it first, with something unread, would reset it, and the
-        # number could be lost on its way.
+        # The receiver closes the connection. If this side closed it while data is unread, the connection would be
+        # reset, and the number could be lost.
         deadline = time.monotonic() + _GOODBYE_SECONDS
         for peer in list(self._peers):
             with contextlib.suppress(OSError):
@@ -162,7 +167,7 @@ class Presence:
 
 
 def _listen(listener: list[socket.socket]) -> dict[str, Any]:
-    """Open rank 0's port; returns what the others must know to find it and to be let in."""
+    """Open rank 0's port; return what the other ranks need to connect."""
     listener.append(socket.create_server(("", 0), backlog=1024))
     interfaces = psutil.net_if_addrs().values()
     return {
@@ -175,7 +180,7 @@ def _listen(listener: list[socket.socket]) -> dict[str, Any]:
 
 
 def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> list[_Peer]:
-    """On rank 0: let the other ranks in, and nobody else; then close the port."""
+    """Accept the other ranks, and no other program, on rank 0; then close the port."""
     peers: dict[int, _Peer] = {}
     deadline = time.monotonic() + _FIND_SECONDS
 
@@ -186,7 +191,7 @@ def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> l
         except OSError:
             connection.close()
 
-    # Several at once: the ranks do not wait for a stranger that says nothing.
+    # Several at once, so that ranks do not wait for another program that connects and sends nothing.
     with listener, ThreadPoolExecutor(_MAX_HANDSHAKES) as pool:
         listener.settimeout(_ACCEPT_SECONDS)
         while len(peers) < num_peers and time.monotonic() < deadline:
@@ -202,9 +207,9 @@ def _accept(listener: socket.socket, num_peers: int, offer: dict[str, Any]) -> l
 
 
 def _connect(rank: int, offer: dict[str, Any]) -> list[_Peer]:
-    """On the other ranks: the connection to rank 0, over the first of its addresses that answers."""
+    """Connect one of the other ranks to rank 0, over the first of its addresses that answers."""
     for address in offer["addresses"]:
-        # On another host this one's own programs are behind it.
+        # On another host a loopback address leads to the programs of that host.
         if ipaddress.ip_address(address).is_loopback and offer["host"] != _host():
             continue
         try:
@@ -220,7 +225,7 @@ def _connect(rank: int, offer: dict[str, Any]) -> list[_Peer]:
 
 
 def _host() -> str:
-    """The same for processes that share their loopback addresses."""
+    """Return an identifier that is the same for processes with the same loopback addresses."""
     return namespace_id("net") or socket.gethostname()
 
 

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: a signal, or a file in its folder."""
+"""How a run is asked to stop: by a signal, or by a file in its folder."""
 
 import logging
 import os
@@ -11,20 +11,23 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A launcher that stops its ranks sends its own signal behind the user's; that is no second wish.
+# A launcher that stops its ranks sends its own signal after that of the user, which is not a second request.
 _SAME_WISH_SECONDS = 1.0
-# A file that is older than this process was meant for an earlier run; one made while a launcher was starting is not.
+# A file that is older than this process was made for an earlier run, unless it was made while the launcher started.
 _START_TIME, _STALE_SECONDS = time.time(), 30.0
-# How often the file is looked for, whatever a step takes: it may lie on a network file system.
+# Interval for looking for the file, independent of the time of a step, since it may be on a network file system.
 LOOK_SECONDS = 0.5
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGUSR1, Ctrl-C, or a file named `stop` in the run's folder.
+    """Set by SIGTERM, SIGUSR1, Ctrl-C, or a file named `stop` in the folder of the run.
 
-    Inside `with` the first signal only sets it; a second one ends the process at once. That harms no file,
-    since each is written beside its place and renamed. Launchers that kill within seconds leave no time for a
-    checkpoint: `launch/local.sh` keeps the signal from them and makes the file.
+    Inside `with` the first signal only sets the request, and a second one ends the process at once. That damages no
+    file, since each is written under another name and then renamed. Launchers that kill their processes within seconds
+    leave no time for a checkpoint. So `launch/local.sh` does not pass the signal on, and creates the file.
+
+    Args:
+        folder: Folder of the run; None to react to signals only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -34,11 +37,11 @@ class StopRequest:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        # The scripts under launch/ have deleted an earlier run's, and ranks may start long after them.
+        # The scripts under launch/ have deleted the file of an earlier run, and ranks may start long after them.
         is_trusted = "RESREP_SCRIPT" in os.environ
         if self._file and not is_trusted and self._file.exists():
             self._delete_stale(self._file)
-        # Python allows handlers in the main thread only; a program that trains in another one has the file.
+        # Python allows signal handlers only in the main thread. Training in another thread can be stopped by the file.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
@@ -57,7 +60,7 @@ class StopRequest:
             file.unlink()
 
     def is_set(self) -> bool:
-        """True once somebody has asked."""
+        """Return True if the run was asked to stop."""
         now = time.monotonic()
         if self._file is not None and now >= self._next_look_time:
             self._has_file, self._next_look_time = self._file.exists(), now + LOOK_SECONDS
@@ -67,7 +70,7 @@ class StopRequest:
         now = time.monotonic()
         if self._signal_time is None:
             self._signal_time = now
-            # As an error, so that it shows on every rank.
+            # Logged as an error, so that it is shown on every rank.
             _log.error("%s: stopping after a checkpoint; a second signal stops at once.", signal.Signals(number).name)
         elif now - self._signal_time > _SAME_WISH_SECONDS:
             os._exit(128 + number)

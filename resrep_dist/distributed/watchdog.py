@@ -1,4 +1,8 @@
-"""Ends a process that makes no progress: a thread that waits in a collective cannot be interrupted."""
+"""Ends a process that makes no progress.
+
+If a rank fails, the others wait in a collective. Python cannot interrupt a thread there, neither by an exception nor by
+a signal handler. So another thread measures the time without progress, and ends the process when it is too long.
+"""
 
 import contextlib
 import logging
@@ -13,12 +17,18 @@ from resrep_dist.errors import StalledError
 
 _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 0.5
-# Rank 0 knows most about the others; they let it speak first.
+# The other ranks wait longer, since rank 0 knows most about all ranks and should print its message first.
 _OTHERS_WAIT_SECONDS = 3.0
 
 
 class Watchdog:
-    """Told of every step and every batch of an evaluation; without them for too long it ends the process."""
+    """Ends this process if there is no progress for too long. `beat` tells it of each step and each batch of an
+    evaluation.
+
+    Args:
+        is_root: True on rank 0.
+        presence: Knows which ranks are behind; None on one rank.
+    """
 
     def __init__(self, is_root: bool, presence: Presence | None) -> None:
         self._presence = presence
@@ -29,7 +39,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, config: FaultsConfig) -> Iterator[None]:
-        """Watch what happens inside `with`: training. The first step may take long, since it compiles."""
+        """Watch training inside `with`. The long limit applies to the first step, which compiles.
+
+        Args:
+            config: The limits.
+        """
         self._step, self._is_patient = None, True
         self.beat()
         is_over = threading.Event()
@@ -43,7 +57,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """The long limit, for what rank 0 does alone in the middle of training."""
+        """Apply the long limit inside `with`, for what rank 0 does alone during training."""
         before, self._is_patient = self._is_patient, True
         self.beat()
         try:
@@ -53,7 +67,11 @@ class Watchdog:
             self._is_patient = before
 
     def beat(self, step: int | None = None) -> None:
-        """Progress: a step begins, or a part of an evaluation is done."""
+        """Report progress: a step begins, or a part of an evaluation is done.
+
+        Args:
+            step: Number of the step that begins; None for other progress.
+        """
         self._quiet_seconds, self._has_warned = 0.0, False
         if step is not None:
             self._is_patient, self._step = self._step is None, step

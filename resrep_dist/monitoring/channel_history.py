@@ -1,4 +1,4 @@
-"""Which channels live, are masked or dead, and since when; kept beside the curves, so that a resumed run knows it."""
+"""Records which channels live, are masked or dead, and since when. Saved beside the curves for resumed runs."""
 
 import json
 import logging
@@ -10,23 +10,29 @@ import numpy as np
 _log = logging.getLogger(__name__)
 _NEVER = -1
 HISTORY_FILE = "channels.json"
-"""Its name in the folder of the event files."""
+"""Name of the file in the folder of the event files."""
 
 
 class ChannelHistory:
-    """For each group, by name, the step at which each channel was first seen masked, and dead; -1 for never.
+    """The step at which each channel was first seen masked, and first seen dead; -1 for never.
 
-    A channel may be masked and return; a dead one stays dead. Channels keep their places of the start.
+    A masked channel can be unmasked again, which sets its step to -1. A dead channel stays dead. Channels keep their
+    original indices when the model shrinks.
     """
 
     def __init__(self) -> None:
         self.masked_at: dict[str, np.ndarray] = {}
-        """int64 [D] by group."""
+        """Steps by the name of the group, int64 [D]."""
         self.died_at: dict[str, np.ndarray] = {}
-        """int64 [D] by group."""
+        """Steps by the name of the group, int64 [D]."""
 
     def update(self, step: int, states: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Take the masked and the dead channels as they are after `step` steps (`Pruner.channel_states`)."""
+        """Add the states of the channels after a step.
+
+        Args:
+            step: Number of steps made.
+            states: Masked and dead channels, see `Pruner.channel_states`.
+        """
         for name, (masked, dead) in states.items():
             masked_at = self.masked_at.setdefault(name, np.full(len(masked), _NEVER))
             died_at = self.died_at.setdefault(name, np.full(len(masked), _NEVER))
@@ -35,12 +41,12 @@ class ChannelHistory:
             died_at[dead & (died_at == _NEVER)] = step
 
     def first_and_last_death(self) -> tuple[int, int]:
-        """The steps between which channels died; (0, 0) before any did."""
+        """Return the first and the last step at which channels died; (0, 0) if none has."""
         steps = [step for died_at in self.died_at.values() for step in died_at.tolist() if step != _NEVER]
         return (min(steps), max(steps)) if steps else (0, 0)
 
     def to_json(self) -> str:
-        """What `load` reads."""
+        """Return the text that `load` reads."""
         return json.dumps(
             {
                 name: {"masked_at_step": self.masked_at[name].tolist(), "died_at_step": self.died_at[name].tolist()}
@@ -50,7 +56,15 @@ class ChannelHistory:
 
     @classmethod
     def load(cls, folder: Path, last_step: int | None = None) -> "ChannelHistory":
-        """Read `HISTORY_FILE`, forgetting what came after `last_step`; empty where it cannot be read."""
+        """Read `HISTORY_FILE`.
+
+        Args:
+            folder: Folder of the event files.
+            last_step: Later steps are discarded; None to keep all.
+
+        Returns:
+            The history. It is empty if there is no file, or, with a warning, if the file cannot be read.
+        """
         history = cls()
         try:
             document = json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
@@ -61,7 +75,7 @@ class ChannelHistory:
             pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning(
-                "%s cannot be read (%s); the history of the channels begins anew.", folder / HISTORY_FILE, error
+                "%s cannot be read (%s); the history of the channels starts again.", folder / HISTORY_FILE, error
             )
             return cls()
         return history

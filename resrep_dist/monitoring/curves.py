@@ -1,4 +1,4 @@
-"""What becomes of a phase's figures: its curves and pictures, and the values beside its progress bar."""
+"""Turns the figures of a phase into curves, images, and the values beside its progress bar."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,10 +16,13 @@ from resrep_dist.pruning.pruner import Pruner
 
 
 class Curves(Hook):
-    """Gives the figures of one phase to its monitor; does nothing if that is silent.
+    """Passes the figures of one phase to its monitor; does nothing if the monitor is silent.
 
     Args:
-        sweep_row: the run's name in TensorBoard's table of a sweep; None for a phase that only prepares.
+        monitor: Writes curves and shows progress.
+        config: Intervals, heat maps and the profile.
+        global_batch_size: Number of samples per step, over all ranks.
+        sweep_row: Name of the run in TensorBoard's table of a sweep; None for base training, which has no row.
     """
 
     def __init__(
@@ -32,43 +35,51 @@ class Curves(Hook):
         self._checkpoint_step = -1
 
     def on_start(self, trainer: Watched) -> None:
-        """Open the curves where the run starts or resumes."""
+        """Open the curves at the step at which the run starts or resumes."""
         config, cluster, is_resumed = trainer.config, trainer.cluster.description, trainer.step > 0
         self._monitor.start(trainer.step, lambda: write_head(config, self._sweep_row, cluster, is_resumed))
         if self._monitor.folder is not None:
             self._history = ChannelHistory.load(self._monitor.folder, trainer.step)
 
     def wrap_batches(self, trainer: Watched, batches: Iterable[Any]) -> Iterable[Any]:
-        """The same batches, clocked, and profiled if that is configured."""
+        """Measure the time to load each batch, and run the profiler if it is configured.
+
+        Args:
+            trainer: The run.
+            batches: The batches that this rank trains on.
+
+        Returns:
+            The same batches.
+        """
         self._timer.start(trainer.step)
         if self._monitor.folder is not None:
             batches = self._profiled(batches, trainer.step)
         return self._timer.clocked(batches)
 
     def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
-        """Note the masks where they change, and add the points of a logging step."""
+        """Record the masks if they changed, and add points at logging steps."""
         if trainer.pruner and trainer.pruner.is_due(trainer.step):
             self.add_masks(trainer.step, trainer.pruner)
         if metrics is not None:
             self.add_training(trainer.step, metrics, trainer.pruner)
 
     def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
-        """Add the points and the pictures of an evaluation."""
+        """Add the points and the images of an evaluation."""
         self.add_validation(trainer.step, values, trainer.pruner)
-        # From here on it counts as the step's communication.
+        # Until the next evaluation this is taken as the time that a step spends on communication.
         if trainer.collective_seconds is not None:
             self._collective_seconds = trainer.collective_seconds
             self._monitor.scalars(trainer.step, {"time/collective_seconds": self._collective_seconds})
         self._add_pause("evaluation", trainer.step, seconds)
 
     def before_checkpoint(self, trainer: Watched) -> None:
-        """Whoever resumes there finds the curves up to there."""
+        """Write the curves to disk, so that a run that resumes from this checkpoint finds them."""
         self._monitor.flush()
 
     def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
-        """Add what it took: while training stood still, and what writing the one before took beside it."""
+        """Add the time that training stood still, and the time to write the previous checkpoint."""
         if trainer.step == self._checkpoint_step:
-            # The last one of a phase may come again at its end, and is written once.
+            # At the end of a phase the checkpoint of the same step may be saved again.
             return
         self._checkpoint_step = trainer.step
         self._add_pause("checkpoint", trainer.step, seconds)
@@ -77,20 +88,21 @@ class Curves(Hook):
             self._monitor.scalars(trainer.step, written)
 
     def on_shrink(self, trainer: Watched, figures: Mapping[str, float]) -> None:
-        """Add what it brought and took."""
+        """Add the time that a shrink took, and the multiply-adds that remain."""
         self._monitor.scalars(trainer.step, {f"shrink/{name}": value for name, value in figures.items()})
         self._add_pause("shrink", trainer.step, figures["build_seconds"] + figures["tracing_seconds"])
 
     def on_end(self, trainer: Watched) -> None:
-        """Close the curves, the profile and the bar."""
+        """Close the curves, the profile and the progress bar."""
         self._monitor.close()
 
     def add_training(self, step: int, metrics: Mapping[str, float], pruner: Pruner | None) -> None:
-        """Add the points of a logging step, and the values beside the bar.
+        """Add the points of a logging step, and update the values beside the progress bar.
 
         Args:
-            metrics: see `Hook.on_step`.
-            pruner: None in a phase that does not prune.
+            step: Number of steps made.
+            metrics: See `Hook.on_step`.
+            pruner: Chooses the masks; None in a phase that does not prune.
         """
         if self._monitor.is_silent:
             return
@@ -117,13 +129,24 @@ class Curves(Hook):
         self._monitor.progress(step, f"{line}  {speed}", f"{short_line}  {speed}")
 
     def add_masks(self, step: int, pruner: Pruner) -> None:
-        """Note which channels are masked and which are dead; called where masks change and where figures are logged."""
+        """Record which channels are masked and which are dead. Called after mask updates and at logging steps.
+
+        Args:
+            step: Number of steps made.
+            pruner: Chooses the masks.
+        """
         if self._monitor.folder is not None:
             self._history.update(step, pruner.channel_states())
             self._monitor.text_file(HISTORY_FILE, self._history.to_json())
 
     def add_validation(self, step: int, values: Mapping[str, float], pruner: Pruner | None) -> None:
-        """Points of an evaluation, and the pictures of the channels and of some compactors."""
+        """Add the points of an evaluation, and images of the channels and of some compactors.
+
+        Args:
+            step: Number of steps made.
+            values: See `Hook.on_evaluation`.
+            pruner: Chooses the masks; None in a phase that does not prune.
+        """
         self._monitor.scalars(step, {f"validation/{name}": value for name, value in values.items()})
         if pruner is None or self._monitor.folder is None:
             return
@@ -134,12 +157,12 @@ class Curves(Hook):
             self._monitor.picture(step, f"compactor/{name}", picture, "Outputs down, inputs across.")
 
     def _add_pause(self, name: str, step: int, seconds: float) -> None:
-        """Note time that is not part of a step."""
+        """Add time that is not part of a step."""
         self._timer.pause(seconds)
         self._monitor.scalars(step, {f"time/{name}_seconds": seconds})
 
     def _profiled(self, batches: Iterable[Any], first_step: int) -> Iterator[Any]:
-        """The same batches; TensorFlow's profiler runs in the steps that the configuration names."""
+        """Return the same batches; TensorFlow's profiler runs in the configured steps."""
         start = max(self._config.profile_start_step, first_step)
         end = self._config.profile_start_step + self._config.profile_num_steps
         for step, batch in enumerate(batches, first_step):
@@ -157,7 +180,15 @@ class Curves(Hook):
 
 
 def check_heat_maps(config: LoggingConfig, graph: Graph) -> None:
-    """Raise a ConfigError for names of groups that do not exist, before anything is trained."""
+    """Check the groups of the configured heat maps, before anything is trained.
+
+    Args:
+        config: Names of the groups.
+        graph: Trace of the original model.
+
+    Raises:
+        ConfigError: If a group does not exist.
+    """
     names = [group.name for group in graph.groups]
     for name in config.compactor_heat_maps:
         if name not in names:

@@ -13,7 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.summary import pb as layout_summary
 from tensorboard.plugins.hparams import api as hparams
 
-# Category, then chart by chart the tags in it, as regular expressions.
+# For each category its charts, and for each chart the tags in it, as regular expressions.
 _LAYOUT: dict[str, dict[str, list[str]]] = {
     "Is it pruning well?": {
         "top-1 and top-5, percent": ["train/top1", "validation/top1", "validation/top5"],
@@ -45,12 +45,14 @@ _PACKAGES = ("resrep-dist", "tensorflow", "tensorflow-cpu", "tf-keras", "horovod
 
 
 def write_head(config: Config, row: str | None, cluster: str, is_resumed: bool = False) -> None:
-    """What stands beside the curves of a phase; called under a summary writer, at each start.
+    """Write what TensorBoard shows beside the curves of a phase. Called under a summary writer, at each start.
 
     Args:
-        row: the run's name in the table of a sweep; none for a phase that only prepares, `base`.
-        cluster: the ranks and Horovod's build, as `Cluster.description`.
-        is_resumed: versions and ranks may be others than at the first start; all else stands there already.
+        config: The configuration of the run.
+        row: Name of the run in the table of a sweep; None for base training, which has no row.
+        cluster: `Cluster.description`: the number of ranks and the build of Horovod.
+        is_resumed: True to write only the texts. Versions and ranks can be others than at the first start; the rest is
+            already written.
     """
     write_texts(config, cluster)
     if not is_resumed:
@@ -60,7 +62,7 @@ def write_head(config: Config, row: str | None, cluster: str, is_resumed: bool =
 
 
 def write_layout() -> None:
-    """The tab `Custom scalars`, which answers: is it pruning well?"""
+    """Write the tab `Custom scalars`, whose charts show whether pruning works."""
     categories = [
         layout_pb2.Category(
             title=title,
@@ -77,7 +79,12 @@ def write_layout() -> None:
 
 
 def write_hparams(config: Config, run: str) -> None:
-    """The tab `HParams`: the settings of this run and the results that a sweep compares, one row for each run."""
+    """Write the tab `HParams`: the settings of this run, and the results that a sweep compares, one row per run.
+
+    Args:
+        config: The configuration of the run.
+        run: Name of the row.
+    """
     settings = _settings(config)
     metrics = [hparams.Metric(tag, display_name=tag) for tag in _RESULTS]
     _write(hparams.hparams_config_pb([hparams.HParam(name) for name in settings], metrics))
@@ -85,10 +92,11 @@ def write_hparams(config: Config, run: str) -> None:
 
 
 def write_texts(config: Config, cluster: str) -> None:
-    """The tab `Text`: the resolved configuration and what it runs on.
+    """Write the tab `Text`: the complete configuration, and the software versions.
 
     Args:
-        cluster: the ranks and Horovod's build, as `Cluster.description`.
+        config: The configuration of the run.
+        cluster: `Cluster.description`.
     """
     lines = [f"| {name} | {value} |" for name, value in software(cluster).items()]
     tf.summary.text("software", "\n".join(["| what | version |", "|---|---|", *lines]))
@@ -96,20 +104,31 @@ def write_texts(config: Config, cluster: str) -> None:
 
 
 def software(cluster: str) -> dict[str, str]:
-    """Versions of the packages that decide the result, Horovod's build, and the commit of this package."""
+    """Return the versions of the packages that influence results, Horovod's build, and this package's commit.
+
+    Args:
+        cluster: `Cluster.description`.
+    """
     versions = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    # An image has no `.git`; its build says what it holds.
+    # A container image has no `.git`; its build sets the variable.
     commit = git_commit() or os.environ.get("RESREP_COMMIT") or "not a git checkout"
     return {**versions, "ranks": cluster, "git commit": commit}
 
 
 def git_commit(folder: Path = Path(__file__).parents[2]) -> str | None:
-    """The commit that is checked out where this package lies; read from `.git`, without git."""
+    """Return the commit that is checked out where this package is, read from `.git` without the git program.
+
+    Args:
+        folder: The folder that has `.git`.
+
+    Returns:
+        The hash; None if the folder is not a git checkout.
+    """
     git = folder / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The hooks that every run has."""
+"""The hooks of every run."""
 
 from pathlib import Path
 
@@ -25,18 +25,20 @@ def default_hooks(
     sweep_row: str | None,
     console: Console | None,
 ) -> list[Hook]:
-    """Curves and progress, warnings, and the sample log if it is configured.
+    """Create the hooks for curves and progress, for warnings, and for the sample log if it is configured.
 
     Args:
-        graph: what the phase prunes; None for plain training.
-        title: of the phase.
-        num_steps: its planned length.
-        folder: of the phase; None writes nothing.
-        sweep_row: see `Curves`.
-        console: for progress; None shows none.
+        config: The configuration of the run.
+        graph: What the phase prunes; None for training without pruning.
+        title: Name of the phase.
+        num_steps: Planned number of steps.
+        cluster: The ranks.
+        folder: Folder of the phase; None to write nothing.
+        sweep_row: See `Curves`.
+        console: Where progress is shown; None to show none.
 
     Raises:
-        ConfigError: for heat maps of groups that do not exist.
+        ConfigError: If a heat map is configured for a group that does not exist.
     """
     if graph:
         check_heat_maps(config.logging, graph)
@@ -49,6 +51,6 @@ def default_hooks(
         Health(config.prune if graph else None, guessing_loss(config.training, config.model.num_classes)),
     ]
     if config.logging.record_samples and folder:
-        # The first: it asks the data source's own batches for their samples.
+        # Must be the first, since it needs the batches of the data source itself.
         hooks.insert(0, SampleLog(folder / "samples"))
     return hooks

@@ -1,4 +1,4 @@
-"""What may watch a run: one small protocol for the project's own curves and warnings and for a user's trackers."""
+"""The interface for what observes a run: the project's own curves and warnings, and a user's trackers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -10,11 +10,11 @@ from resrep_dist.pruning.pruner import Pruner
 
 
 class Watched(Protocol):
-    """What a hook sees of a trainer. It is there to be read."""
+    """What a hook can read of a trainer."""
 
     @property
     def description(self) -> str:
-        """`prune`, `base` or `train`."""
+        """Name of the phase: `prune`, `base` or `train`."""
         ...
 
     @property
@@ -24,12 +24,12 @@ class Watched(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Planned length of the phase."""
+        """Planned number of steps of the phase."""
         ...
 
     @property
     def config(self) -> Config:
-        """The run's configuration."""
+        """The configuration of the run."""
         ...
 
     @property
@@ -44,25 +44,25 @@ class Watched(Protocol):
 
     @property
     def pruner(self) -> Pruner | None:
-        """What chooses the masks; None in a phase that does not prune."""
+        """Chooses the masks; None in a phase that does not prune."""
         ...
 
     @property
     def collective_seconds(self) -> float | None:
-        """Time of a step's collective by itself, of the last evaluation; None before, and on one rank."""
+        """Time of the step's collective alone, at the last evaluation; None before, and on one rank."""
         ...
 
     @property
     def checkpoint_write_seconds(self) -> float | None:
-        """Time that writing the last checkpoint took, on rank 0; None if none was written."""
+        """Time to write the last checkpoint, on rank 0; None before the first, and if it failed."""
         ...
 
 
 class Hook:
-    """Base class of what watches a run; every method does nothing here.
+    """Base class of what observes a run. Its methods do nothing.
 
-    All methods are called on every rank, after the same step. None may call a collective, so one that works on rank
-    0 alone asks `trainer.cluster.is_root`. An error that a hook raises ends the run. For example:
+    All methods are called on every rank, after the same step. None may call a collective. A hook that works only on
+    rank 0 checks `trainer.cluster.is_root`. An error that a hook raises ends the run. Example:
 
         class Tracker(resrep_dist.Hook):
             def on_step(self, trainer, metrics):
@@ -71,86 +71,119 @@ class Hook:
     """
 
     def on_start(self, trainer: Watched) -> None:
-        """The phase starts, or resumes, at `trainer.step`."""
+        """Called when the phase starts or resumes, at `trainer.step`.
+
+        Args:
+            trainer: The run.
+        """
 
     def wrap_batches(self, trainer: Watched, batches: Iterable[Any]) -> Iterable[Any]:
-        """The batches that this rank trains on from here: return them, perhaps looked at on their way."""
+        """Return the batches that this rank trains on from here; a hook can look at them as they pass.
+
+        Args:
+            trainer: The run.
+            batches: The batches, images [B, height, width, channels] and labels [B] each.
+        """
         return batches
 
     def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
-        """A step was made, and masks were chosen and the model shrunk if that was due.
+        """Called after each step, and after the masks were chosen and the model shrunk if that was due.
 
         Args:
-            metrics: at logging steps means over all ranks since the last one: `loss`, `top1` (percent),
-                `learning_rate`, and the count `skipped_steps`. None after all other steps, which do not wait for the
+            trainer: The run.
+            metrics: At logging steps, means over all ranks since the last logging step: `loss`, `top1` (percent),
+                `learning_rate`, and the number `skipped_steps`. None after all other steps, which do not wait for the
                 device.
         """
 
     def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
-        """The validation set was evaluated.
+        """Called after an evaluation on the validation set.
 
         Args:
-            values: `top1` and `top5`, percent, and the configured metrics.
-            seconds: that training stood still.
+            trainer: The run.
+            values: `top1` and `top5` in percent, and the configured metrics.
+            seconds: Time that training stood still.
         """
 
     def before_checkpoint(self, trainer: Watched) -> None:
-        """A checkpoint is about to be taken: put on disk what a run that resumes from it expects to find."""
-
-    def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
-        """The state was copied, and is being written beside the training.
+        """Called before a checkpoint: write to disk what a run that resumes from it will need.
 
         Args:
-            seconds: that training stood still.
+            trainer: The run.
+        """
+
+    def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
+        """Called when the state is copied; it is written while training continues.
+
+        Args:
+            trainer: The run.
+            seconds: Time that training stood still.
         """
 
     def on_shrink(self, trainer: Watched, figures: Mapping[str, float]) -> None:
-        """The model in training was replaced by a smaller one.
+        """Called when the model in training was replaced by a smaller one.
 
         Args:
-            figures: `training_macs_fraction` (compactors included, relative to the base model), `build_seconds` and
+            trainer: The run.
+            figures: `training_macs_fraction` (with compactors, relative to the base model), `build_seconds` and
                 `tracing_seconds`.
         """
 
     def on_end(self, trainer: Watched) -> None:
-        """The phase ends, also by an error."""
+        """Called when the phase ends, also if it ends with an error.
+
+        Args:
+            trainer: The run.
+        """
 
 
 class Hooks(Hook):
-    """Several hooks as one, called in their order."""
+    """Several hooks as one, called in their order.
+
+    Args:
+        hooks: The hooks.
+    """
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = tuple(hooks)
 
     def on_start(self, trainer: Watched) -> None:
+        """Call `on_start` of each hook."""
         for hook in self._hooks:
             hook.on_start(trainer)
 
     def wrap_batches(self, trainer: Watched, batches: Iterable[Any]) -> Iterable[Any]:
+        """Call `wrap_batches` of each hook, on the batches that the one before returned."""
         for hook in self._hooks:
             batches = hook.wrap_batches(trainer, batches)
         return batches
 
     def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
+        """Call `on_step` of each hook."""
         for hook in self._hooks:
             hook.on_step(trainer, metrics)
 
     def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
+        """Call `on_evaluation` of each hook."""
         for hook in self._hooks:
             hook.on_evaluation(trainer, values, seconds)
 
     def before_checkpoint(self, trainer: Watched) -> None:
+        """Call `before_checkpoint` of each hook."""
         for hook in self._hooks:
             hook.before_checkpoint(trainer)
 
     def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
+        """Call `on_checkpoint` of each hook."""
         for hook in self._hooks:
             hook.on_checkpoint(trainer, seconds)
 
     def on_shrink(self, trainer: Watched, figures: Mapping[str, float]) -> None:
+        """Call `on_shrink` of each hook."""
         for hook in self._hooks:
             hook.on_shrink(trainer, figures)
 
     def on_end(self, trainer: Watched) -> None:
+        """Call `on_end` of each hook."""
         for hook in self._hooks:
             hook.on_end(trainer)

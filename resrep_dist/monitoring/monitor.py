@@ -1,4 +1,4 @@
-"""What a person sees of a run: TensorBoard, one progress bar, log lines. Silent except on rank 0."""
+"""Shows a run: TensorBoard, one progress bar, log lines. Silent on all ranks but rank 0."""
 
 import contextlib
 import datetime
@@ -27,22 +27,31 @@ _PIPE_COLUMNS = 120
 
 
 def make_console() -> Console:
-    """The terminal: the one that RESREP_TERMINAL names where a launcher reads our output through a pipe."""
+    """Create the console for the terminal.
+
+    If a launcher reads this process' output through a pipe, it is the terminal that RESREP_TERMINAL names, if any.
+    """
     terminal = os.environ.get("RESREP_TERMINAL")
-    # What mpirun gives its ranks looks like a terminal and goes through a pipe all the same.
+    # The output of a rank under mpirun looks like a terminal, but goes through a pipe.
     is_pipe = launched_size() > 1 or not sys.stdout.isatty()
     if terminal and is_pipe:
         try:
             return Console(file=open(terminal, "w", encoding="utf-8"), force_terminal=True)
         except OSError as error:
             _log.warning("RESREP_TERMINAL: %s cannot be opened (%s); plain lines instead", terminal, error.strerror)
-    # Rich takes a pipe for 80 columns wide and would cut the figures of a wide table.
+    # Rich assumes 80 columns for a pipe, and would cut off the figures of a wide table.
     width = _PIPE_COLUMNS if is_pipe and "COLUMNS" not in os.environ else None
     return Console(soft_wrap=True, force_terminal=False if is_pipe else None, width=width)
 
 
 def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -> None:
-    """Log lines of ours on rank 0 (quiet: from warnings on), errors of all ranks, nothing of TensorFlow's."""
+    """Set which log lines are shown: this package's on rank 0, errors on all ranks, and only errors of TensorFlow.
+
+    Args:
+        console: The console for the terminal.
+        is_root: True on rank 0.
+        is_quiet: True to show only warnings and errors.
+    """
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
@@ -55,7 +64,19 @@ def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -
 
 
 class Monitor:
-    """Curves and progress of one phase. Without a folder, or on another rank than 0, it does nothing."""
+    """Curves and progress of one phase.
+
+    Errors of the disk are logged once and otherwise ignored, so that a full disk does not stop training.
+
+    Attributes:
+        folder: Folder of the event files; None to write none.
+
+    Args:
+        title: Name of the phase, for the progress bar.
+        folder: See the attribute.
+        console: Where progress is shown; None to show none.
+        num_steps: Planned number of steps.
+    """
 
     def __init__(self, title: str, folder: Path | None, console: Console | None, num_steps: int) -> None:
         self._title, self._console, self._num_steps = title, console, num_steps
@@ -68,14 +89,15 @@ class Monitor:
 
     @property
     def is_silent(self) -> bool:
-        """True where nothing that it is given is seen by anyone."""
+        """True if nothing is written or shown."""
         return self.folder is None and self._console is None
 
     def start(self, step: int, write_head: Callable[[], None] | None = None) -> None:
-        """Open the curves at the step that the run starts or resumes at.
+        """Open the curves and the progress bar.
 
         Args:
-            write_head: writes what stands beside the curves at this step, by `tf.summary`.
+            step: Step at which the run starts or resumes. Later points of an earlier run are deleted.
+            write_head: Writes what TensorBoard shows beside the curves, by `tf.summary`; None for nothing.
         """
         self._start_time, self._start_step = time.monotonic(), step
         if self.folder is not None:
@@ -88,12 +110,12 @@ class Monitor:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                # On a narrow terminal it is the bar that gives way.
+                # On a narrow terminal the bar becomes shorter, not the numbers.
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[values]}"),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 console=self._console,
-                # Rich's ten a second would take more of a core than all other logging.
+                # Rich's default of ten per second would take more processor time than all other logging.
                 refresh_per_second=2,
             )
             self._progress.add_task(self._title, total=self._num_steps, completed=step, values="")
@@ -101,7 +123,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Curves that a full disk refuses are no reason to stop a training; said once."""
+        """Log an error of the disk, the first time, and continue: it is no reason to stop training."""
         try:
             yield
         except (tf.errors.OpError, OSError) as error:
@@ -110,28 +132,50 @@ class Monitor:
             self._is_failing = True
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of curves."""
+        """Add points to curves.
+
+        Args:
+            step: Number of steps made.
+            values: Values by tag.
+        """
         self._write(step, (scalar_pb(name, value) for name, value in values.items()))
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Distributions, row norms by layer."""
+        """Add histograms.
+
+        Args:
+            step: Number of steps made.
+            values: Arrays by tag, of any shape.
+        """
         self._write(step, (histogram_pb(name, array) for name, array in values.items()))
 
     def _write(self, step: int, summaries: Iterable[Summary]) -> None:
         if self._writer is not None:
-            # TensorBoard's own messages: `tf.summary.histogram` runs some fifty operations for each.
+            # The messages of TensorBoard itself: `tf.summary.histogram` would run about fifty operations for each.
             together = Summary(value=[value for summary in summaries for value in summary.value])
             with self._tolerant(), self._writer.as_default(step=step):
                 tf.summary.experimental.write_raw_pb(together.SerializeToString())
 
     def picture(self, step: int, name: str, pixels: np.ndarray, description: str) -> None:
-        """An image, uint8 [height, width, 3]."""
+        """Add an image.
+
+        Args:
+            step: Number of steps made.
+            name: Tag of the image.
+            pixels: uint8 [height, width, 3].
+            description: Text that TensorBoard shows with it.
+        """
         if self._writer is not None:
             with self._tolerant(), self._writer.as_default(step=step):
                 tf.summary.image(name, pixels[np.newaxis], description=description)
 
     def text_file(self, name: str, text: str) -> None:
-        """A file beside the curves, whole or as it was."""
+        """Write a file beside the curves. If it cannot be written, the old file remains.
+
+        Args:
+            name: Name of the file.
+            text: Its content.
+        """
         if self.folder is not None:
             with self._tolerant():
                 partial = self.folder / f"{name}.partial"
@@ -139,13 +183,13 @@ class Monitor:
                 os.replace(partial, self.folder / name)
 
     def start_profile(self) -> None:
-        """Let TensorFlow's profiler run in this process, for TensorBoard's tab `Profile`."""
+        """Start TensorFlow's profiler in this process, for the tab `Profile` of TensorBoard."""
         with self._tolerant():
             tf.profiler.experimental.start(str(self.folder))
             self._is_profiling = True
 
     def stop_profile(self) -> None:
-        """Write the profile, where one is being made."""
+        """Stop the profiler and write the profile, if it is running."""
         if self._is_profiling:
             self._is_profiling = False
             with self._tolerant():
@@ -153,8 +197,14 @@ class Monitor:
             _log.info("The profile is written: %s/plugins/profile", self.folder)
 
     def progress(self, step: int, values: str, short_values: str) -> None:
-        """Move the bar, with the short values beside it, or write a line where there is no terminal."""
-        # The extension behind the last step is not known beforehand.
+        """Update the progress bar, or write a line if there is no terminal.
+
+        Args:
+            step: Number of steps made.
+            values: Text for a line.
+            short_values: Text beside the bar.
+        """
+        # How long a phase is extended is not known in advance.
         total = max(self._num_steps, step)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=short_values)
@@ -168,13 +218,13 @@ class Monitor:
         return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
     def flush(self) -> None:
-        """Put the curves on disk; called with every checkpoint."""
+        """Write the curves to disk; called with every checkpoint."""
         if self._writer is not None:
             with self._tolerant():
                 self._writer.flush()
 
     def close(self) -> None:
-        """End the curves, the profile and the bar."""
+        """Close the curves, the profile and the progress bar."""
         self.stop_profile()
         if self._writer is not None:
             with self._tolerant():
@@ -184,7 +234,15 @@ class Monitor:
 
 
 def drop_events_after(folder: Path, step: int) -> None:
-    """Rewrite the event files in `folder` without points after `step`, so that a resumed run does not overlap."""
+    """Rewrite event files without the points after a step.
+
+    A killed run has usually written points after its last checkpoint. The resumed run makes these steps again, and
+    TensorBoard would draw both as one curve that goes back and forth.
+
+    Args:
+        folder: Folder of the event files.
+        step: Last step that is kept.
+    """
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -196,7 +254,7 @@ def drop_events_after(folder: Path, step: int) -> None:
                 else:
                     kept.append(record)
         except tf.errors.DataLossError:
-            # The last record of a killed run may be cut short; what follows it is lost anyway.
+            # The last record of a killed run may be incomplete. Nothing after it can be read.
             num_dropped += 1
         if num_dropped:
             partial = path.with_name(f"{path.name}.partial")

@@ -1,4 +1,4 @@
-"""A record of the samples that each rank trains on: the proof that each came once, on any number of ranks."""
+"""Logs the samples that each rank trains on, to prove that each is used once per epoch on any number of ranks."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,16 +9,27 @@ from resrep_dist.monitoring.hooks import Hook, Watched
 
 
 class SampleLog(Hook):
-    """Every rank writes a line for each batch, its step and its samples' indices, into a file of its own in `folder`.
+    """Writes one line per batch, the step and the indices of its samples, to one file per rank.
 
-    It has to be the first of the hooks, since it asks the batches for their samples.
+    It must be the first hook, since it asks the batches of the data source for their samples.
+
+    Args:
+        folder: Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def wrap_batches(self, trainer: Watched, batches: Iterable[Any]) -> Iterator[Any]:
-        """The same batches; a line is written before each is trained on."""
+        """Write a line before each batch is trained on.
+
+        Args:
+            trainer: The run.
+            batches: Batches of the data source.
+
+        Returns:
+            The same batches.
+        """
         assert isinstance(batches, NamedErrors)
         rank, size, first_step = trainer.cluster.rank, trainer.cluster.size, trainer.step
         self._folder.mkdir(parents=True, exist_ok=True)

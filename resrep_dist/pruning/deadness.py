@@ -1,4 +1,4 @@
-"""Which channels are dead: masked, with rows that are zero."""
+"""Finds dead channels: those that are masked and whose rows are zero."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,15 @@ from tensorflow import keras
 def dead_channels(
     model: keras.Model, graph: Graph, dead_row_norm: float = 0.0, norms: Sequence[np.ndarray] | None = None
 ) -> list[np.ndarray]:
-    """The masked channels whose rows have at most this norm in all layers of their group.
+    """Return which channels are dead: masked, with a row of zeros in all layers of their group.
+
+    A merge deletes exactly these.
 
     Args:
-        model: with the graph's compactors in it, at full width or narrower.
-        graph: of the original model.
-        dead_row_norm: 0 for the rule `radial`, a small number for the rule `paper`.
-        norms: row norms of each compactor, [D_out], in the order of `graph.layers`; computed here if None.
+        model: A model with the graph's compactors, at full width or shrunken.
+        graph: Trace of the original model.
+        dead_row_norm: Maximum norm of a dead row: 0 for the rule `radial`, a small number for the rule `paper`.
+        norms: Row norms of each compactor, [D_out], in the order of `graph.layers`. None to compute them.
 
     Returns:
         For each group bool [width of the group in `model`].
@@ -35,7 +37,14 @@ def dead_channels(
 def num_masked_alive(
     model: keras.Model, graph: Graph, dead_row_norm: float = 0.0, norms: Sequence[np.ndarray] | None = None
 ) -> int:
-    """Number of masked channels that are not dead; arguments as in `dead_channels`."""
+    """Return the number of masked channels that are not dead, summed over the groups and their parts.
+
+    Args:
+        model: As in `dead_channels`.
+        graph: As in `dead_channels`.
+        dead_row_norm: As in `dead_channels`.
+        norms: As in `dead_channels`.
+    """
     dead = dead_channels(model, graph, dead_row_norm, norms)
     masks = [model.get_layer(group.layers[0].compactor).mask.numpy() for group in graph.groups]
     num_dead = sum(group.num_parts * int(channels.sum()) for group, channels in zip(graph.groups, dead, strict=True))
@@ -43,7 +52,13 @@ def num_masked_alive(
 
 
 def kill_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> None:
-    """Mask these channels of every group, bool [width], and make their rows zero, as the end of a run does."""
+    """Mask channels and set their rows to zero, which is how a run ends.
+
+    Args:
+        model: A model with the graph's compactors.
+        graph: Trace of the original model.
+        dead: For each group bool [width of the group in `model`], True for the channels.
+    """
     for group, channels in zip(graph.groups, dead, strict=True):
         for layer in group.layers:
             compactor = model.get_layer(layer.compactor)
@@ -52,7 +67,15 @@ def kill_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) 
 
 
 def in_parts(values: np.ndarray, num_parts: int) -> np.ndarray:
-    """Values of a compactor's channels, [D_out], by part of its group (see `Group`): [num_parts, width]."""
+    """Divide the values of a compactor's channels by the parts of its group (see `Group`).
+
+    Args:
+        values: One value per channel, [D_out].
+        num_parts: Number of parts of the group.
+
+    Returns:
+        [num_parts, width of the group].
+    """
     return np.reshape(values, [num_parts, -1])
 
 

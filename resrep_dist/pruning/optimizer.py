@@ -1,4 +1,4 @@
-"""SGD with momentum for the whole model, with ResRep's rule for the compactors."""
+"""SGD with momentum for a whole model, with the rule of ResRep for its compactors."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,16 +14,33 @@ from tensorflow import keras
 
 @keras.utils.register_keras_serializable("resrep_dist")
 class ResRepOptimizer(keras.optimizers.Optimizer):
-    """v = momentum v + G + decay w; w -= lr v, the form of the authors' code.
+    """SGD with momentum: v = momentum v + G + decay w, then w = w - learning_rate v, as in the authors' code.
 
-    For a compactor, G is the reset gradient with the lasso penalty (section 3.3), without decay and with a
-    momentum of its own. For all others G is the gradient; only weights of two and more dimensions decay,
-    so neither bias nor batch norm does.
+    For a compactor, G is the reset gradient with the lasso penalty (section 3.3). It has its own momentum and no weight
+    decay. For all other weights G is the gradient of the objective. Only weights of two and more dimensions decay, so
+    biases and batch norms do not.
 
-    The trainer averages gradients and norms over the ranks before. In `fit` the optimizer does it, in one
-    collective through `cluster`; a step whose averaged gradients are not finite is left out by all ranks.
+    The trainer averages gradients and row norms over the ranks before it calls the optimizer. In `fit` the optimizer
+    averages them itself, in one collective of `cluster`. If the averaged gradients are not finite, all ranks skip the
+    step.
 
-    Keras' own SGD keeps the learning rate inside v, which is another rule once the rate changes.
+    Keras' own SGD multiplies the gradient by the learning rate before it adds it to v. That is another rule if the
+    learning rate changes.
+
+    Args:
+        learning_rate: A number or a Keras schedule.
+        compactors: The compactors of the model.
+        momentum: Momentum of all weights but the compactors.
+        decay: Strength of the weight decay.
+        lasso_strength: lambda of the penalty (section 3.3).
+        compactor_momentum: Momentum of the compactors.
+        rule: Update of masked rows: `radial` or `paper`, see `update_compactor`.
+        cluster: The ranks to average over in `fit`; None for one rank.
+        name: Name of the optimizer.
+
+    Raises:
+        ValueError: If the rule is unknown.
+        ModelError: If a compactor has a GroupLasso, which would add the penalty twice.
     """
 
     def __init__(
@@ -55,17 +72,21 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
-        """Create one velocity slot per variable."""
+        """Create the velocities.
+
+        Args:
+            var_list: The trainable variables. Each gets one velocity, initially 0.
+        """
         super().build(var_list)
         if not hasattr(self, "velocities"):
             self.velocities = [self.add_variable_from_reference(v, "velocity") for v in var_list]
             self._velocity_of = dict(zip((v.ref() for v in var_list), self.velocities, strict=True))
 
     def for_model(self, model: keras.Model) -> "ResRepOptimizer":
-        """An optimizer with the same settings for another model of the same run, its velocities 0.
+        """Create an optimizer with the same settings, and velocities of 0, for another model of the same run.
 
         Args:
-            model: has compactors of the same names.
+            model: A model that has compactors of the same names.
         """
         return ResRepOptimizer(
             self._learning_rate,
@@ -79,7 +100,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         )
 
     def row_norms(self) -> list[tf.Tensor]:
-        """Row norms of the compactors as they stand on this rank, each [D_out]."""
+        """Return the row norms of each compactor on this rank, [D_out]."""
         with tf.name_scope("resrep_norms"):
             return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
 
@@ -90,7 +111,18 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         norms: Sequence[tf.Tensor] | None = None,
         **kwargs: Any,
     ) -> tf.Variable:
-        """Apply averaged gradients with the compactors' averaged row norms; without `norms` average both first."""
+        """Make one step.
+
+        Args:
+            grads_and_vars: Gradient and variable of all trainable variables.
+            name: Not used; part of the Keras interface.
+            norms: Row norms of each compactor, averaged over the ranks, [D_out]; the gradients must be averaged too.
+                None to average both here, and to skip the step if an averaged gradient is not finite.
+            **kwargs: Not used; part of the Keras interface.
+
+        Returns:
+            The number of steps, which counts skipped steps too.
+        """
         pairs = list(grads_and_vars)
         with tf.init_scope():
             self.build([variable for _, variable in pairs])
@@ -104,7 +136,11 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         return self.iterations.assign_add(1)
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0; without a schedule the one that is set now."""
+        """Return the learning rate of a step, or without a schedule the current one.
+
+        Args:
+            step: Number of the step, counted from 0.
+        """
         is_schedule = isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         return float(self._learning_rate(step) if is_schedule else self._learning_rate)
 
@@ -119,7 +155,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
     def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
         gradients = {variable.ref(): gradient for gradient, variable in pairs}
         rate = self._rate()
-        # What is ours in a step is found by these names in a profile.
+        # The name makes the update of the compactors easy to find in a profile.
         with tf.name_scope("resrep_update"):
             self._update_compactors(gradients, norms, rate)
         of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
@@ -144,7 +180,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         )
 
     def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
-        # Compactors of one shape are updated together: a few operations for all of them, not some for each.
+        # Compactors of one shape are stacked and updated together. The update is a series of small operations; so their
+        # number grows with the number of shapes, not with that of layers, and a model has few shapes.
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, compactor in enumerate(self.compactors):
             by_shape.setdefault(tuple(compactor.kernel.shape), []).append(index)
@@ -166,6 +203,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the settings from which Keras builds the optimizer again; compactors and ranks are not among them."""
         return {
             **super().get_config(),
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),

@@ -1,4 +1,4 @@
-"""When masks change, and what they leave: the masks of a run."""
+"""Chooses the masks of a run when they are due, and reports their effect."""
 
 import logging
 from collections.abc import Sequence
@@ -21,18 +21,20 @@ _log = logging.getLogger(__name__)
 class Pruner:
     """Chooses the masks of a run.
 
-    Channels that a shrunken model no longer has count as chosen and dead, so the masks are those of a model that does
-    not shrink.
+    Channels that a shrunken model no longer has count as chosen and dead. So the masks are the same as those of a model
+    that does not shrink.
 
     Args:
-        state: of the run; `follow` gives it another one.
-        graph: of the original model.
-        first_step: no mask is chosen before.
-        last_step: no mask changes later; see `last_mask_step`.
+        state: State of the run; `follow` replaces it.
+        graph: Trace of the original model.
+        config: Target and limits of the masks.
+        cluster: The ranks, over which row norms are averaged.
+        first_step: No mask is chosen before this step.
+        last_step: No mask changes after this step; see `last_mask_step`.
 
     Raises:
-        ModelError: for a graph without groups.
-        ConfigError: for a target that cannot be reached.
+        ModelError: If the graph has no groups.
+        ConfigError: If the target cannot be reached.
     """
 
     def __init__(
@@ -53,13 +55,17 @@ class Pruner:
         self.follow(state)
 
     def follow(self, state: TrainState) -> None:
-        """Go on with this state, whose model may be another."""
+        """Continue with another state of the same run.
+
+        Args:
+            state: A state whose model may be smaller.
+        """
         self._state, groups = state, self.graph.groups
         channels = state.channels or KeptChannels.all_of(self.graph)
         self._kept = [np.asarray(of_group) for of_group in channels.kept]
         self._compactors = [[state.model.get_layer(layer.compactor) for layer in group.layers] for group in groups]
         compactors = [compactor for group in self._compactors for compactor in group]
-        # All layers in one graph: called one by one, a ResNet-50's take several times as long.
+        # One graph for all layers: calling them one by one takes several times as long for a ResNet-50.
         self._local_norms = tf.function(
             lambda: [row_norms(compactor.kernel)[0, 0] for compactor in compactors], autograph=False
         )
@@ -70,20 +76,28 @@ class Pruner:
 
     @property
     def num_chosen(self) -> int:
-        """Number of channels that the last update chose."""
+        """Number of channels that the last update chose; see `Selection.num_chosen`."""
         return self._state.num_chosen
 
     def is_due(self, step: int) -> bool:
-        """True if masks are chosen after `step` steps."""
+        """Return True if masks are chosen after this step.
+
+        Args:
+            step: Number of steps made.
+        """
         in_time = self._first_step <= step <= self._last_step
         return in_time and step % self._config.mask_interval_steps == 0
 
     def is_settled(self, step: int) -> bool:
-        """True if no mask changes any more after `step` steps."""
+        """Return True if masks no longer change after this step.
+
+        Args:
+            step: Number of steps made.
+        """
         return step >= self._last_step // self._config.mask_interval_steps * self._config.mask_interval_steps
 
     def update(self) -> None:
-        """Choose all masks again from row norms averaged over the ranks (section 3.4); a collective."""
+        """Choose all masks again from the row norms averaged over the ranks (section 3.4). A collective."""
         norms = self._by_group([summed.numpy() / self._cluster.size for summed in self._summed_norms()])
         selection = select_masks(
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
@@ -99,11 +113,19 @@ class Pruner:
         self._set_masks(np.concatenate(masks))
 
     def norms(self) -> list[np.ndarray]:
-        """For each group the norms of its channels on this rank, [width of the model]; see `group_norms`."""
+        """Return the norms of the channels on this rank; see `group_norms`.
+
+        Returns:
+            For each group [width of the model].
+        """
         return self._by_group(self._layer_norms())
 
     def channel_states(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each group, by name, its masked and its dead channels, bool [original width] each."""
+        """Return which channels are masked and which are dead.
+
+        Returns:
+            For each group, by name, the masked and the dead channels, bool [original width] each.
+        """
         states = {}
         for group, compactors, kept, dead in zip(
             self.graph.groups, self._compactors, self._kept, self.dead(), strict=True
@@ -115,33 +137,52 @@ class Pruner:
         return states
 
     def kernel(self, name: str) -> np.ndarray:
-        """The compactor of a group's first layer, [D_out, D_in]: the paper's Q."""
+        """Return the paper's Q of a group: the compactor of its first layer.
+
+        Args:
+            name: Name of the group.
+
+        Returns:
+            [D_out, D_in].
+        """
         index = [group.name for group in self.graph.groups].index(name)
         return self._compactors[index][0].kernel.numpy()[0, 0].T
 
     def unmasked_widths(self) -> list[int]:
-        """Number of channels of each group that its mask keeps."""
+        """Return the number of unmasked channels of each group."""
         compactors = [group[0] for group in self._compactors]
         return [int(c.mask.numpy().sum()) // g.num_parts for c, g in zip(compactors, self.graph.groups, strict=True)]
 
     def living_widths(self) -> list[int]:
-        """Number of channels of each group that a merge would keep now."""
+        """Return the number of channels of each group that a merge would keep now."""
         return [int((~channels).sum()) for channels in self.dead()]
 
     def dead(self) -> list[np.ndarray]:
-        """For each group bool [width of the model], the channels that a merge would delete now."""
+        """Return the channels that a merge would delete now; see `dead_channels`.
+
+        Returns:
+            For each group bool [width of the model].
+        """
         return dead_channels(self._state.model, self.graph, self._config.dead_row_norm, self._layer_norms())
 
     def num_masked_alive(self) -> int:
-        """Number of masked channels that are not dead yet."""
+        """Return the number of masked channels that are not dead yet."""
         return num_masked_alive(self._state.model, self.graph, self._config.dead_row_norm, self._layer_norms())
 
     def macs_fraction(self, widths: list[int]) -> float:
-        """Multiply-adds at the given widths, as a fraction of the base model's."""
+        """Return the multiply-adds as a fraction of those of the base model.
+
+        Args:
+            widths: Width of each group.
+        """
         return self.graph.macs.total(widths) / self._total_macs
 
     def curves(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Scalars and histograms for TensorBoard, by tag."""
+        """Return the values for TensorBoard on this rank.
+
+        Returns:
+            Scalars and histograms, by tag.
+        """
         groups, living_widths, norms = self.graph.groups, self.living_widths(), self._layer_norms()
         scalars = {
             "train/lasso_term": self._state.optimizer.lasso_strength * float(sum(map(np.sum, norms))),
@@ -152,7 +193,7 @@ class Pruner:
         return scalars, {f"row_norms/{g.name}": n for g, n in zip(groups, self._by_group(norms), strict=True)}
 
     def warn_if_too_slow(self) -> None:
-        """Log a warning if the updates that are left cannot mask enough channels for the target."""
+        """Log a warning if the remaining updates cannot mask enough channels for the target."""
         interval_steps, max_channels = self._config.mask_interval_steps, self._config.channels_per_update
         num_updates = self._last_step // interval_steps - (self._first_step - 1) // interval_steps
         num_needed = fewest_channels(self.graph, self._config)

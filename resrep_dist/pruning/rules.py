@@ -1,6 +1,6 @@
-"""The maths of ResRep (Ding et al., ICCV 2021) on arrays. No Keras, no Horovod, no files.
+"""The mathematics of ResRep (Ding et al., ICCV 2021) on arrays, independent of Keras, Horovod and files.
 
-Compactor kernels have shape [..., D_in, D_out]: the paper's row j of Q is the slice [..., :, j].
+Compactor kernels have the shape [..., D_in, D_out]. The paper's row j of Q is the slice [..., :, j].
 """
 
 import bisect
@@ -14,15 +14,28 @@ import tensorflow as tf
 
 
 def row_norms(kernel: tf.Tensor) -> tf.Tensor:
-    """Euclidean norm of every row: [..., D_in, D_out] -> [..., D_out] (section 3.3)."""
+    """Return the Euclidean norm of every row of a compactor (section 3.3).
+
+    Args:
+        kernel: Q, [..., D_in, D_out].
+
+    Returns:
+        [..., D_out].
+    """
     return tf.norm(kernel, axis=-2)
 
 
 def group_norms(norms: Sequence[np.ndarray]) -> np.ndarray:
-    """Norm of every channel of a group: root of the mean square of the row norms of its layers, [D] each.
+    """Return the norm of every channel of a group: the root mean square of its row norms in the group's layers.
 
-    The mean makes groups of many and of few layers comparable, so that one order sorts them all. It is zero where
-    all rows are zero, and the row norm itself for a group of one layer.
+    The mean makes groups of many layers comparable with groups of few, so that all can be sorted together. A norm is 0
+    only if all rows of the channel are zero. For a group of one layer it is the row norm itself.
+
+    Args:
+        norms: Row norms of each layer of the group, [D] each. A layer counts once for each part of the group.
+
+    Returns:
+        [D].
     """
     if len(norms) == 1:
         return norms[0]
@@ -32,13 +45,19 @@ def group_norms(norms: Sequence[np.ndarray]) -> np.ndarray:
 def reset_gradient(
     kernel: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, norms: tf.Tensor, lasso_strength: float
 ) -> tf.Tensor:
-    """G_j = m_j g_j + lambda Q_j / ||Q_j|| (gradient resetting, section 3.3), and 0 for the penalty of a zero row.
+    """Return G_j = m_j g_j + lambda Q_j / ||Q_j|| for each row j: the reset gradient with the penalty (section 3.3).
+
+    The penalty of a zero row is 0.
 
     Args:
         kernel: Q, [..., D_in, D_out].
-        gradient: the objective's gradient averaged over all ranks, same shape.
-        mask: m, 1 = trained by the objective, 0 = left to the penalty, [..., D_out].
-        norms: row norms averaged over all ranks, [..., D_out].
+        gradient: Gradient g of the objective without the penalty, averaged over all ranks, [..., D_in, D_out].
+        mask: m, [..., D_out]: 1 if the objective trains the row, 0 if only the penalty does.
+        norms: Row norms averaged over all ranks, [..., D_out].
+        lasso_strength: lambda.
+
+    Returns:
+        [..., D_in, D_out].
     """
     direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
     return mask[..., tf.newaxis, :] * gradient + tf.constant(lasso_strength, kernel.dtype) * direction
@@ -56,12 +75,26 @@ def update_compactor(
     momentum: float,
     radial: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """One step of v = momentum v + G; Q -= lr v. Shapes as in `reset_gradient`; returns (Q, v).
+    """Make one step of momentum SGD: v = momentum v + G, then Q = Q - learning_rate v.
 
-    With `radial`, a masked row keeps only the part of its velocity that points straight to zero, and stops
-    at exactly zero, velocity too, when a step would cross it. So it dies in a straight line, in a number of
-    steps that its norm bounds; by the plain rule the speed that the objective gave it sideways makes it
-    circle around zero, and the speed it gave it outwards makes it grow first.
+    With `radial`, a masked row keeps only the part of its velocity that points to zero. If a step would take it to zero
+    or across, the row and its velocity become exactly zero. So it moves in a straight line, and its norm bounds the
+    number of steps. With the plain rule, the velocity that the objective gave the row delays it: the outward part makes
+    the row grow first, and the tangential part makes it circle around zero.
+
+    Args:
+        kernel: Q, [..., D_in, D_out].
+        velocity: v, [..., D_in, D_out].
+        gradient: As in `reset_gradient`.
+        mask: As in `reset_gradient`.
+        norms: As in `reset_gradient`.
+        learning_rate: Learning rate of this step.
+        lasso_strength: lambda of the penalty.
+        momentum: Momentum of the compactors.
+        radial: True for the rule `radial`, False for the rule `paper`.
+
+    Returns:
+        The new Q and v, [..., D_in, D_out] each.
     """
     reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength)
     kept = tf.constant(momentum, kernel.dtype) * velocity
@@ -79,14 +112,19 @@ def update_compactor(
 
 
 def last_step_to_die(rates: np.ndarray, *, lasso_strength: float, momentum: float, norm: float = 1.0) -> int:
-    """The last step at which a row may be masked and still be carried to zero by the penalty alone.
+    """Return the last step at which a row can be masked so that the penalty alone still takes it to zero.
+
+    The row is assumed to be at rest. After n steps under the penalty its speed is lambda (1 - momentum^n) / (1 -
+    momentum).
 
     Args:
-        rates: learning rate of every step, [N].
-        norm: of the row when it is masked, at rest.
+        rates: Learning rate of every step, [N].
+        lasso_strength: lambda of the penalty.
+        momentum: Momentum of the compactors.
+        norm: Norm of the row when it is masked. Compactors begin with rows of norm 1.
 
     Returns:
-        A number of steps from 0 to N; 0 as well where even N steps are too few.
+        A number of steps from 0 to N. It is also 0 if N steps are not enough.
     """
 
     def reaches_zero(first: int) -> bool:
@@ -108,13 +146,13 @@ class Selection:
     masks: list[np.ndarray]
     """For each group, bool [D]: True = trained, False = masked."""
     num_chosen: int
-    """Channels chosen before widths were rounded up; the next update may choose k more."""
+    """Number of channels chosen before the widths were rounded up; the limit of the next update is based on it."""
     macs: int
-    """Multiply-adds left at the unmasked widths."""
+    """Multiply-adds of one image at the unmasked widths."""
 
     @property
     def widths(self) -> list[int]:
-        """Unmasked channels of each group."""
+        """Number of unmasked channels of each group."""
         return [int(mask.sum()) for mask in self.masks]
 
 
@@ -127,25 +165,27 @@ def select_masks(
     min_channels: int = 1,
     round_to: int = 1,
 ) -> Selection:
-    """Choose all masks anew from the norms of channels (section 3.4).
+    """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
 
-    All channels of all groups (mostly single layers) are sorted by norm, ties by group and channel. From the
-    lowest up they are masked until the multiply-adds left are at most `target_macs` or `max_chosen` channels are
-    chosen. A group keeps `min_channels`. With `round_to`, widths count rounded up, and the channels of a group
-    that its rounding keeps are unmasked again. What is dead (norm 0) stays masked, also where the target is met
-    without it: zeros all sort as equal, so the channels that lead to the target are others from one time to the next.
+    The channels of all groups are sorted by norm, ties by group and channel. They are chosen from the lowest up, until
+    the multiply-adds that remain are at most `target_macs`, or `max_chosen` channels are chosen. Chosen channels are
+    masked, with two exceptions. Each group keeps its `min_channels` largest, and the channels that rounding its width
+    up retains. A dead channel (norm 0) stays masked, even if the target is met without it: all zeros are equal in the
+    order, so the channels chosen to reach the target could be others at each update.
 
     Args:
-        norms: norms of each group's channels, [D_i], averaged over all ranks; see `group_norms`.
-        macs: multiply-adds by width of each group.
-        target_macs: multiply-adds to reach, of one image.
-        max_chosen: how many channels may be chosen at most.
+        norms: Norms of the channels of each group, [D_i], averaged over all ranks; see `group_norms`.
+        macs: Multiply-adds by the width of each group.
+        target_macs: Multiply-adds of one image to reach.
+        max_chosen: Maximum number of channels to choose.
+        min_channels: Minimum number of channels that each group keeps.
+        round_to: Widths are rounded up to multiples of this number.
     """
     full = np.array([len(group) for group in norms])
     groups = np.repeat(np.arange(len(full)), full)[_ascending(norms)]
 
     def choose(num_lowest: int) -> tuple[int, list[int]]:
-        """How many of the lowest channels are chosen, the others being the least of their groups, and the widths."""
+        """Of the lowest channels, the number that `min_channels` lets be chosen; and the rounded widths that remain."""
         chosen = np.bincount(groups[:num_lowest], minlength=len(full)).clip(max=np.maximum(full - min_channels, 0))
         rounded = np.minimum(full, -(-(full - chosen) // round_to) * round_to)
         return int(chosen.sum()), rounded.tolist()
@@ -154,7 +194,9 @@ def select_masks(
         num_chosen, widths = choose(num_lowest)
         return num_chosen >= max_chosen or macs.total(widths) <= target_macs
 
-    # More of the lowest channels never leave more multiply-adds, so the fewest that are enough can be bisected.
+    # Bisection finds the smallest number of lowest channels that is enough, since `is_enough` never turns from True
+    # back to False: with more of them no group has fewer channels chosen or a larger width, and the multiply-adds
+    # never grow with fewer channels.
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))
@@ -169,6 +211,6 @@ def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:
 def _mask(norms: np.ndarray, num_masked: int) -> np.ndarray:
     num_dead = int((norms == 0).sum())
     mask = np.ones(len(norms), bool)
-    # At least one channel is left even where a user's own state holds nothing but zero rows.
+    # At least one channel remains, even if a state that the user made has only zero rows.
     mask[np.argsort(norms, kind="stable")[: min(max(num_masked, num_dead), len(norms) - 1)]] = 0
     return mask

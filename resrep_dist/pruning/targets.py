@@ -1,4 +1,4 @@
-"""What a target needs: channels that can be pruned, widths that reach it, time to die."""
+"""Checks that a target can be reached, and finds the last step at which masks may change."""
 
 import logging
 import math
@@ -11,20 +11,36 @@ from resrep_dist.pruning.rules import last_step_to_die
 import numpy as np
 
 _log = logging.getLogger(__name__)
-# Part of the phase after which masks stay, if no row of norm 1 could die in time after `mask_start_epochs`: with the
-# other half of the phase rows of smaller norm may still die.
+# Fraction of the phase after which masks no longer change, if a row of norm 1 that is masked at the first update
+# could not die in time. Rows of a smaller norm may still die in the rest of the phase.
 _FALLBACK_STOP_FRACTION = 0.5
 
 
 def require_prunable(model_name: str, graph: Graph) -> None:
-    """Raise a ModelError, with the first reasons, if nothing can be pruned."""
+    """Check that a model has something to prune.
+
+    Args:
+        model_name: Name of the model, for the message.
+        graph: Trace of the model.
+
+    Raises:
+        ModelError: If there are no groups. The message has the first reasons.
+    """
     if not graph.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(graph.refused.items())[:3])
         raise ModelError(f"model {model_name}: no convolution can be pruned ({reasons or 'it has none'})")
 
 
 def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
-    """Raise a ConfigError if the narrowest widths that the settings allow still miss the target."""
+    """Check that the target can be reached with the narrowest widths that the settings allow.
+
+    Args:
+        graph: Trace of the original model.
+        config: The target, `min_channels` and `round_to`.
+
+    Raises:
+        ConfigError: If these widths still have more multiply-adds than the target.
+    """
     fraction = graph.macs.total(narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
     if fraction > config.target_macs_fraction:
         raise ConfigError(
@@ -35,15 +51,26 @@ def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
 
 
 def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
-    """The fewest channels of each group that the settings allow."""
+    """Return the smallest width of each group that the settings allow.
+
+    Args:
+        graph: Trace of the original model.
+        config: `min_channels` and `round_to`.
+    """
     least = math.ceil(config.min_channels / config.round_to) * config.round_to
     return [min(least, width) for width in graph.widths]
 
 
 def fewest_channels(graph: Graph, config: PruneConfig) -> int:
-    """A lower bound of the number of channels to mask for the target.
+    """Return a lower bound for the number of channels that must be masked to reach the target.
 
-    A channel saves most while all others are there, so channels that save most are counted first, at full width.
+    A channel saves most while all others are unmasked, because the cost of a layer is a product of widths. So each
+    channel is counted with what it saves at full width, and the groups whose channels save most come first. What a real
+    selection saves with the same number of channels is at most that.
+
+    Args:
+        graph: Trace of the original model.
+        config: The target, `min_channels` and `round_to`.
     """
     widths, lowest, total = graph.widths, narrowest_widths(graph, config), graph.macs.total(graph.widths)
     missing_macs = (1.0 - config.target_macs_fraction) * total
@@ -58,15 +85,19 @@ def fewest_channels(graph: Graph, config: PruneConfig) -> int:
 
 
 def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
-    """The last step at which masks may change, so that rows masked there still die before the phase ends.
+    """Return the last step at which masks may change, so that rows masked then still die before the phase ends.
+
+    Without `mask_stop_fraction` it is the last step from which a row of norm 1 reaches zero (see `last_step_to_die`).
+    If that is not after `first_step`, it is the middle of the phase. A warning is logged if a row of norm 1 may not
+    die.
 
     Args:
-        config: its `mask_stop_fraction` counts if it is not None.
-        first_step: no mask changes before.
-        rates: the learning rate of every step of the phase, [N].
+        config: The penalty, the momentum, and `mask_stop_fraction`, which has priority if it is not None.
+        first_step: No mask changes before this step.
+        rates: Learning rate of every step of the phase, [N].
 
     Raises:
-        ConfigError: if the last step would be before `first_step`.
+        ConfigError: If the last step would be before `first_step`.
     """
     in_time = last_step_to_die(rates, lasso_strength=config.lasso_strength, momentum=config.compactor_momentum)
     if config.mask_stop_fraction is None and in_time > first_step:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from resrep_dist.monitoring.channel_images import DIED_FIRST, DIED_LAST, LIVING, MASKED, channel_colours
+from resrep_dist.monitoring.channel_images import DIED_FIRST, DIED_LAST, LIVING, MASKED, channel_colors
 from resrep_dist.reporting.run_folder import RunRecord
 
 import matplotlib
@@ -30,7 +30,7 @@ _MARKERS = {"base": "o", "trained": "s", "slim": "D", "final": "o"}
 
 
 def curves_picture(runs: Sequence[RunRecord]) -> str:
-    """Loss, top-1, multiply-adds and speed over the steps, one colour per run."""
+    """Loss, top-1, multiply-adds and speed over the steps, one color per run."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         for axes, (title, tags) in zip(figure.subplots(2, 2).flat, _CHARTS, strict=True):
@@ -74,8 +74,8 @@ def channels_picture(run: RunRecord) -> str:
     deaths = history.first_and_last_death()
     pixels = np.full([len(names), widest, 3], 255, np.uint8)
     for row, name in enumerate(names):
-        colours = channel_colours(history.masked_at[name], history.died_at[name], deaths)
-        pixels[row, : len(colours)] = colours
+        colors = channel_colors(history.masked_at[name], history.died_at[name], deaths)
+        pixels[row, : len(colors)] = colors
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 1.0 + 0.2 * len(names)), layout="constrained")
         axes = figure.subplots()
@@ -87,7 +87,7 @@ def channels_picture(run: RunRecord) -> str:
         states = {"living": LIVING, "masked": MASKED}
         if deaths != (0, 0):
             states |= {f"died at step {deaths[0]}": DIED_FIRST, f"at step {deaths[1]}": DIED_LAST}
-        patches = [Patch(color=_hex(colour), label=label) for label, colour in states.items()]
+        patches = [Patch(color=_hex(color), label=label) for label, color in states.items()]
         axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False)
         return to_svg(figure)
 
@@ -129,5 +129,5 @@ def to_svg(figure: Any) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

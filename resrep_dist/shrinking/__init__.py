@@ -1,0 +1,1 @@
+"""Replaces the model in training by a smaller one when enough channels are dead."""

@@ -1,4 +1,4 @@
-"""Convolution, batch norm and compactor folded and set up again at the surviving width."""
+"""Folds convolution, batch norm and compactor, and sets all three up again at the width of the surviving channels."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,10 +18,19 @@ from tensorflow import keras
 
 
 def refolded(model: keras.Model, graph: Graph) -> keras.Model:
-    """Convolution, batch norm and compactor folded (section 3.2) and set up anew as wide as the compactor.
+    """Fold convolution, batch norm and compactor (section 3.2), and set them up again as wide as the compactor.
 
-    The new compactor is the diagonal of the row norms, so that the ranking goes on; the convolution takes the
-    rest. The batch norm changes nothing until `calibrate` gives it statistics.
+    The convolution receives the folded kernel with rows of the compactor divided by their norms, and the new compactor
+    is the diagonal matrix of these norms. So every row keeps its norm. The ranking of the channels, the penalty and the
+    distance of a masked row to zero depend on nothing else, and pruning continues where it was. With an identity
+    instead, all norms would be 1 again. The batch norm does not change its input until `calibrate` gives it statistics.
+
+    Args:
+        model: A model with compactors whose dead channels are removed, see `without_channels`.
+        graph: Trace of the original model.
+
+    Returns:
+        A new model with the same outputs in inference.
     """
     live = live_graph(model, graph)
     compacted = {layer.name: layer for layer in live.layers}
@@ -31,7 +40,7 @@ def refolded(model: keras.Model, graph: Graph) -> keras.Model:
         changes: dict[str, Any] = {}
         if layer.name in compacted:
             changes = width_behind_compactor(model, live, compacted[layer.name])
-            # What the folded offset needs a place in.
+            # The bias receives the folded offset.
             changes |= {} if compacted[layer.name].batch_norm else {"use_bias": True}
         elif layer.name in batch_norms:
             changes = {"scale": True, "center": True}
@@ -49,7 +58,11 @@ def refolded(model: keras.Model, graph: Graph) -> keras.Model:
 
 
 def refolded_layers(graph: Graph) -> set[str]:
-    """Names of the layers that `refolded` sets up anew."""
+    """Return the names of the layers that `refolded` sets up again.
+
+    Args:
+        graph: Trace of the original model.
+    """
     names = {name for layer in graph.layers for name in (layer.name, layer.batch_norm, layer.compactor)}
     return {name for name in names if name is not None}
 
@@ -57,13 +70,22 @@ def refolded_layers(graph: Graph) -> set[str]:
 def norm_velocities(
     model: keras.Model, narrow: keras.Model, graph: Graph, velocities: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The compactors' velocities of a `refolded` model: row norms go on as fast as they did in the model before.
+    """Return the velocities of the compactors of a refolded model: each row norm changes as fast as before.
 
-    Without, each refolding would stop rows that are dying, and at a momentum of 0.99 they take 100 steps to be as fast
-    again. The velocity across a row has no like in the new compactor.
+    A row of the new compactor is its norm times a unit vector. Only the radial part of the old velocity, Q_j v_j /
+    ||Q_j||, changes the norm, and it continues along the new row. The tangential part turned the row. It has no
+    counterpart, since the direction of the row is now a part of the convolution's kernel. Without these velocities each
+    refolding would stop the rows that are dying, which need about 100 steps to regain their speed at a momentum of
+    0.99.
 
     Args:
-        velocities: by the names of their weights, of the model before.
+        model: The model before `refolded`.
+        narrow: The model after `refolded`.
+        graph: Trace of the original model.
+        velocities: Velocities of the model before, by the names of their weights.
+
+    Returns:
+        Velocities of the compactors, by the names of their weights. That of a zero row is 0.
     """
     result = {}
     for layer in graph.layers:
@@ -76,9 +98,15 @@ def norm_velocities(
 
 
 def calibrate(model: keras.Model, graph: Graph, batches: Iterable[tf.Tensor], cluster: Cluster) -> None:
-    """Give the batch norms of a refolded model the statistics of these images, without a change of the function.
+    """Set the statistics of the batch norms of a refolded model, without changing its outputs. A collective.
 
-    A collective; the statistics are those of all ranks' images.
+    Scale and offset of each batch norm are adjusted to the new statistics.
+
+    Args:
+        model: The refolded model.
+        graph: Trace of the original model.
+        batches: This rank's images, [B, height, width, channels] each. The statistics are those of all ranks' images.
+        cluster: The ranks.
     """
     pairs = [(layer.name, layer.batch_norm) for layer in graph.layers if layer.batch_norm]
     if not pairs:

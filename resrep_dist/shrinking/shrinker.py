@@ -1,4 +1,4 @@
-"""When the model in training shrinks, and the state of the run that goes on with the smaller one."""
+"""Decides when the model in training shrinks, and creates the state with the smaller model."""
 
 import dataclasses
 import logging
@@ -22,12 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 class Shrinker:
-    """Decides when a model shrinks, and makes the smaller ones.
+    """Decides when a model shrinks, and creates the smaller ones.
 
     Args:
-        graph: of the original model.
-        interval_steps: steps from one look at it to the next; that of the masks.
-        cluster: the ranks, which average the statistics of refolded batch norms.
+        graph: Trace of the original model.
+        config: Mode, and how much a shrink must save.
+        interval_steps: Number of steps from one decision to the next; that of the masks.
+        cluster: The ranks, over which the statistics of refolded batch norms are averaged.
     """
 
     def __init__(self, graph: Graph, config: ShrinkConfig, interval_steps: int, cluster: Cluster) -> None:
@@ -35,20 +36,28 @@ class Shrinker:
         self._base_macs = graph.macs.total(graph.widths)
 
     def is_due(self, step: int) -> bool:
-        """True if a shrink is considered after `step` steps."""
+        """Return True if a shrink is considered after this step.
+
+        Args:
+            step: Number of steps made.
+        """
         return self._config.mode != "off" and step % self._interval_steps == 0
 
     def next_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> dict[str, Any] | None:
-        """The channels that the model should keep from now on, as JSON; None if it stays as it is.
+        """Decide which channels the model keeps from now on.
 
         Args:
-            dead: for each group bool [width of the model], see `Pruner.dead`.
+            state: The state of the run.
+            dead: For each group bool [width of the model], see `Pruner.dead`.
+
+        Returns:
+            The channels as a JSON value, or None if the model stays as it is.
         """
         assert state.channels is not None
-        # A run may go on in another mode than it began in; what was folded stays folded.
+        # A run can resume in another mode. A model that was refolded stays so.
         is_refolded = state.channels.is_refolded or self._config.mode == "refold"
         channels = dataclasses.replace(state.channels.without(dead), is_refolded=is_refolded)
-        # Constants cost a look at every layer; where too few channels are dead there is no need.
+        # `removable` looks at every layer, which is not needed if too few channels are dead.
         if not self._is_worth(state, channels):
             return None
         going = removable(state.model, self._graph, dead)
@@ -56,21 +65,26 @@ class Shrinker:
         return dataclasses.asdict(channels) if self._is_worth(state, channels) else None
 
     def at(self, whole: TrainState, channels: KeptChannels) -> TrainState:
-        """A state with these channels for values to be loaded into; `whole` itself if it has all of them.
+        """Create a state with the given channels, into which values can be loaded.
 
         Args:
-            whole: the state at full width.
+            whole: The state at full width.
+            channels: The channels that the model should have.
+
+        Returns:
+            A new state; `whole` itself if it has these channels.
         """
         if channels == whole.channels:
             return whole
         return whole.for_model(with_channels(whole.model, self._graph, channels), channels)
 
     def shrink(self, state: TrainState, channels: KeptChannels, batches: Iterable[tf.Tensor]) -> TrainState:
-        """The run's state with a smaller model; a collective if it is refolded.
+        """Create the state of the run with a smaller model. A collective if the model is refolded.
 
         Args:
-            channels: those that the smaller model has.
-            batches: this rank's images for the statistics of batch norms; taken only if they are needed.
+            state: The state of the run.
+            channels: The channels that the smaller model has.
+            batches: This rank's images for the statistics of batch norms; used only if the model is refolded.
         """
         assert state.channels is not None
         dead = channels.lost_from(state.channels)
@@ -79,19 +93,28 @@ class Shrinker:
         if channels.is_refolded:
             before, model = model, refolded(model, self._graph)
             calibrate(model, self._graph, batches, self._cluster)
-            # What was folded begins at rest, but for the row norms.
+            # Refolded layers begin at rest, except for the row norms.
             folded = refolded_layers(self._graph)
             of_norms = norm_velocities(before, model, self._graph, velocities)
             velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
         return state.for_model(model, channels, velocities)
 
     def macs_fraction(self, state: TrainState) -> float:
-        """Multiply-adds of the model in training, compactors among them, as a fraction of the base model's."""
+        """Return the multiply-adds of the model in training, with compactors, as a fraction of those of the base model.
+
+        Args:
+            state: The state of the run.
+        """
         assert state.channels is not None
         return self._macs(state, state.channels) / self._base_macs
 
     def warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
-        """Log why `exact` will not train what `off` would train, if that is so."""
+        """Log a warning if the mode `exact` will not give the results of `off`, with the reasons.
+
+        Args:
+            model: The model in training.
+            gradient_clip_norm: Limit of the gradients' norm; None for no limit.
+        """
         reasons = []
         if random := [
             layer.name for layer in model.layers if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)

@@ -1,4 +1,4 @@
-"""A live model at smaller widths, its optimizer's state with it: pruning that gets cheaper while it prunes."""
+"""Removes dead channels from a model in training and from the velocities of its optimizer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,11 +20,15 @@ _BatchNorm = keras.layers.BatchNormalization
 
 
 def with_channels(model: keras.Model, graph: Graph, channels: KeptChannels) -> keras.Model:
-    """A model of the shape that a run has with these channels, for weights to be loaded into.
+    """Return a model of the shape that a run has with the given channels, into which weights can be loaded.
 
     Args:
-        model: with compactors, at full width; returned as it is if all channels are kept.
-        graph: of the original model.
+        model: A model with compactors, at full width.
+        graph: Trace of the original model.
+        channels: The channels that the model should have.
+
+    Returns:
+        A new model; `model` itself if all channels are kept.
     """
     if channels == KeptChannels.all_of(graph):
         return model
@@ -33,10 +37,19 @@ def with_channels(model: keras.Model, graph: Graph, channels: KeptChannels) -> k
 
 
 def removable(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Those of the dead channels, for each group bool [D], that a live model can lose.
+    """Return the dead channels that a model in training can lose.
 
-    A channel that is a constant behind a batch norm or a sigmoid can where what it gives to a consumer can go into
-    the consumer's bias, or into the running mean of the batch norm right behind it.
+    After a batch norm or a sigmoid, a dead channel can have a constant value that is not 0. Such a channel can be
+    removed if what it contributes to each of its consumers can be added to the consumer's bias, or to the running mean
+    of the batch norm that directly follows the consumer.
+
+    Args:
+        model: A model with compactors.
+        graph: Trace of the original model.
+        dead: For each group bool [D], see `dead_channels`.
+
+    Returns:
+        For each group bool [D].
     """
     live = live_graph(model, graph)
     result = [channels.copy() for channels in dead]
@@ -50,12 +63,17 @@ def removable(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> l
 
 
 def without_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
-    """The model with compactors without these `removable` channels; the function is the same.
+    """Return the model with compactors without dead channels. Its outputs in inference are the same.
 
-    Where all consumers receive zeros from dead channels, as in models without depthwise layers, the gradients of
-    everything that stays are the same too; also where a batch norm follows the consumer, since it takes any
-    constant out (its running mean alone then goes another way). Not so with dropout, whose random numbers change with
-    the width, and with a limit on the gradients' norm, in which rows that are gone no longer count.
+    If all consumers receive zeros from dead channels, as in models without depthwise layers, the gradients of all other
+    weights are the same too. That also holds if a batch norm follows the consumer, since it subtracts any constant;
+    only its running mean then differs. It does not hold with dropout, whose random numbers depend on the width, and
+    with a limit on the norm of the gradients, which no longer includes the removed rows.
+
+    Args:
+        model: A model with compactors.
+        graph: Trace of the original model.
+        dead: For each group bool [D], channels that are `removable`.
     """
     live = live_graph(model, graph)
     narrow = copy_clusters(keep_channels(model, live, [~channels for channels in dead]), model)
@@ -74,12 +92,22 @@ def without_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray
 def narrow_velocities(
     model: keras.Model, graph: Graph, dead: Sequence[np.ndarray], velocities: Mapping[str, tf.Variable]
 ) -> dict[str, np.ndarray]:
-    """The velocities, by the names of their weights, of the model without these channels."""
+    """Return the velocities of the model without dead channels.
+
+    Args:
+        model: The model before `without_channels`.
+        graph: Trace of the original model.
+        dead: For each group bool [D], the channels that are removed.
+        velocities: Velocities of the model, by the names of their weights.
+
+    Returns:
+        Velocities by the names of their weights.
+    """
     variables = model_variables(model)
     weights = {name: variable.numpy() for name, variable in variables.items()}
     try:
-        # A velocity loses the same rows and columns as its weight. The surgery reads its arrays from a model's
-        # weights, so the velocities stand in their place while it does, and no second model is built for them.
+        # A velocity loses the same rows and columns as its weight. The surgery reads arrays from a model's weights. So
+        # the velocities are assigned to the weights while it does, which needs no second model.
         for name, variable in variables.items():
             variable.assign(velocities[name] if name in velocities else tf.zeros_like(variable))
         narrow = kept_weights(model, live_graph(model, graph), [~channels for channels in dead])
@@ -92,6 +120,6 @@ def narrow_velocities(
 
 
 def _batch_norm_behind(layer: keras.layers.Layer) -> keras.layers.BatchNormalization | None:
-    """The batch norm that alone receives a layer's output."""
+    """Return the batch norm that is the only layer to receive a layer's output; None otherwise."""
     followers = [node.layer for node in layer.outbound_nodes]
     return followers[0] if len(followers) == 1 and isinstance(followers[0], _BatchNorm) else None

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample once, over all ranks or on this process alone."""
+"""Exact evaluation: each sample counts once, on several ranks or on one process."""
 
 from collections.abc import Sequence
 
@@ -13,23 +13,33 @@ from tensorflow import keras
 
 
 class Evaluator:
-    """Accuracy and Keras metrics of one model, compiled once however often it is called.
+    """Accuracy and Keras metrics of one model, compiled once for all calls.
 
     Args:
-        metrics: names of Keras metrics; they get probabilities, also where the model gives logits.
+        model: A model with logits or probabilities as output, [B, classes].
+        metrics: Names of Keras metrics. They receive probabilities, even if the model returns logits.
+
+    Raises:
+        ConfigError: If a metric is unknown or cannot be used; see `make_metrics`.
     """
 
     def __init__(self, model: keras.Model, metrics: Sequence[str] = ()) -> None:
         self._model, self._names = model, list(metrics)
         self._metrics = make_metrics(metrics, model)
-        # Of fewer than six classes the best five are all or all but none: no top-5 then.
+        # With five classes or fewer every sample would be correct, so there is no top-5.
         self._num_best = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
         self._count_correct = tf.function(self._count, reduce_retracing=True)
 
     def evaluate(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
-        """`top1` and, for six classes and more, `top5`, percent, and each metric under its name.
+        """Evaluate the model on all samples of a data source. A collective if a cluster is given.
 
-        With a cluster the ranks share the work, all get the result, and it is a collective.
+        Args:
+            source: The data.
+            batch_size: Number of samples per batch on each rank.
+            cluster: The ranks that share the samples; all receive the result. None to evaluate on this process alone.
+
+        Returns:
+            `top1` and, for more than five classes, `top5` in percent, and the value of each metric under its name.
         """
         for metric in self._metrics:
             metric.reset_state()
@@ -49,7 +59,13 @@ class Evaluator:
         return values | {name: float(m.result()) for name, m in zip(self._names, self._metrics, strict=True)}
 
     def top1(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> float:
-        """Percent; see `evaluate`."""
+        """Return the top-1 accuracy in percent; see `evaluate`.
+
+        Args:
+            source: The data.
+            batch_size: Number of samples per batch on each rank.
+            cluster: The ranks that share the samples; None for this process alone.
+        """
         return self.evaluate(source, batch_size, cluster)["top1"]
 
     def _count(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -58,7 +74,7 @@ class Evaluator:
             probabilities = outputs if ends_in_softmax(self._model) else tf.nn.softmax(outputs)
             for name, metric in zip(self._names, self._metrics, strict=True):
                 update_metric(metric, name, labels, probabilities)
-        # Of equal outputs the class that comes first is the better one, as for argmax.
+        # If outputs are equal, the class with the lower number wins, as in argmax.
         best = tf.cast(tf.math.top_k(outputs, max(self._num_best.values())).indices, labels.dtype)
         is_hit = tf.cast(best == labels[:, tf.newaxis], tf.int64)
         return tf.stack([tf.reduce_sum(is_hit[:, :num_best]) for num_best in self._num_best.values()])

@@ -1,10 +1,12 @@
 """Callbacks for `model.fit` with a ResRepOptimizer: masks, checkpoints, curves.
 
-They do in `fit` what the trainer does in its loop. Give them in this order: the later ones need the first. On
-several ranks every rank calls `fit` with the same arguments on its own part of the batches, all parts equal in
-size: Keras averages the loss of a rank's part, and the mean of means is the mean only then. Keras itself knows
-nothing of the ranks, so the batch-norm statistics drift apart between two uses of them and are averaged before
-each; since the running average is linear, that is the same as averaging at every step.
+They do in `fit` what the trainer does in its loop. Pass them in the order of this file, since the others need
+ChannelMasks to have run before.
+
+With several ranks, every rank calls `fit` with the same arguments on its own part of each batch, and all parts have the
+same size. Keras averages the loss over a rank's part, and the mean of these means is the mean over the batch only if
+the parts are equal. Keras does not know the other ranks, so the batch-norm statistics of the ranks drift apart. They
+are averaged before each use. Since a running average is linear, that gives the same as averaging at every step.
 """
 
 from pathlib import Path
@@ -29,12 +31,14 @@ class ChannelMasks(keras.callbacks.Callback):
     """Gives all ranks the state of rank 0 at the start, and chooses masks from `first_step` to `last_step`.
 
     Attributes:
-        state: what the fit carries from step to step; None before it starts.
+        state: What the fit carries from step to step; None before it starts.
 
     Args:
-        graph: what `trace` found; the model that is fitted is `insert_compactors(model, graph)`.
-        config: says how masks are chosen; rates and the penalty are the optimizer's.
-        cluster: the one that the optimizer has.
+        graph: The result of `trace`; the fitted model is `insert_compactors(model, graph)`.
+        config: How masks are chosen. Learning rate and penalty are settings of the optimizer.
+        first_step: No mask is chosen before this step.
+        last_step: No mask changes after this step; see `last_mask_step`.
+        cluster: The cluster that the optimizer has too; None for one created here.
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class ChannelMasks(keras.callbacks.Callback):
         return self.state.step if self.state else 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the compactors and give all ranks one state.
+        """Find the compactors and give all ranks the state of rank 0. A collective.
+
+        Args:
+            logs: Not used; part of the Keras interface.
 
         Raises:
-                UserError: for another optimizer, or one that does not average over the same ranks.
+            UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks.
         """
         optimizer = self.model.optimizer
         if not isinstance(optimizer, ResRepOptimizer):
@@ -80,18 +87,22 @@ class ChannelMasks(keras.callbacks.Callback):
         self.share()
 
     def share(self) -> None:
-        """Give all ranks the state of rank 0; a collective."""
+        """Give all ranks the state of rank 0. A collective."""
         state = _started(self, self)
         state.share(self.cluster)
         state.step = int(state.optimizer.iterations.numpy())
 
     def agree(self) -> None:
-        """Average the batch-norm statistics, then compare all state over the ranks; a collective."""
+        """Average the batch-norm statistics, then compare the whole state over the ranks. A collective.
+
+        Raises:
+            DisagreementError: On every rank, if the state of a rank differs.
+        """
         self.average_statistics()
         _started(self, self).agree(self.cluster)
 
     def average_statistics(self) -> None:
-        """Give batch norm the average of the ranks' statistics; a collective."""
+        """Set the batch-norm statistics to their average over the ranks. A collective."""
         if self.cluster.size > 1 and self._statistics:
             summed = self.cluster.sum(self._statistics, "statistics")
             for variable, value in zip(self._statistics, summed, strict=True):
@@ -106,19 +117,25 @@ class ChannelMasks(keras.callbacks.Callback):
             self.pruner.update()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Validation inside `fit` uses one state on all ranks."""
+        """Average the batch-norm statistics, so that all ranks validate the same model."""
         if self.state:
             self.average_statistics()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Leave one state on all ranks."""
+        """Compare the final state over the ranks."""
         self.agree()
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Resumes from the newest checkpoint in `folder`, and saves every `interval_steps` and at the end.
+    """Resumes from the newest checkpoint of a folder; saves every `interval_steps`, and at the end.
 
-    The data is the caller's: begin it at `saved_step()`, and give `fit` the matching `initial_epoch`.
+    The caller positions the data: start it at `saved_step()`, and pass the matching `initial_epoch` to `fit`.
+
+    Args:
+        folder: Folder of the checkpoints.
+        masks: The callback that has the state.
+        interval_steps: Number of steps from one checkpoint to the next.
+        num_kept: Number of checkpoints that are kept.
     """
 
     def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int, num_kept: int = 3) -> None:
@@ -127,26 +144,26 @@ class Checkpoints(keras.callbacks.Callback):
         self._interval_steps = interval_steps
 
     def saved_step(self) -> int:
-        """The step of the newest checkpoint, 0 without one; a collective."""
+        """Return the step of the newest checkpoint, or 0 if there is none. A collective."""
         return self._masks.cluster.from_root(self._saved_step)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restore on rank 0 and give all ranks the state."""
+        """Restore the newest checkpoint on rank 0 and give all ranks its state."""
         state = _started(self._masks, self)
         state.num_chosen = self._masks.cluster.from_root(lambda: self._restore(state))
         self._masks.share()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save if it is due."""
+        """Save a checkpoint if it is due."""
         if self._masks.step % self._interval_steps == 0:
             self._save()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Save the last state."""
+        """Save the final state."""
         self._save()
 
     def _saved_step(self) -> int:
-        # Without variables it is verified and nothing is loaded.
+        # Without variables the checkpoint is verified, but nothing is loaded.
         position = self._checkpoints.restore_newest({}, is_whole=False)
         return position["step"] if position else 0
 
@@ -162,7 +179,13 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class PruningCurves(keras.callbacks.Callback):
-    """TensorBoard on rank 0: the loss and metrics of `fit`, the learning rate, multiply-adds, widths, row norms."""
+    """Writes TensorBoard curves on rank 0: loss and metrics of `fit`, learning rate, multiply-adds, widths, row norms.
+
+    Args:
+        folder: Folder of the event files.
+        masks: The callback that has the state.
+        interval_steps: Number of steps from one point to the next.
+    """
 
     def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int = 100) -> None:
         super().__init__()
@@ -170,7 +193,7 @@ class PruningCurves(keras.callbacks.Callback):
         self._monitor = Monitor("fit", Path(folder) if masks.cluster.is_root else None, None, 0)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Open the curves where the run stands."""
+        """Open the curves at the current step."""
         _started(self._masks, self)
         self._monitor.start(self._masks.step, write_layout)
 
@@ -185,7 +208,7 @@ class PruningCurves(keras.callbacks.Callback):
             self._monitor.histograms(step, histograms)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Add the validation that `fit` made."""
+        """Add the results of the validation inside `fit`."""
         values = {n.removeprefix("val_"): float(v) for n, v in (logs or {}).items() if n.startswith("val_")}
         self._monitor.scalars(self._masks.step, {f"validation/{name}": value for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""A state in training, and what is compiled for its model."""
+"""The state of a phase, and the objects that are compiled for its model."""
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import TrainingConfig
@@ -18,12 +18,21 @@ from tensorflow import keras
 
 
 class LiveModel:
-    """The state of a phase with the step, the evaluator and (with a graph) the pruner that work on it.
+    """The state of a phase with the step, the evaluator and, if it prunes, the pruner.
+
+    Attributes:
+        state: The current state; `follow` replaces it.
+        step: The compiled training step.
+        evaluator: The compiled evaluation.
+        pruner: Chooses the masks; None without a graph.
 
     Args:
-        model: ready for training, see `model_for_training`; with a graph its compactors are in it.
-        graph: of the original model; None for plain training.
-        channels: the original channels that the model has; None means all.
+        model: Model ready for training, see `model_for_training`. With a graph it has the graph's compactors.
+        graph: Trace of the original model; None for training without pruning.
+        plan: Length, learning rate and settings of the phase.
+        training: Settings of the training steps.
+        cluster: The ranks.
+        channels: The original channels that the model has; None for all.
     """
 
     def __init__(
@@ -44,7 +53,11 @@ class LiveModel:
         self.follow(state)
 
     def follow(self, state: TrainState) -> None:
-        """Go on with this state, whose model may be another."""
+        """Continue with another state of the same run.
+
+        Args:
+            state: A state whose model may be smaller.
+        """
         self.state = state
         self.evaluator = Evaluator(state.model, self._metrics)
         self.step.follow(state)

@@ -1,4 +1,4 @@
-"""Loss and metrics by Keras' names, for integer labels and a model that gives logits or probabilities."""
+"""Losses and metrics by their Keras names, for integer labels and models that return logits or probabilities."""
 
 import difflib
 import functools
@@ -14,29 +14,34 @@ import tensorflow as tf
 from tensorflow import keras
 
 SampleLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""(labels [B], outputs [B, classes]) -> the loss of each sample [B]."""
+"""A function of labels [B] and outputs [B, classes] that returns the loss of each sample, [B]."""
 
 _DEFAULT_LOSS = "sparse_categorical_crossentropy"
-# What the modules hold beside losses and metrics of labels and outputs.
+# Names in these Keras modules that are not losses or metrics of labels and outputs.
 _NO_LOSS_OR_METRIC = {
     "get", "serialize", "deserialize", "Loss", "Reduction", "Metric", "Mean", "Sum", "MeanTensor", "MeanMetricWrapper",
 }  # fmt: skip
-# They have no `from_logits`, and logits would give a number that means nothing.
+# They have no option `from_logits`, and would return meaningless numbers for logits.
 _OF_PROBABILITIES_ONLY = {"kl_divergence", "KLDivergence", "poisson", "Poisson"}
 
 
 def make_loss(config: TrainingConfig, model: keras.Model) -> SampleLoss:
-    """The loss that the configuration names, per sample, times the weight of the sample's class.
+    """Create the configured loss: the loss of each sample, times the weight of its class.
 
-    Losses whose name begins with `sparse` get the labels as they are, all others as one-hot vectors.
-    A weighted sum is divided by the number of samples, as in `fit(class_weight=...)`.
+    Losses whose names begin with `sparse` receive labels, all others one-hot vectors. The sum of the weighted losses is
+    divided by the number of samples, as in `fit(class_weight=...)`.
+
+    Args:
+        config: Loss, label smoothing and class weights.
+        model: The model whose outputs the loss receives.
 
     Raises:
-        ConfigError: for an unknown name, a loss that is not one number per sample, options that it has not.
+        ConfigError: If the name is unknown, the loss does not return one number per sample, or it lacks a configured
+            option.
     """
     name = config.loss
     if name == _DEFAULT_LOSS and config.label_smoothing:
-        # The same loss; the sparse form has no option for it.
+        # It is the same loss, but the sparse form has no label smoothing.
         name = "categorical_crossentropy"
     options = {"from_logits": not ends_in_softmax(model), "reduction": keras.losses.Reduction.NONE}
     if config.label_smoothing:
@@ -53,10 +58,15 @@ def make_loss(config: TrainingConfig, model: keras.Model) -> SampleLoss:
 
 
 def make_metrics(names: Sequence[str], model: keras.Model) -> list[keras.metrics.Metric]:
-    """Keras metrics by name, made for one-hot labels and probabilities; see `update_metric`.
+    """Create Keras metrics by name, for one-hot labels and probabilities; see `update_metric`.
+
+    Args:
+        names: Names of metrics in `keras.metrics`, or of registered ones.
+        model: The model whose number of classes they need.
 
     Raises:
-        ConfigError: for an unknown name, or a metric whose state cannot be summed over the ranks.
+        ConfigError: If a name is unknown, a metric cannot be used on labels and outputs, or its state cannot be summed
+            over the ranks.
     """
     num_classes = int(model.output_shape[-1])
     options = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False}
@@ -82,7 +92,14 @@ def make_metrics(names: Sequence[str], model: keras.Model) -> list[keras.metrics
 
 
 def update_metric(metric: keras.metrics.Metric, name: str, labels: tf.Tensor, probabilities: tf.Tensor) -> None:
-    """Add samples to a metric; those whose name begins with `sparse` get labels, all others one-hot vectors."""
+    """Add samples to a metric.
+
+    Args:
+        metric: The metric.
+        name: Its name. If it begins with `sparse`, the metric receives labels, otherwise one-hot vectors.
+        labels: Integer labels, [B].
+        probabilities: Outputs of a softmax, [B, classes].
+    """
     metric.update_state(_labels_for(name, labels, int(probabilities.shape[-1])), probabilities)
 
 

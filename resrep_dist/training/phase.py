@@ -1,4 +1,4 @@
-"""What a phase of a run is made of: its section of the configuration, its data, its model."""
+"""What a phase of a run consists of: its section of the configuration, its plan, its data, its model."""
 
 import dataclasses
 
@@ -16,7 +16,15 @@ from tensorflow import keras
 
 
 def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
-    """The section of the configuration that says how long and at what rate."""
+    """Return the section of the configuration that sets the length and the learning rate of a phase.
+
+    Args:
+        config: The configuration of the run.
+        graph: What the phase prunes; None for training without pruning.
+
+    Raises:
+        ConfigError: If the section is missing.
+    """
     phase = config.train if graph or config.prune is None else config.base
     if phase is None:
         raise ConfigError("base: missing; training without a graph needs the section `base`")
@@ -24,7 +32,14 @@ def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
 
 
 def pruning_of(config: Config) -> PruneConfig:
-    """The section `prune`, which a phase with a graph needs."""
+    """Return the section `prune`, which a phase with a graph needs.
+
+    Args:
+        config: The configuration of the run.
+
+    Raises:
+        ConfigError: If the section is missing.
+    """
     if config.prune is None:
         raise ConfigError("prune: missing; expected with a graph, since the section says what to prune")
     return config.prune
@@ -32,37 +47,47 @@ def pruning_of(config: Config) -> PruneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """What a phase follows: its sections of the configuration, when it ends, its learning rate."""
+    """The settings of a phase, with its length in steps and its learning rate."""
 
     phase: PhaseConfig
+    """Length, learning rate, momentum and weight decay."""
     prune: PruneConfig | None
-    """None for a phase that does not prune."""
+    """What is pruned, and how; None for a phase that does not prune."""
     global_batch_size: int
+    """Number of samples per step, over all ranks."""
     steps_per_epoch: float
+    """Number of steps per epoch; not rounded."""
     num_steps: int
+    """Planned number of steps."""
     max_steps: int
-    """The end if masked rows are still alive after `num_steps`."""
+    """Number of steps with the full extension, which is made while masked rows are still alive."""
     schedule: PhaseSchedule
+    """Learning rate of each step."""
 
     def to_steps(self, num_epochs: float) -> int:
-        """Number of steps in so many epochs; at least one."""
+        """Return the number of steps of a number of epochs, at least 1.
+
+        Args:
+            num_epochs: Number of epochs.
+        """
         return _to_steps(num_epochs, self.steps_per_epoch)
 
     def require_prune(self) -> PruneConfig:
-        """The section `prune`, which a phase with a graph has."""
+        """Return the section `prune`, which the plan of a phase with a graph has."""
         assert self.prune is not None, "the plan was made without a graph"
         return self.prune
 
 
 def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePlan:
-    """The plan of a phase.
+    """Create the plan of a phase.
 
     Args:
-        graph: what is pruned; None for plain training.
-        num_samples: size of the training set.
+        config: The configuration of the run.
+        graph: What the phase prunes; None for training without pruning.
+        num_samples: Size of the training set.
 
     Raises:
-        ConfigError: if the section that the phase needs is missing.
+        ConfigError: If a section that the phase needs is missing.
     """
     phase, batch_size = phase_of(config, graph), config.data.global_batch_size
     prune = pruning_of(config) if graph else None
@@ -74,7 +99,17 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
-    """Refuse data of other classes, and batches with less than one sample for a rank."""
+    """Check that the training data fits the settings.
+
+    Args:
+        config: The configuration of the run.
+        train_data: The training set.
+        num_ranks: Number of ranks.
+
+    Raises:
+        ConfigError: If the data has another number of classes, or the global batch has less than one sample for each
+            rank and accumulation step.
+    """
     if train_data.num_classes != config.model.num_classes:
         raise ConfigError(
             f"model.num_classes: received {config.model.num_classes}, "
@@ -89,7 +124,15 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:
-    """Refuse images of another shape than the model takes."""
+    """Check that the images have the shape that the model expects.
+
+    Args:
+        model: The model.
+        source: The data.
+
+    Raises:
+        ConfigError: If the shapes differ.
+    """
     expected, received = model.input_shape[1:], source.first_images(1).shape[1:]
     if any(wanted not in (None, found) for wanted, found in zip(expected, received, strict=True)):
         raise ConfigError(
@@ -99,7 +142,17 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
 
 
 def model_for_training(model: keras.Model, graph: Graph | None, config: Config, cluster: Cluster) -> keras.Model:
-    """The model flat, with the graph's compactors in it, in the configured precision; itself where it is like that."""
+    """Return the flat model with compactors and the configured precision and batch norm.
+
+    Args:
+        model: A functional Keras model.
+        graph: Trace of the model; None for training without pruning.
+        config: The configuration of the run.
+        cluster: The ranks, over which batch norms are synchronized.
+
+    Returns:
+        A copy, or the model itself if nothing has to be changed.
+    """
     model = insert_compactors(model, graph) if graph else flatten(model)
     model = with_precision(model, config.training.precision)
     if config.training.sync_batch_norm:

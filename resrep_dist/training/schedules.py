@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm-up, then a cosine or steps, then the extension."""
+"""Learning-rate schedules: a warm-up, then a cosine or milestones, then the extension."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,17 @@ from tensorflow import keras
 
 
 class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine to zero or, with milestones, one factor at each of them.
+    """Linear warm-up, then a cosine to zero, or milestones at which the rate is multiplied by a factor.
 
-    The extension behind the last step is one more cosine, at a tenth of the peak.
+    The extension after the last step is another cosine, which begins at a tenth of the peak.
+
+    Args:
+        peak: Learning rate at the end of the warm-up.
+        num_steps: Number of steps without the extension.
+        warmup_steps: Number of steps of the warm-up.
+        extension_steps: Number of steps of the extension.
+        milestone_steps: Steps at which the rate is multiplied by `milestone_factor`; empty for a cosine.
+        milestone_factor: The factor.
     """
 
     def __init__(
@@ -31,6 +39,14 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.milestone_steps, self.milestone_factor = list(milestone_steps), milestone_factor
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Return the learning rate of a step.
+
+        Args:
+            step: Number of the step, counted from 0; a tensor of any shape.
+
+        Returns:
+            A tensor of the same shape.
+        """
         step = tf.cast(step, tf.float64)
         warmup = (step + 1.0) / max(self.warmup_steps, 1)
         extension = (step - self.num_steps) / max(self.extension_steps, 1)
@@ -48,11 +64,22 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.milestone_factor ** tf.reduce_sum(tf.cast(is_passed, step.dtype), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the settings from which Keras builds the schedule again."""
         return dict(vars(self))
 
 
 def phase_schedule(phase: PhaseConfig, global_batch_size: int, num_steps: int, extension_steps: int) -> PhaseSchedule:
-    """The schedule of a phase; the rate goes by the global batch, never by the number of ranks."""
+    """Create the schedule of a phase.
+
+    The learning rate is scaled by the global batch size relative to `reference_batch_size`, if that is set. It never
+    depends on the number of ranks.
+
+    Args:
+        phase: Learning rate, warm-up and milestones.
+        global_batch_size: Number of samples per step, over all ranks.
+        num_steps: Number of steps of the phase.
+        extension_steps: Number of steps of its extension.
+    """
     scale = global_batch_size / (phase.reference_batch_size or global_batch_size)
     steps_per_epoch = num_steps / phase.num_epochs
     return PhaseSchedule(

@@ -1,4 +1,4 @@
-"""The story of one training phase: resume, step, masks, shrinks, evaluations, checkpoints, end."""
+"""Runs one training phase: steps, masks, shrinks, evaluations and checkpoints."""
 
 import gc
 import itertools
@@ -34,26 +34,31 @@ _log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Train a model on the ranks of a cluster; with a graph, prune it meanwhile.
+    """Trains a model on the ranks of a cluster, and prunes it if a graph is given.
 
     Attributes:
-        state: of the run; its model is a copy of `model` with compactors in it, in the configured precision.
-        pruner: chooses the masks; None without a graph.
-        validation_top1: of the last evaluation, percent; None before the first.
+        state: State of the run. Its model is a copy of `model` with compactors, in the configured precision.
+        pruner: Chooses the masks; None without a graph.
+        validation_top1: Top-1 accuracy of the last evaluation, percent; None before the first one.
+        collective_seconds: Time of the step's collective alone, measured at the last evaluation; None before, and on
+            one rank.
 
     Args:
-        model: a functional Keras model.
-        graph: what `trace(model)` found; None for plain training.
-        config: the run's configuration. The phase is `train`, or `base` without a graph in a configuration that has
-            a section `prune`.
-        cluster: the ranks; by default those that the launcher started.
-        workdir: folder of checkpoints and curves, those of the base model in its folder `base`; None writes nothing.
-        console: where progress is shown; None shows none.
-        hooks: what else watches the run, besides curves, warnings and the sample log; see `Hook`.
+        model: A functional Keras model.
+        graph: The result of `trace(model)`; None for training without pruning.
+        config: The configuration of the run. The phase is `train`, or `base` if there is no graph but a section
+            `prune`.
+        train_data: The training set.
+        validation_data: The validation set.
+        cluster: The ranks; by default those that the launcher started.
+        workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
+            nothing.
+        console: Where progress is shown; None to show none.
+        hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
 
     Raises:
-        ConfigError: for data, a model and settings that do not fit together.
-        ModelError: for a graph without anything to prune.
+        ConfigError: If data, model and settings do not fit together.
+        ModelError: If the graph has nothing to prune.
     """
 
     def __init__(
@@ -113,23 +118,25 @@ class Trainer:
 
     @property
     def pruner(self) -> Pruner | None:
-        """What chooses the masks; None without a graph."""
+        """Chooses the masks; None without a graph."""
         return self._live.pruner
 
     @property
     def checkpoint_write_seconds(self) -> float | None:
-        """Time that writing the last checkpoint took, on rank 0; None before the first, and if it failed."""
+        """Time that writing the last checkpoint took on rank 0; None before the first, and if it failed."""
         return self.checkpoints.write_seconds
 
     def run(self, stop: StopRequest | None = None) -> None:
-        """Resume where the workdir stands, train to the end, leave the last checkpoint behind.
+        """Resume from the newest checkpoint, train to the end, and write the last checkpoint.
 
         Args:
-            stop: what asks this rank to stop, if that is known before; otherwise signals and a file `stop` in
-                the workdir.
+            stop: The request that can stop the run. None for signals and a file `stop` in the workdir.
 
         Raises:
-            StoppedError: on all ranks, when one of them was asked to stop; the checkpoint is written.
+            StoppedError: On all ranks, if one of them was asked to stop; the checkpoint is written.
+            NonFiniteError: On all ranks, if too many steps in a row were not finite.
+            DisagreementError: On all ranks, if their states differ.
+            CheckpointWriteError: On all ranks, if several checkpoints in a row could not be written.
         """
         if stop is None:
             with StopRequest(self._workdir if self.cluster.is_root else None) as own:
@@ -142,13 +149,13 @@ class Trainer:
                     self.train_until(self.step + 1)
                 self._save(is_last=True)
             finally:
-                # Watched too, with patience: a disk that hangs would keep a run that failed from ending.
+                # With the watchdog's long limit: otherwise a disk that hangs would keep a failed run from ending.
                 with self.cluster.watchdog.patient():
                     self.checkpoints.wait()
                 self._hooks.on_end(self)
 
     def start(self) -> None:
-        """Go on from the newest checkpoint, on all ranks, or from the start; a collective."""
+        """Continue from the newest checkpoint, or start from scratch if there is none. A collective."""
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
@@ -156,7 +163,11 @@ class Trainer:
         self._batches = iter(self._hooks.wrap_batches(self, self._training_batches()))
 
     def train_until(self, step: int) -> None:
-        """Train up to and including the given step, or to the end if it comes before."""
+        """Train until a number of steps is made, or to the end if that comes first. A collective.
+
+        Args:
+            step: Number of steps, counted from the beginning of the phase.
+        """
         for images, labels in itertools.islice(self._batches, max(0, step - self.step)):
             self.cluster.watchdog.beat(self.step + 1)
             self._live.step.run(images, labels)
@@ -176,7 +187,7 @@ class Trainer:
                 break
 
     def is_done(self) -> bool:
-        """True at the end: all steps made, and every masked row dead or the extension spent."""
+        """Return True if all steps are made and every masked row is dead, or the extension is used up."""
         if self.step < self.num_steps:
             return False
         if self.step >= self._plan.max_steps or self.pruner is None:
@@ -185,7 +196,7 @@ class Trainer:
         return is_due and self.pruner.num_masked_alive() == 0
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
-        """Leave with a checkpoint if any rank was asked to, all ranks at the same step."""
+        """Write a checkpoint and raise StoppedError, on all ranks at the same step, if any was asked to."""
         if self._live.step.is_stop_requested():
             self._save(is_last=True)
             raise StoppedError(
@@ -204,7 +215,7 @@ class Trainer:
         return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
 
     def _shrink(self, shrinker: Shrinker, images: tf.Tensor, labels: tf.Tensor) -> None:
-        """Train a smaller model from now on if rank 0 finds it worth while; a collective."""
+        """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
         assert self.graph is not None and self.pruner is not None
         dead = self.pruner.dead
         saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, dead()))
@@ -215,10 +226,10 @@ class Trainer:
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
         channels = KeptChannels.from_json(self.graph, saved)
         self._live.follow(shrinker.shrink(self.state, channels, (images for images, _ in batches)))
-        # Models and graphs refer to themselves, and Python would keep the larger ones for a while.
+        # Models and graphs contain reference cycles, so Python would keep the larger ones in memory for a while.
         gc.collect()
         built = time.perf_counter()
-        # Now, while its time can be told, not in the middle of the next step.
+        # Traced here, so that its time can be measured and is not part of the next step.
         self._live.step.trace(images, labels)
         figures = {
             "training_macs_fraction": shrinker.macs_fraction(self.state),
@@ -237,12 +248,12 @@ class Trainer:
         self._hooks.on_shrink(self, figures)
 
     def _training_batches(self) -> NamedErrors:
-        """This rank's part of the batches from the present step on."""
+        """Return this rank's part of each batch, from the current step on."""
         return training_batches(
             self._train_data,
             global_batch_size=self.config.data.global_batch_size,
             augmentation=self.config.data.augmentation,
-            # The phases see different orders.
+            # Base training and pruning use different orders of the samples.
             seed=2 * self.config.seed + (self.graph is not None),
             rank=self.cluster.rank,
             num_ranks=self.cluster.size,

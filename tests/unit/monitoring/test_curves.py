@@ -13,7 +13,7 @@ from resrep_dist.monitoring.channel_images import (
     DIED_LAST,
     LIVING,
     MASKED,
-    channel_colours,
+    channel_colors,
     channel_picture,
     heat_map,
 )
@@ -125,8 +125,8 @@ def test_pictures_are_made_at_evaluations_and_show_every_group(run, ask):
         return tf.io.decode_png(encoded).numpy()
 
     channels = picture("channels")
-    colours = {tuple(colour) for colour in channels.reshape(-1, 3)}
-    assert LIVING in colours and len(colours) > 2
+    colors = {tuple(color) for color in channels.reshape(-1, 3)}
+    assert LIVING in colors and len(colors) > 2
     # 480 pixels for three rows, 960 for sixteen channels.
     num_living = [int((channels[row * 160 + 80, ::60] == LIVING).all(-1).sum()) for row in range(3)]
     assert num_living == run[1].pruner.living_widths()
@@ -201,10 +201,10 @@ def test_a_history_forgets_what_a_resume_makes_undone(tmp_path, caplog):
     assert ChannelHistory.load(tmp_path).died_at == {} and "cannot be read" in caplog.text
 
 
-def test_colours_say_state_and_time():
+def test_colors_say_state_and_time():
     masked_at, died_at = np.array([5, -1, 5, 5]), np.array([100, -1, -1, 20])
     expected = [LIVING, MASKED, DIED_LAST, DIED_FIRST]
-    assert channel_colours(masked_at, died_at, (20, 100)).tolist() == [list(colour) for colour in expected]
+    assert channel_colors(masked_at, died_at, (20, 100)).tolist() == [list(color) for color in expected]
     history = ChannelHistory()
     history.masked_at, history.died_at = {"a": masked_at}, {"a": died_at}
     assert history.first_and_last_death() == (20, 100)

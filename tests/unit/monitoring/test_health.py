@@ -96,12 +96,12 @@ def test_layers_at_their_least_are_named_when_they_are_masked_and_when_they_are_
     for step in (20, 30):
         health.see(step, 1.0, pruner)
     assert len(warnings()) == 1
-    assert "Step 20: layer conv1 goes to its least: the masks leave 2 of its 12 channels" in warnings()[0]
+    assert "Step 20: layer conv1 goes to its minimum: the masks leave 2 of its 12 channels" in warnings()[0]
     mask(model, "conv1_compactor", 2, is_dead=True)
     mask(model, "conv2_compactor", 3, is_dead=True)
     for step in (40, 50):
         health.see(step, 1.0, pruner)
-    assert warnings()[1:] == ["Step 40: layer conv1 is at its least: 2 of its 12 channels live."]
+    assert warnings()[1:] == ["Step 40: layer conv1 is at its minimum: 2 of its 12 channels live."]
 
 
 def test_a_layer_whose_channels_all_fade_is_named(warnings):
@@ -110,7 +110,7 @@ def test_a_layer_whose_channels_all_fade_is_named(warnings):
     kernel.assign(kernel * 5e-4)
     health_of(config).see(10, 1.0, pruner)
     (warning,) = warnings()
-    assert "layer conv0 carries nothing any more: the largest row norm of its 8 channels is 0.0005" in warning
+    assert "layer conv0 carries almost no signal: the largest row norm of its 8 channels is 0.0005" in warning
 
 
 def test_a_missed_target_is_said_when_masks_stop(warnings):
@@ -122,7 +122,7 @@ def test_a_missed_target_is_said_when_masks_stop(warnings):
     for step in (50, 60):
         health.see(step, 1.0, pruner)
     assert len(warnings()) == 1
-    assert "Step 50: the target will be missed: masks change no more and leave 100.0 % " in warnings()[0]
+    assert "Step 50: the target will be missed: masks no longer change and leave 100.0 % " in warnings()[0]
 
 
 def test_a_target_out_of_reach_is_refused_and_one_out_of_time_is_said_at_the_start(warnings):
