@@ -148,7 +148,7 @@ uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip 
 }
 
 install_packages() {
-    local dev=dev,
+    local dev=dev,docs,
     if [[ ${RESREP_SEAL:-0} == 1 ]]; then dev=; fi
     uv_install --editable ".[$device,prune,report,onnx,${dev}horovod-build]"
 }

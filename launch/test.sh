@@ -38,10 +38,12 @@ check 'ruff check' ruff check
 check 'ruff format' ruff format --check
 check 'import-linter' lint-imports --no-cache
 check 'mypy' mypy resrep_dist
+# Without the advertisement for a successor that Material prints.
+check 'mkdocs' env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir site
 
 if ((${#failed[@]})); then
     printf '\nFAILED:%s\n' "$(printf ' %s,' "${failed[@]}" | sed 's/,$//')"
     exit 1
 fi
-printf '\nAll passed: pytest, ruff check, ruff format, import-linter, mypy\n'
+printf '\nAll passed: pytest, ruff check, ruff format, import-linter, mypy, mkdocs\n'
 if [[ " $* " != *" -m "* ]]; then echo "Tests that were chosen: $marked"; fi

@@ -41,7 +41,7 @@ def add_benchmark_commands(commands: Any) -> None:
     replay = kinds.add_parser(
         "replay", help="a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too"
     )
-    replay.add_argument("log", type=Path, metavar="FILE", help="JSON with `living_channels`, see README")
+    replay.add_argument("log", type=Path, metavar="FILE", help="JSON with `living_channels`, see docs/benchmarks.md")
     add_config(replay, default=RELEASED_RUN, default_name="the ResNet-50 of the released run, at 112 px")
     replay.add_argument("--num-steps", type=positive, default=2, help="at each point in each round (default: 2)")
     replay.add_argument("--num-rounds", type=positive, default=3, help="in turn with plain steps (default: 3)")

@@ -1,0 +1,102 @@
+"""Draws the rooms of the package and which imports which: python -m docs.drawings.rooms
+
+The order is import-linter's contract in `pyproject.toml`, the arrows are the imports that the code has.
+"""
+
+import sys
+from pathlib import Path
+
+from docs.drawings.concepts import IMAGES
+from docs.drawings.svg import DEAD, KEPT, MASKED, box, drawing, text
+
+import grimp
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_PACKAGE = "resrep_dist"
+_ROOT = Path(__file__).parents[2]
+# Rooms that almost all import; their arrows would hide the others.
+_COMMON = ("config", "errors", "version")
+_TEXTS = {
+    "cli": "commands, exit codes",
+    "benchmark": "measurements side by side",
+    "runs": "a whole run in its folder",
+    "export": "other file formats",
+    "reporting": "the table and the page",
+    "training": "the step, the loop, Keras fit",
+    "monitoring": "hooks, curves, warnings",
+    "shrinking": "a smaller model while it trains",
+    "merging": "fold, delete, compare",
+    "pruning": "update rule, masks, deaths",
+    "checkpoints": "state, files, writer",
+    "models": "builders, model files",
+    "data": "sources, order, augmentation",
+    "layers": "compactor, batch norm of all ranks",
+    "graph": "what can be pruned, multiply-adds",
+    "distributed": "Horovod, stops, lost ranks, lease",
+    "config": "schema, loading",
+    "errors": "one class for each exit code",
+    "version": "the number",
+}
+
+
+def rows() -> list[list[str]]:
+    """The rooms from top to bottom; rooms of one row do not import each other."""
+    with open(_ROOT / "pyproject.toml", "rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [[room.strip() for room in row.split("|")] for row in layers]
+
+
+def imports() -> set[tuple[str, str]]:
+    """Pairs of rooms: the first imports the second."""
+    graph = grimp.build_graph(_PACKAGE, cache_dir=None)
+    pairs = set()
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            pair = tuple(".".join(name.split(".")[1:2]) for name in (importer, imported))
+            if pair[0] != pair[1] and all(room in _TEXTS for room in pair):
+                pairs.add(pair)
+    return pairs
+
+
+def draw() -> str:
+    """One row below the other, an arc for every import."""
+    places = {}
+    shapes = []
+    for i, row in enumerate(rows()):
+        for j, room in enumerate(row):
+            width = 270 / len(row) - 6 * (len(row) - 1)
+            x, y = 250 + j * (width + 12), 12 + 46 * i
+            # Two in a row have no space for their texts.
+            lines = (room, _TEXTS[room]) if len(row) == 1 else (room,)
+            shapes.append(box(x, y, width, 38, *lines))
+            places[room] = (x, y + 19, j)
+    for room, below in sorted(imports()):
+        if below not in _COMMON:
+            shapes.append(_arc(places[room], places[below]))
+    bottom = 12 + 46 * len(rows())
+    common = ", ".join(_COMMON)
+    shapes.append(text(385, bottom + 14, f"An arc ends with a dot at the room that is imported; {common} are", size=12))
+    shapes.append(text(385, bottom + 30, "imported by most rooms, and their arcs are left out.", size=12))
+    return drawing(770, bottom + 44, *shapes)
+
+
+def _arc(start: tuple[float, float, int], end: tuple[float, float, int]) -> str:
+    """From room to room: on the left to the next rows, on the right if a room of two lies on that side."""
+    on_right = start[2] == 1 or end[2] == 1
+    reach = 16 + 0.36 * (end[1] - start[1])
+    x, away = (520, reach) if on_right else (250, -reach)
+    y1, y2 = start[1] + 5, end[1] - 5
+    color = MASKED if on_right else KEPT
+    return (
+        f"<path d='M{x} {y1:g} C{x + away:g} {y1:g} {x + away:g} {y2:g} {x} {y2:g}' fill='none' stroke='{color}' "
+        f"stroke-opacity='.55'/><circle cx='{x}' cy='{y2:g}' r='3' fill='{color}' stroke='{DEAD}'/>"
+    )
+
+
+if __name__ == "__main__":
+    (IMAGES / "rooms.svg").write_text(draw(), encoding="utf-8")
