@@ -75,6 +75,23 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
     assert (tmp_path / "model.tflite").stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "it is kept without outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    slim_macs, macs, percent = find(r"multiply-adds: (\S+) of (\S+) \((\S+) %\)", text)
+    assert slim_macs <= 0.6 * macs and percent <= 60
+    assert find(_DIFFERENCE, text)[0] < 1e-5 and find(r"top-1 of the slim model: (\S+) %", text)[0] > 90
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+
+
 def test_the_table_lists_every_example():
     listed = set(re.findall(r"\]\((\S+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text()))
     assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
