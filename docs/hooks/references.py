@@ -48,7 +48,7 @@ def configuration() -> str:
             # A dataclass without a docstring gets its signature for one.
             own = "" if (section.__doc__ or "").startswith(f"{section.__name__}(") else inspect.getdoc(section) or ""
             required = "Required." if field.default is field.default_factory is dataclasses.MISSING else "Optional."
-            about = " ".join(filter(None, (required, texts.get(field.name), own)))
+            about = " ".join(filter(None, (required, texts.get(field.name) or own)))
             parts += ["", f"## {field.name}", "", about, "", *_table(section, f"{field.name}.", None)]
     return "\n".join(parts)
 
