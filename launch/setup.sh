@@ -17,17 +17,29 @@ uv_version=0.13.9
 horovod_version=0.28.1
 venv=$PWD/.venv
 log=$venv/setup.log
-PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not make it anew
+PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not build it again
 unset PYTHONHOME PYTHONPATH
 if [[ -f $venv/sealed ]]; then exit 0; fi
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-stop() { # what is wrong, then lines that say how to mend it
+stop() { # what is wrong, then lines that say how to fix it
     printf '\nset-up: %s\n' "$1" >&2
     shift
     if (($#)); then printf '  %s\n' "$@" >&2; fi
     exit 2 # as `resrep` leaves where starting again would change nothing
+}
+
+python_from_uv() { # uv itself comes from .venv, from PATH, or from the pip of any Python that is here
+    local uv folder candidate
+    uv=$(command -v "$venv/bin/uv" uv | head -n 1)
+    if [[ -z $uv ]]; then
+        folder=$(mktemp -d)
+        for candidate in python3 python; do
+            "$candidate" -m pip install --quiet --target "$folder" "uv==$uv_version" >&2 && uv=$folder/bin/uv && break
+        done
+    fi
+    [[ $uv ]] && "$uv" python install 3.12 >&2 && "$uv" python find --managed-python 3.12
 }
 
 # --- What this machine has, and whether all is done -----------------------------------------------------
@@ -45,21 +57,22 @@ fi
 # A .venv of an older set-up has only the file that says which device it is for.
 built=$(cat "$venv/setup.features" 2>/dev/null || sed -nE 's/.* (cpu|gpu) uv .*/\1/p' "$venv/made-for" 2>/dev/null || true)
 if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
-    stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh makes it anew; no job may be at work in it.' \
+    stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh builds it again; no job may be at work in it.' \
         'RESREP_DEVICE=cpu, set for every launch, keeps it.'
 fi
 if [[ ! ${RESREP_DEVICE:-} && $built == gpu* ]]; then device=gpu; fi
 if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* && $device == gpu ]]; then nccl=1; fi
 if [[ ! ${RESREP_MPI:-} && $built == *mpi=1* ]]; then mpi=1; fi
 features="$device nccl=$nccl mpi=$mpi"
-stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features $PWD" | cksum)
+recipe=(launch/horovod/cmake.sh launch/horovod/include/tensorflow/compiler/xla/client/xla_builder.h)
+stamp=$(cat pyproject.toml launch/setup.sh "${recipe[@]}" - <<<"$features $PWD" | cksum)
 finished() { [[ -x $venv/bin/resrep && $(cat "$venv/setup.stamp" 2>/dev/null) == "$stamp" ]]; }
 if [[ ! ${PYTHON:-} || $("$PYTHON" -V 2>/dev/null) == $("$venv/bin/python" -V 2>/dev/null) ]] && finished; then exit 0; fi
-compiler=
+compiler=$("${CXX:-g++}" -dumpfullversion 2>/dev/null || true)
 if [[ $mpi == 1 ]]; then
     has mpicxx || stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
         'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
-    compiler="$(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
+    compiler+=" $(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
 fi
 
 # One set-up at a time. The lock is on this file, and goes when the process goes. (Over NFS it needs leave to write.)
@@ -84,6 +97,10 @@ for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
         seen+=("$candidate is $version, without the module venv; Debian, Ubuntu: apt-get install python${version%.*}-venv")
     fi
 done
+if [[ -z $python && -z ${PYTHON:-} ]]; then
+    printf '%s\n' 'set-up: no suitable Python here; uv installs Python 3.12. Found:' "${seen[@]/#/  }"
+    python=$(python_from_uv) && version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || python=
+fi
 if [[ -z $python ]]; then
     stop 'no suitable Python. Wanted: 3.10, 3.11 or 3.12, with its module venv. Found:' "${seen[@]:-none}" \
         'Install one, or name it: PYTHON=/path/to/python3.11 bash launch/setup.sh'
@@ -96,15 +113,9 @@ free=$(df -Pm . | awk 'NR == 2 { print $4 }')
 if [[ ! -d $venv && $free -lt 4000 ]]; then stop "only $free MB of disk are free; .venv and the build need 4000." 'Free some.'; fi
 
 # --- How a stage is run ---------------------------------------------------------------------------------
-ticker=
-stop_ticker() {
-    if [[ $ticker ]]; then kill "$ticker" && wait "$ticker"; fi 2>/dev/null
-    ticker=
-}
-trap 'stop_ticker || true' EXIT
 trap 'printf "\nset-up: interrupted; run it again and it goes on from this stage\n" >&2; exit 130' INT TERM
 
-explain() { # the log's last lines, and the mend for what goes wrong most often
+explain() { # the log's last lines, and the fix for what goes wrong most often
     printf '\n\nset-up: this stage failed. The last lines of %s:\n\n' "$log"
     tail -n 15 "$log"
     printf '\n'
@@ -115,20 +126,20 @@ explain() { # the log's last lines, and the mend for what goes wrong most often
             echo 'The package registry cannot be reached, or lacks a package. Check the network. For a proxy set'
             echo 'HTTPS_PROXY, for a mirror PIP_INDEX_URL, for a certificate of your own PIP_CERT and SSL_CERT_FILE.' ;;
     esac
-    echo 'Run this again when that is mended: it goes on from this stage.'
+    echo 'Run this again when that is fixed: it goes on from this stage.'
 }
 
 stage() { # number, title, function: one line with a dot every 10 s; what it prints goes to the log
     local start=$SECONDS code
     printf '[%s/4] %s ' "$1" "$2"
     printf '\n===== [%s/4] %s\n' "$1" "$2" >>"$log"
-    (while sleep 10 >/dev/null 2>&1; do printf .; done) 9<&- &
-    ticker=$!
+    # It ends when its input is closed. To end it by `kill` makes bash 5.2 complain where a stage takes no time.
+    exec 8> >(exec 9<&-; until read -rt 10 || (($? <= 128)); do printf .; done)
     set +e # `if "$3"` would run on after an error inside the function
-    (set -e; "$3") >>"$log" 2>&1 </dev/null
+    (set -e; "$3") >>"$log" 2>&1 </dev/null 8>&-
     code=$?
     set -e
-    stop_ticker || true
+    exec 8>&-
     if ((code)); then explain >&2; exit 1; fi
     printf ' %d s\n' $((SECONDS - start))
 }
@@ -156,7 +167,10 @@ install_packages() {
 build_horovod() {
     local include key
     include=$("$venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tensorflow").submodule_search_locations[0])')/include
-    export CPLUS_INCLUDE_PATH=$include/external/highwayhash:$include/external/farmhash_archive/src
+    # Our own folder comes last: its header is for a TensorFlow that lacks it.
+    export CPLUS_INCLUDE_PATH=$include/external/highwayhash:$include/external/farmhash_archive/src:$PWD/launch/horovod/include
+    # GCC 13 and later no longer include these two by way of others.
+    export CXXFLAGS="${CXXFLAGS:-} -include stdexcept -include cstdint" HOROVOD_CMAKE=$PWD/launch/horovod/cmake.sh
     export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(($(nproc) < 8 ? $(nproc) : 8))}
     export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1
     if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
@@ -165,7 +179,7 @@ build_horovod() {
     # uv keeps the wheels that it builds, and this key tells one build from another. What is installed already
     # it does not look at, so a Horovod of another build goes first.
     key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
-    key=$(cksum <<<"$key $horovod_version $features${compiler:+ $compiler}" | tr ' ' -)
+    key=$(cksum <<<"$key $horovod_version $features $compiler $(cat "${recipe[@]}" | cksum)" | tr ' ' -)
     [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$key" ]] && return
     rm -f "$venv/horovod-build"
     "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod
@@ -192,7 +206,7 @@ seal() {
 
 made_for="$PWD $version $device uv $uv_version"
 if [[ -d $venv && $(cat "$venv/made-for" 2>/dev/null) != "$made_for" ]]; then
-    echo 'set-up: .venv is half made, moved, or for something else; making it anew'
+    echo 'set-up: .venv is half made, moved, or for something else; building it again'
     rm -rf "$venv"
 fi
 mkdir -p "$venv"
