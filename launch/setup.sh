@@ -4,11 +4,11 @@
 #   bash launch/setup.sh
 #   bash launch/setup.sh --wheel DIR    also writes Horovod's wheel below DIR, for machines that have no compiler
 #
-# Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing, and takes nothing
+# Needs Linux, Python 3.10 to 3.13, g++, make and a package registry. Running it again costs nothing, and takes nothing
 # away that .venv has: a shell may see less of the machine than the one before. For another MPI remove .venv first.
 # Horovod's wheel is kept in ~/.cache/resrep-dist, and a further .venv of the same kind takes it from there.
 # Variables, all optional:
-#   PYTHON          the Python to use; otherwise python3.12, 3.11, 3.10 or python3, the first that fits
+#   PYTHON          the Python to use; otherwise python3.12, 3.13, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
 #   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
@@ -94,9 +94,9 @@ fi
 # --- What must be here before anything is fetched -------------------------------------------------------
 python=
 seen=()
-for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
+for candidate in ${PYTHON:-python3.12 python3.13 python3.11 python3.10 python3}; do
     version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
-    if [[ $version != 3.1[012].* ]]; then
+    if [[ $version != 3.1[0123].* ]]; then
         seen+=("$candidate is $version")
     elif "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
         python=$candidate
@@ -110,7 +110,7 @@ if [[ -z $python && -z ${PYTHON:-} ]]; then
     python=$(python_from_uv) && version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || python=
 fi
 if [[ -z $python ]]; then
-    stop 'no suitable Python. Wanted: 3.10, 3.11 or 3.12, with its module venv. Found:' "${seen[@]:-none}" \
+    stop 'no suitable Python. Wanted: 3.10 to 3.13, with its module venv. Found:' "${seen[@]:-none}" \
         'Install one, or name it: PYTHON=/path/to/python3.11 bash launch/setup.sh'
 fi
 made_for="$PWD $version $device uv $uv_version"
