@@ -28,6 +28,14 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
+    """A run's configuration: frozen and validated, one attribute for each section.
+
+    `load_config` reads it from YAML; every key with its type and default is in the configuration reference.
+
+    Raises:
+        ValidationError: pydantic's, for a wrong type or an impossible value; `load_config` makes a ConfigError of it.
+    """
+
     model: ModelConfig
     data: DataConfig
     train: PhaseConfig
