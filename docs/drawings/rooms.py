@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 _PACKAGE = "resrep_dist"
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 # Rooms that almost all import; their arrows would hide the others.
 _COMMON = ("config", "errors", "version")
 _TEXTS = {
@@ -45,7 +45,7 @@ _TEXTS = {
 
 def rows() -> list[list[str]]:
     """The rooms from top to bottom; rooms of one row do not import each other."""
-    with open(_ROOT / "pyproject.toml", "rb") as file:
+    with open(ROOT / "pyproject.toml", "rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     return [[room.strip() for room in row.split("|")] for row in layers]

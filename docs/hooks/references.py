@@ -45,10 +45,11 @@ def configuration() -> str:
     for field in dataclasses.fields(Config):
         section = _section_of(hints[field.name])
         if section is not None:
+            required = "Required." if field.default is field.default_factory is dataclasses.MISSING else "Optional."
             # A dataclass without a docstring gets its signature for one.
             own = "" if (section.__doc__ or "").startswith(f"{section.__name__}(") else inspect.getdoc(section) or ""
-            required = "Required." if field.default is field.default_factory is dataclasses.MISSING else "Optional."
-            about = " ".join(filter(None, (required, texts.get(field.name) or own)))
+            # Phases are told apart at the field, other sections often by their class alone.
+            about = f"{required} {texts.get(field.name) or own}"
             parts += ["", f"## {field.name}", "", about, "", *_table(section, f"{field.name}.", None)]
     return "\n".join(parts)
 
