@@ -117,6 +117,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
 
 
 def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[str, int]:
+    """Return the multiply-adds of the base model, of the trained model with its compactors, and of the slim model."""
     slim_graph = trace(slim)
     return {
         "base": graph.macs.total(graph.widths),
