@@ -124,7 +124,8 @@ class CheckpointFolder:
             step: Step of the checkpoint, which must exist.
         """
         text = (self._folder / f"step-{step:08d}" / _SUMS).read_text(encoding="ascii")
-        return text.split()[_FILES.index("state.npz")]
+        sums = {name: checksum for checksum, name in (line.split() for line in text.splitlines())}
+        return sums["state.npz"]
 
     def delete_partial(self) -> None:
         """Delete incomplete checkpoints.

@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+from resrep_dist.errors import UserError
+
 NAMES = ("slim", "final")
 EXPORT_NAME = "export"
 """Of the folder beside it, for other formats of the model."""
@@ -36,7 +38,13 @@ def replace_folder(partial: Path, folder: Path) -> None:
     for path in (*partial.rglob("*"), partial):
         _flush(path)
     if os.path.lexists(folder):
-        os.rename(folder, _aside(folder))
+        try:
+            os.rename(folder, _aside(folder))
+        except OSError as error:
+            raise UserError(
+                f"{_aside(folder)}: it is in the way and cannot be deleted ({error.strerror}); delete it, and start the "
+                "same command again"
+            ) from None
     os.rename(partial, folder)
     _flush(folder.parent)
     recover_folder(folder)

@@ -2,11 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.config import Config
 from resrep_dist.data.source import ImageSource
 from resrep_dist.training.evaluation import Evaluator
 
@@ -22,7 +21,8 @@ def measure_models(
     files: dict[str, Path],
     macs: Mapping[str, int | None],
     validation_data: ImageSource,
-    config: Config,
+    metrics: Sequence[str],
+    batch_size: int,
 ) -> dict[str, Any]:
     """Measure models on the validation set.
 
@@ -31,17 +31,17 @@ def measure_models(
         files: The file of each model.
         macs: Multiply-adds of each model for one image; None if they are not known.
         validation_data: The validation set.
-        config: The configuration of the run, for its metrics and the batch size.
+        metrics: Names of Keras metrics.
+        batch_size: Number of images that are evaluated at once.
 
     Returns:
         For each model `top1` and `top5` (percent), the configured metrics, `macs`, `parameters`, `latency_ms` and
         `file_bytes`.
     """
     latencies = measure_latencies(models, validation_data.first_images(1)[0])
-    batch_size = config.data.evaluation_batch_size
     return {
         name: {
-            **Evaluator(model, config.training.metrics).evaluate(validation_data, batch_size),
+            **Evaluator(model, metrics).evaluate(validation_data, batch_size),
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     models = {"base": base, "trained": trained, "slim": slim}
     files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
     macs = _count_macs(trained, slim, graph)
-    report = measure_models(models, files, macs, validation_data, config) | {
+    report = measure_models(models, files, macs, validation_data, *_evaluation(config)) | {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
@@ -152,7 +153,8 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     except ModelError:
         # A model that cannot be traced can be trained, but its multiply-adds are not known.
         macs = None
-    report = measure_models({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
+    models, files = {"final": model}, {"final": partial / "model.h5"}
+    report = measure_models(models, files, {"final": macs}, validation_data, *_evaluation(config))
     report |= {"model": config.model.name, "made_from": _made_from(config, workdir, step)}
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
@@ -185,6 +187,10 @@ def _made_from(config: Config, workdir: Path, step: int) -> dict[str, Any]:
     """Return what determines a result, as JSON values. Other settings cannot change within a run."""
     checksum = CheckpointFolder(workdir / "checkpoints").state_sha256(step)
     return {"step": step, "checkpoint_sha256": checksum, "merge": dataclasses.asdict(config.merge)}
+
+
+def _evaluation(config: Config) -> tuple[Sequence[str], int]:
+    return config.training.metrics, config.data.evaluation_batch_size
 
 
 def _empty_folder(path: Path) -> Path:
