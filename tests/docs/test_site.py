@@ -13,9 +13,10 @@ from pathlib import Path
 import resrep_dist
 from docs.drawings import concepts, rooms
 from docs.drawings.rooms import ROOT
+from docs.hooks.references import command_line
 from resrep_dist.cli.main import build_parser
 from resrep_dist.config import Config
-from tests.docs.examples import PAGES
+from tests.docs.examples import PAGES, examples
 
 import pytest
 
@@ -77,6 +78,13 @@ def test_the_drawings_are_current():
     assert rooms.draw() == (concepts.IMAGES / "rooms.svg").read_text(encoding="utf-8"), "python -m docs.drawings.rooms"
     for name, draw in concepts.DRAWINGS.items():
         assert draw() == (concepts.IMAGES / name).read_text(encoding="utf-8"), "python -m docs.drawings.concepts"
+
+
+def test_code_fits_the_width_of_a_page():
+    blocks = {str(e): e.text for e in examples() if e.page.startswith("docs/") and e.language != "text"}
+    for place, text in (blocks | {"docs/command_line.md": command_line()}).items():
+        for line in text.splitlines():
+            assert len(line) <= 90, f"{place}: {line}"
 
 
 def test_readme_is_short_and_its_links_exist():
