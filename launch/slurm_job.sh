@@ -21,7 +21,7 @@ if [[ ! -x .venv/bin/resrep ]]; then
 fi
 
 come_back() {
-    if [[ ${asked:-} != USR1 || $code -ne 143 ]]; then return; fi # done, failed or cancelled
+    if [[ ${asked:-} != USR1 || $code -ne 143 ]]; then return; fi # done, failed or canceled
     if ((restarts >= MAX_RESTARTS)); then
         echo "$script: $restarts restarts were allowed (MAX_RESTARTS); submit it again to go on" >&2
         return
