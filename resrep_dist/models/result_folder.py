@@ -64,8 +64,8 @@ def replace_folder(partial: Path, folder: Path) -> None:
             os.rename(folder, _aside(folder))
         except OSError as error:
             raise UserError(
-                f"{_aside(folder)}: it is in the way and cannot be deleted ({error.strerror}); delete it, and start the "
-                "same command again"
+                f"{_aside(folder)}: it is in the way and cannot be deleted ({error.strerror}); delete it, and start "
+                "the same command again"
             ) from None
     os.rename(partial, folder)
     _flush(folder.parent)
