@@ -2,32 +2,57 @@
 # Makes .venv in the repository's root: TensorFlow, this package, and Horovod, which is built from source.
 #
 #   bash launch/setup.sh
+#   bash launch/setup.sh --wheel DIR    also writes Horovod's wheel below DIR, for machines that have no compiler
 #
 # Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing, and takes nothing
 # away that .venv has: a shell may see less of the machine than the one before. For another MPI remove .venv first.
+# Horovod's wheel is kept in ~/.cache/resrep-dist, and a further .venv of the same kind takes it from there.
 # Variables, all optional:
 #   PYTHON          the Python to use; otherwise python3.12, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
 #   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
+#   RESREP_WHEELS   a folder that --wheel wrote: a wheel in it that fits is taken, and no compiler is needed
 #   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-uv_version=0.13.9
-horovod_version=0.28.1
-venv=$PWD/.venv
-log=$venv/setup.log
-PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not make it anew
-unset PYTHONHOME PYTHONPATH
-if [[ -f $venv/sealed ]]; then exit 0; fi
 
-has() { command -v "$1" >/dev/null 2>&1; }
-
-stop() { # what is wrong, then lines that say how to mend it
+stop() { # what is wrong, then lines that say how to fix it
     printf '\nset-up: %s\n' "$1" >&2
     shift
     if (($#)); then printf '  %s\n' "$@" >&2; fi
     exit 2 # as `resrep` leaves where starting again would change nothing
+}
+
+wheel_target=
+if (($# == 2)) && [[ $1 == --wheel && $2 ]]; then
+    wheel_target=$(realpath -m "$2")
+elif (($#)); then
+    stop "received '$*', expected nothing or --wheel DIR."
+fi
+if [[ ${RESREP_WHEELS:-} ]]; then RESREP_WHEELS=$(realpath -m "$RESREP_WHEELS"); fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+uv_version=0.13.9
+venv=$PWD/.venv
+log=$venv/setup.log
+PATH=${PATH//"$venv/bin:"/} # where .venv is active, its Python must not build it again
+unset PYTHONHOME PYTHONPATH
+if [[ -f $venv/sealed ]]; then
+    if [[ $wheel_target ]]; then stop "$venv is sealed; it cannot build a wheel any more."; fi
+    exit 0
+fi
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+python_from_uv() { # uv itself comes from .venv, from PATH, or from the pip of any Python that is here
+    local uv folder candidate
+    uv=$(command -v "$venv/bin/uv" uv | head -n 1)
+    if [[ -z $uv ]]; then
+        folder=$(mktemp -d)
+        for candidate in python3 python; do
+            "$candidate" -m pip install --quiet --target "$folder" "uv==$uv_version" >&2 && uv=$folder/bin/uv && break
+        done
+    fi
+    [[ $uv ]] && "$uv" python install 3.12 >&2 && "$uv" python find --managed-python 3.12
 }
 
 # --- What this machine has, and whether all is done -----------------------------------------------------
@@ -45,29 +70,25 @@ fi
 # A .venv of an older set-up has only the file that says which device it is for.
 built=$(cat "$venv/setup.features" 2>/dev/null || sed -nE 's/.* (cpu|gpu) uv .*/\1/p' "$venv/made-for" 2>/dev/null || true)
 if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
-    stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh makes it anew; no job may be at work in it.' \
+    stop '.venv is for CPUs, but this machine has a GPU.' 'RESREP_DEVICE=gpu bash launch/setup.sh builds it again; no job may be at work in it.' \
         'RESREP_DEVICE=cpu, set for every launch, keeps it.'
 fi
 if [[ ! ${RESREP_DEVICE:-} && $built == gpu* ]]; then device=gpu; fi
 if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* && $device == gpu ]]; then nccl=1; fi
 if [[ ! ${RESREP_MPI:-} && $built == *mpi=1* ]]; then mpi=1; fi
 features="$device nccl=$nccl mpi=$mpi"
-stamp=$(cat pyproject.toml launch/setup.sh - <<<"$features $PWD" | cksum)
+# shellcheck source=launch/horovod/wheel.sh
+source launch/horovod/wheel.sh
+stamp=$(cat pyproject.toml launch/setup.sh "${recipe[@]}" - <<<"$features $PWD" | cksum)
 finished() { [[ -x $venv/bin/resrep && $(cat "$venv/setup.stamp" 2>/dev/null) == "$stamp" ]]; }
-if [[ ! ${PYTHON:-} || $("$PYTHON" -V 2>/dev/null) == $("$venv/bin/python" -V 2>/dev/null) ]] && finished; then exit 0; fi
-compiler=
-if [[ $mpi == 1 ]]; then
-    has mpicxx || stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
-        'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
-    compiler="$(readlink -f "$(command -v mpicxx)") $(mpicxx -show 2>/dev/null || true)"
-fi
+if [[ ! $wheel_target ]] && [[ ! ${PYTHON:-} || $("$PYTHON" -V 2>/dev/null) == $("$venv/bin/python" -V 2>/dev/null) ]] && finished; then exit 0; fi
 
 # One set-up at a time. The lock is on this file, and goes when the process goes. (Over NFS it needs leave to write.)
 exec 9<>launch/setup.sh
 if has flock && ! flock -n 9; then
     echo 'set-up: another one is at work here; waiting for it'
     flock 9 || true
-    if finished; then exit 0; fi
+    if [[ ! $wheel_target ]] && finished; then exit 0; fi
 fi
 
 # --- What must be here before anything is fetched -------------------------------------------------------
@@ -84,27 +105,41 @@ for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
         seen+=("$candidate is $version, without the module venv; Debian, Ubuntu: apt-get install python${version%.*}-venv")
     fi
 done
+if [[ -z $python && -z ${PYTHON:-} ]]; then
+    printf '%s\n' 'set-up: no suitable Python here; uv installs Python 3.12. Found:' "${seen[@]/#/  }"
+    python=$(python_from_uv) && version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || python=
+fi
 if [[ -z $python ]]; then
     stop 'no suitable Python. Wanted: 3.10, 3.11 or 3.12, with its module venv. Found:' "${seen[@]:-none}" \
         'Install one, or name it: PYTHON=/path/to/python3.11 bash launch/setup.sh'
 fi
-for tool in "${CXX:-g++}" make; do
-    has "$tool" || stop "$tool is missing. Horovod has no wheels and is compiled here." \
-        'Debian, Ubuntu: apt-get install g++ make' 'Fedora, Rocky: dnf install gcc-c++ make'
-done
+made_for="$PWD $version $device uv $uv_version"
+if [[ -d $venv && $(cat "$venv/made-for" 2>/dev/null) != "$made_for" ]]; then
+    echo 'set-up: .venv is half made, moved, or for something else; building it again'
+    rm -rf "$venv"
+fi
+build=$(build_name)
+compilers=$(compilers)
+wheel=$(find_wheel)
+horovod_is_there() { [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$build".${compilers:-*} ]]; }
+if [[ ! $wheel ]] && { [[ $wheel_target ]] || ! horovod_is_there; }; then
+    for tool in "${CXX:-g++}" make; do
+        has "$tool" || stop "$tool is missing. Horovod publishes no wheels and is compiled here." \
+            'Debian, Ubuntu: apt-get install g++ make' 'Fedora, Rocky: dnf install gcc-c++ make' \
+            "Or use a wheel that 'bash launch/setup.sh --wheel DIR' wrote elsewhere: RESREP_WHEELS=DIR bash launch/setup.sh"
+    done
+    if [[ $mpi == 1 ]] && ! has mpicxx; then
+        stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
+            'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
+    fi
+fi
 free=$(df -Pm . | awk 'NR == 2 { print $4 }')
 if [[ ! -d $venv && $free -lt 4000 ]]; then stop "only $free MB of disk are free; .venv and the build need 4000." 'Free some.'; fi
 
 # --- How a stage is run ---------------------------------------------------------------------------------
-ticker=
-stop_ticker() {
-    if [[ $ticker ]]; then kill "$ticker" && wait "$ticker"; fi 2>/dev/null
-    ticker=
-}
-trap 'stop_ticker || true' EXIT
 trap 'printf "\nset-up: interrupted; run it again and it goes on from this stage\n" >&2; exit 130' INT TERM
 
-explain() { # the log's last lines, and the mend for what goes wrong most often
+explain() { # the log's last lines, and the fix for what goes wrong most often
     printf '\n\nset-up: this stage failed. The last lines of %s:\n\n' "$log"
     tail -n 15 "$log"
     printf '\n'
@@ -115,20 +150,20 @@ explain() { # the log's last lines, and the mend for what goes wrong most often
             echo 'The package registry cannot be reached, or lacks a package. Check the network. For a proxy set'
             echo 'HTTPS_PROXY, for a mirror PIP_INDEX_URL, for a certificate of your own PIP_CERT and SSL_CERT_FILE.' ;;
     esac
-    echo 'Run this again when that is mended: it goes on from this stage.'
+    echo 'Run this again when that is fixed: it goes on from this stage.'
 }
 
 stage() { # number, title, function: one line with a dot every 10 s; what it prints goes to the log
     local start=$SECONDS code
     printf '[%s/4] %s ' "$1" "$2"
     printf '\n===== [%s/4] %s\n' "$1" "$2" >>"$log"
-    (while sleep 10 >/dev/null 2>&1; do printf .; done) 9<&- &
-    ticker=$!
+    # It ends when its input is closed. To end it by `kill` makes bash 5.2 complain where a stage takes no time.
+    exec 8> >(exec 9<&-; until read -rt 10 || (($? <= 128)); do printf .; done)
     set +e # `if "$3"` would run on after an error inside the function
-    (set -e; "$3") >>"$log" 2>&1 </dev/null
+    (set -e; "$3") >>"$log" 2>&1 </dev/null 8>&-
     code=$?
     set -e
-    stop_ticker || true
+    exec 8>&-
     if ((code)); then explain >&2; exit 1; fi
     printf ' %d s\n' $((SECONDS - start))
 }
@@ -153,24 +188,13 @@ install_packages() {
     uv_install --editable ".[$device,prune,report,onnx,${dev}horovod-build]"
 }
 
-build_horovod() {
-    local include key
-    include=$("$venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tensorflow").submodule_search_locations[0])')/include
-    export CPLUS_INCLUDE_PATH=$include/external/highwayhash:$include/external/farmhash_archive/src
-    export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(($(nproc) < 8 ? $(nproc) : 8))}
-    export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1
-    if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
-    if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi
-    if [[ $nccl == 1 && -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=$cuda; fi
-    # uv keeps the wheels that it builds, and this key tells one build from another. What is installed already
-    # it does not look at, so a Horovod of another build goes first.
-    key=$("$venv/bin/uv" pip freeze --python "$venv/bin/python" | grep -E '^tensorflow(-cpu)?==')
-    key=$(cksum <<<"$key $horovod_version $features${compiler:+ $compiler}" | tr ' ' -)
-    [[ $(cat "$venv/horovod-build" 2>/dev/null) == "$key" ]] && return
+install_horovod() {
+    if [[ ! $wheel ]] && { [[ $wheel_target ]] || ! horovod_is_there; }; then compile_wheel; fi
+    if horovod_is_there; then return; fi
+    wheel=$(find_wheel)
     rm -f "$venv/horovod-build"
-    "$venv/bin/uv" pip uninstall --python "$venv/bin/python" horovod
-    uv_install --config-settings-package "horovod:resrep-build=$key" "horovod==$horovod_version"
-    echo "$key" >"$venv/horovod-build"
+    uv_install --no-deps --reinstall "$wheel"
+    basename "$(dirname "$wheel")" >"$venv/horovod-build"
 }
 
 verify() { # TensorFlow is imported by the package, which chooses Keras 2
@@ -190,18 +214,22 @@ seal() {
     touch "$venv/sealed"
 }
 
-made_for="$PWD $version $device uv $uv_version"
-if [[ -d $venv && $(cat "$venv/made-for" 2>/dev/null) != "$made_for" ]]; then
-    echo 'set-up: .venv is half made, moved, or for something else; making it anew'
-    rm -rf "$venv"
-fi
 mkdir -p "$venv"
 : >"$log"
 stage 1 "Python $version and uv" make_venv
 stage 2 "TensorFlow ($device) and the other packages" install_packages
-stage 3 'Horovod, compiled here: 3 to 4 minutes the first time' build_horovod
+title='Horovod, compiled here: 3 to 4 minutes'
+if [[ $wheel ]]; then title='Horovod, from a wheel that is here'; fi
+if horovod_is_there && [[ $wheel || ! $wheel_target ]]; then title='Horovod, which is there'; fi
+stage 3 "$title" install_horovod
 stage 4 'Does it start?' verify
 echo "$features" >"$venv/setup.features"
 echo "$stamp" >"$venv/setup.stamp"
 echo "set-up: ready in $SECONDS s (Horovod with Gloo$([[ $mpi == 1 ]] && echo ', MPI')$([[ $nccl == 1 ]] && echo ', NCCL'))"
+if [[ $wheel_target ]]; then
+    wheel=$(find_wheel)
+    name=$(basename "$(dirname "$wheel")")
+    keep_wheel "$wheel" "$wheel_target/$name"
+    echo "set-up: Horovod's wheel is $wheel_target/$name/${wheel##*/}"
+fi
 if [[ ${RESREP_SEAL:-0} == 1 ]]; then seal >>"$log" 2>&1; fi

@@ -1,0 +1,127 @@
+"""launch/horovod: which wheel of Horovod the set-up takes, and what is changed in its sources before a build."""
+
+import os
+import shutil
+import subprocess
+
+from tests.ranks.launcher import REPOSITORY
+
+import pytest
+
+SCRIPT = """
+set -euo pipefail
+has() {{ command -v "$1" >/dev/null 2>&1; }}
+venv=$PWD/.venv device=cpu mpi=0 nccl=0 cuda=/none version=3.11.9 {settings}
+source launch/horovod/wheel.sh
+build=$(build_name)
+compilers=$(compilers)
+{command}
+"""
+TOOLS = ("bash", "sed", "cksum", "cut", "cat", "uname", "head", "mkdir", "cp", "mv", "readlink")
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a command after wheel.sh, with only TOOLS and what `add_tool` adds in PATH."""
+    shutil.copytree(REPOSITORY / "launch" / "horovod", tmp_path / "launch" / "horovod")
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for tool in TOOLS:
+        (programs / tool).symlink_to(shutil.which(tool))
+
+    def shell(command, settings="", **environment):
+        return subprocess.run(
+            ["bash", "-c", SCRIPT.format(command=command, settings=settings)],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={"PATH": str(programs), "HOME": str(tmp_path / "home"), **environment},
+        ).stdout.strip()  # fmt: skip
+
+    def add_tool(name, prints):
+        (programs / name).write_text(f"#!{programs}/bash\necho {prints}\n")
+        (programs / name).chmod(0o755)
+
+    shell.add_tool = add_tool
+    return shell
+
+
+def add_compiler(shell, version):
+    shell.add_tool("make", "make")
+    shell.add_tool("g++", f"g++ {version}")
+
+
+def keep(shell, folder):
+    wheel = folder.parent / "horovod-0.whl"
+    wheel.write_text("a wheel")
+    shell(f'keep_wheel "{wheel}" "{folder}/$build.$compilers"')
+
+
+def test_a_wheel_is_found_by_the_compilers_that_built_it_and_without_compilers_anyway(shell, tmp_path):
+    cache = tmp_path / "home" / ".cache" / "resrep-dist" / "wheels"
+    cache.mkdir(parents=True)
+    assert shell("find_wheel") == ""
+    add_compiler(shell, "12.2")
+    keep(shell, cache)
+    found = shell("find_wheel")
+    assert found.startswith(f"{cache}/horovod-") and found.endswith("/horovod-0.whl")
+    add_compiler(shell, "14.2")
+    assert shell("find_wheel") == ""
+    (tmp_path / "bin" / "g++").unlink()
+    assert shell("find_wheel") == found
+    # It is for one Python, TensorFlow, controller and device.
+    assert not any(shell("find_wheel", setting) for setting in ("version=3.12.1", "mpi=1", "nccl=1", "device=gpu"))
+
+
+def test_a_named_folder_comes_first_and_its_wheels_fit_whatever_built_them(shell, tmp_path):
+    add_compiler(shell, "12.2")
+    named, cache = tmp_path / "named folder", tmp_path / "cache" / "resrep-dist" / "wheels"
+    cache.mkdir(parents=True)
+    for folder in (named, cache):
+        keep(shell, folder)
+    places = {"RESREP_WHEELS": str(named), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert shell("find_wheel", **places).startswith(f"{named}/")
+    add_compiler(shell, "14.2")
+    assert shell("find_wheel", **places).startswith(f"{named}/")
+    places.pop("RESREP_WHEELS")
+    assert shell("find_wheel", **places) == ""
+
+
+@pytest.mark.parametrize("file", ["cmake.sh", "include/tensorflow/compiler/xla/client/xla_builder.h"])
+def test_a_change_of_what_is_compiled_is_another_build(shell, tmp_path, file):
+    before = shell('echo "$build"')
+    assert before.startswith("horovod-0.28.1-tensorflow-cpu-2.") and "-python3.11-" in before
+    with (tmp_path / "launch" / "horovod" / file).open("a") as stream:
+        stream.write("\n")
+    assert shell('echo "$build"') != before
+
+
+def test_settings_of_the_build_are_part_of_the_compilers(shell):
+    add_compiler(shell, "12.2")
+    one = shell('echo "$compilers"')
+    assert one and shell('echo "$compilers"') == one
+    assert shell('echo "$compilers"', HOROVOD_BUILD_CUDA_CC_LIST="90") != one
+    assert shell('echo "$compilers"', "mpi=1") == ""  # mpicxx is missing
+    shell.add_tool("mpicxx", "g++ -lmpi")
+    assert shell('echo "$compilers"', "mpi=1") not in ("", one)
+
+
+def test_cmake_removes_the_const_that_gcc_14_refuses(tmp_path):
+    header = tmp_path / "source" / "third_party" / "flatbuffers" / "include" / "flatbuffers" / "stl_emulation.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("  pointer const data_;\n  const size_type count_;\n")
+    (tmp_path / "cmake").write_text('#!/bin/bash\nprintf "%s|" "$@"\n')
+    (tmp_path / "cmake").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = REPOSITORY / "launch" / "horovod" / "cmake.sh"
+    for arguments in ([str(tmp_path / "source"), "-DA=b c"], ["--build", "."]):
+        run = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout == "|".join(arguments) + "|"
+        assert header.read_text() == "  pointer const data_;\n  size_type count_;\n"
+
+
+@pytest.mark.parametrize("arguments", [["--wheel"], ["--whell", "folder"], ["--wheel", "folder", "more"]])
+def test_other_arguments_are_refused(arguments):
+    run = subprocess.run(
+        ["bash", "launch/setup.sh", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2 and "expected nothing or --wheel DIR" in run.stderr
