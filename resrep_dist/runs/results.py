@@ -204,7 +204,7 @@ def _publish(report: dict[str, Any], partial: Path, target: Path) -> None:
     replace_folder(partial, target)
     if (target.parent / EXPORT_NAME).exists():
         _log.warning(
-            "%s holds exports of the previous model; `resrep export %s` writes them again.",
+            "%s holds exports of the previous model; `resrep export %s --format ...` writes them again.",
             target.parent / EXPORT_NAME,
             target.parent,
         )

@@ -24,7 +24,7 @@ from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, model_for_training, plan_phase
+from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -78,6 +78,7 @@ class Trainer:
         self.config, self.graph = config, graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         check_data(config, train_data, self.cluster.size)
+        check_images(model, train_data)
         if graph:
             require_prunable(model.name, graph)
         self._plan = plan_phase(config, graph, len(train_data))
