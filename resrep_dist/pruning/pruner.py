@@ -200,8 +200,8 @@ class Pruner:
         if num_updates <= 0:
             _log.warning(
                 "The target will be missed: masks may change from step %d to step %d, and no update falls into this "
-                "time. Raise prune.lasso_strength, lower prune.mask_start_epochs or prune.mask_interval_steps, or train "
-                "longer.",
+                "time. Raise prune.lasso_strength, lower prune.mask_start_epochs or prune.mask_interval_steps, or "
+                "train longer.",
                 self._first_step,
                 self._last_step,
             )
