@@ -49,6 +49,7 @@ python_from_uv() { # uv itself comes from .venv, from PATH, or from the pip of a
     if [[ -z $uv ]]; then
         folder=$(mktemp -d)
         for candidate in python3 python; do
+            has "$candidate" || continue
             "$candidate" -m pip install --quiet --target "$folder" "uv==$uv_version" >&2 && uv=$folder/bin/uv && break
         done
     fi
@@ -106,7 +107,7 @@ for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
     fi
 done
 if [[ -z $python && -z ${PYTHON:-} ]]; then
-    printf '%s\n' 'set-up: no suitable Python here; uv installs Python 3.12. Found:' "${seen[@]/#/  }"
+    echo 'set-up: no suitable Python here; uv installs Python 3.12'
     python=$(python_from_uv) && version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || python=
 fi
 if [[ -z $python ]]; then

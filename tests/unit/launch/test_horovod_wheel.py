@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 from tests.ranks.launcher import REPOSITORY
 
@@ -117,6 +118,28 @@ def test_cmake_removes_the_const_that_gcc_14_refuses(tmp_path):
         run = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, check=True)
         assert run.stdout == "|".join(arguments) + "|"
         assert header.read_text() == "  pointer const data_;\n  size_type count_;\n"
+
+
+def test_uv_brings_a_python_where_none_fits(shell, tmp_path):
+    shutil.copy(REPOSITORY / "launch" / "setup.sh", tmp_path / "launch")
+    for tool in ("dirname", "realpath", "df", "awk", "mktemp", "rm", "flock", "env"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+
+    def set_up():
+        return subprocess.run(
+            ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"), "RESREP_DEVICE": "cpu"},
+        )  # fmt: skip
+
+    run = set_up()
+    assert run.returncode == 2 and "no suitable Python. Wanted" in run.stderr and "command not found" not in run.stderr
+    calls = tmp_path / "calls"
+    shell.add_tool("uv", f'"$*" >>{calls}; if [[ $2 == find ]]; then echo {sys.executable}; fi')
+    run = set_up()
+    # The next thing that is missing.
+    assert run.returncode == 2 and "g++ is missing" in run.stderr
+    assert "uv installs Python 3.12" in run.stdout
+    assert calls.read_text().split("\n")[:2] == ["python install 3.12", "python find --managed-python 3.12"]
 
 
 @pytest.mark.parametrize("arguments", [["--wheel"], ["--whell", "folder"], ["--wheel", "folder", "more"]])
