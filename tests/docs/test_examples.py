@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the reader of a program works: `mine.h5`, `mine.yaml` and the arrays are there."""
     path = tmp_path_factory.mktemp("reader")
     run(path, FILES)
-    (configuration,) = of("yaml", "docs/own_model.md")
+    configuration, _ = of("yaml", "docs/own_model.md")
     (path / "mine.yaml").write_text(configuration.text, encoding="utf-8")
     return path
 
