@@ -292,7 +292,8 @@ def checkpoints(cluster: Cluster, folder: Path) -> None:
     trainer.start()
     written = folder / "run" / "checkpoints" / "step-00000010"
     trainer.train_until(19)
-    assert not written.exists(), "the training waited for the disk"
+    if cluster.is_root:  # which alone knows that the disk is still closed
+        assert not written.exists(), "the training waited for the disk"
     opened.set()
     trainer.train_until(20)
     if cluster.is_root:
