@@ -48,7 +48,11 @@ def small_network() -> keras.Model:
 
 
 def prune(
-    model: keras.Model, batches: tf.data.Dataset, validation: tuple[np.ndarray, np.ndarray], folder: Path
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    validation: tuple[np.ndarray, np.ndarray],
+    folder: Path,
+    cluster: resrep_dist.Cluster,
 ) -> tuple[keras.Model, resrep_dist.Graph]:
     """Fit with compactors until the masked channels are dead."""
     graph = resrep_dist.trace(model)
@@ -56,11 +60,11 @@ def prune(
     num_epochs = 24
     rate = keras.optimizers.schedules.CosineDecay(0.05, num_epochs * STEPS_PER_EPOCH)
     compactors = [pruned.get_layer(layer.compactor) for layer in graph.layers]
-    optimizer = resrep_dist.ResRepOptimizer(rate, compactors, lasso_strength=0.01)
+    optimizer = resrep_dist.ResRepOptimizer(rate, compactors, lasso_strength=0.01, cluster=cluster)
     pruned.compile(optimizer, LOSS, metrics=["accuracy"])
 
     choice = resrep_dist.PruneConfig(target_macs_fraction=0.5, mask_interval_steps=10, channels_per_update=8)
-    masks = resrep_dist.ChannelMasks(graph, choice, first_step=20, last_step=250)
+    masks = resrep_dist.ChannelMasks(graph, choice, first_step=20, last_step=250, cluster=cluster)
     checkpoints = resrep_dist.Checkpoints(folder / "checkpoints", masks, interval_steps=5 * STEPS_PER_EPOCH)
     curves = resrep_dist.PruningCurves(folder / "tensorboard", masks, interval_steps=20)
     pruned.fit(
@@ -78,6 +82,7 @@ def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> floa
 
 def main(folder: Path) -> None:
     """Train, prune, merge, compare."""
+    cluster = resrep_dist.Cluster()  # before the first model: it chooses this rank's GPU
     keras.utils.set_random_seed(0)
     batches, images, labels = load_data()
     model = small_network()
@@ -85,7 +90,7 @@ def main(folder: Path) -> None:
     model.fit(batches, epochs=8, steps_per_epoch=STEPS_PER_EPOCH, verbose=0)
     print(f"trained: {accuracy(model, images, labels):.2f} %")
 
-    pruned, graph = prune(model, batches, (images, labels), folder)
+    pruned, graph = prune(model, batches, (images, labels), folder, cluster)
     slim, certificate = resrep_dist.merge(pruned, graph, images)
     print(f"pruned and merged: {accuracy(slim, images, labels):.2f} %")
     for name, channels in certificate.channels.items():

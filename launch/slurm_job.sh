@@ -2,7 +2,7 @@
 # What slurm.sbatch and slurm_array.sbatch have in common; they source it in the repository's root.
 #
 # --signal=B:USR1@180 wakes the job before its time is up: a checkpoint, and back into the queue. Where the site does
-# not requeue, the job is submitted anew, with this one's tasks, nodes, cores and GPUs, partition, account, QOS, time
+# not requeue, the job is submitted again, with this one's tasks, nodes, cores and GPUs, partition, account, QOS, time
 # limit and log; other options belong into the file, as #SBATCH lines.
 submitted_workdir=${WORKDIR:-}
 WORKDIR=${run_folder:-$submitted_workdir}
@@ -21,13 +21,13 @@ if [[ ! -x .venv/bin/resrep ]]; then
 fi
 
 come_back() {
-    if [[ ${asked:-} != USR1 || $code -ne 143 ]]; then return; fi # done, failed or cancelled
+    if [[ ${asked:-} != USR1 || $code -ne 143 ]]; then return; fi # done, failed or canceled
     if ((restarts >= MAX_RESTARTS)); then
         echo "$script: $restarts restarts were allowed (MAX_RESTARTS); submit it again to go on" >&2
         return
     fi
     if scontrol requeue "$SLURM_JOB_ID"; then return; fi # it ends this script
-    echo "$script: no requeue here; submitting it anew" >&2
+    echo "$script: no requeue here; submitting it again" >&2
     local job options
     job=$(scontrol --oneliner show job "$SLURM_JOB_ID")
     field() { grep -oP " $1=\K\S+" <<<"$job"; }

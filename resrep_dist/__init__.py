@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from resrep_dist.merging import merge_convolution as merge_convolution
     from resrep_dist.models.files import save_model as save_model
     from resrep_dist.monitoring.hooks import Hook as Hook
+    from resrep_dist.monitoring.hooks import Watched as Watched
     from resrep_dist.pruning.optimizer import ResRepOptimizer as ResRepOptimizer
     from resrep_dist.training.keras_callbacks import ChannelMasks as ChannelMasks
     from resrep_dist.training.keras_callbacks import Checkpoints as Checkpoints
@@ -60,7 +61,7 @@ _MODULES = {
     "layers.compactor": ("Compactor", "GroupLasso"),
     "layers.insertion": ("insert_compactors",),
     "merging": ("Certificate", "merge", "merge_convolution"),
-    "monitoring.hooks": ("Hook",),
+    "monitoring.hooks": ("Hook", "Watched"),
     "models.files": ("save_model",),
     "pruning.optimizer": ("ResRepOptimizer",),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),

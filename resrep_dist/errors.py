@@ -9,6 +9,9 @@ def one_line(message: object, max_length: int = 200) -> str:
     Args:
         message: Any object, such as an exception. Characters that cannot be printed are escaped.
         max_length: Number of characters after which the text is cut off.
+
+    Returns:
+        The text, with ` ..` at its end if it was cut off.
     """
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(message).split()))
     return line if len(line) <= max_length else f"{line[:max_length]} .."
@@ -102,14 +105,29 @@ class RankLostError(RuntimeError):
 
 
 def describe_error(error: Exception) -> dict[str, Any]:
-    """What `error_from` needs to raise the same error in another process, as JSON values."""
+    """Describe an error, so that `error_from` can create it again in another process.
+
+    Args:
+        error: The error. A subclass of a class of this module is described as that class.
+
+    Returns:
+        JSON values: `class` (None if the class is not of this module), `message` and `exit_code`.
+    """
     # The nearest of our classes: another process may not know a subclass of it.
     known = next((kind.__name__ for kind in type(error).__mro__ if globals().get(kind.__name__) is kind), None)
     return {"class": known, "message": str(error), "exit_code": getattr(error, "exit_code", 1)}
 
 
 def error_from(description: dict[str, Any]) -> Exception:
-    """The error of another process, of the same class if it is one of this module, otherwise a RuntimeError."""
+    """Create the error of another process from its description.
+
+    Args:
+        description: What `describe_error` returned.
+
+    Returns:
+        An error of the same class if it is one of this module, otherwise a RuntimeError, with the same exit code. Its
+        `is_of_one_rank` is False, since the process that raised it reports it.
+    """
     kind = globals()[description["class"]] if description["class"] else RuntimeError
     # Not by `__init__`, which may take more than the message.
     error: Exception = kind.__new__(kind, description["message"])

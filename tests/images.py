@@ -1,6 +1,6 @@
 """Small real image sets in ImageNet's layouts, and the images that are trouble in practice.
 
-Every image of a set has one grey level, `LEVEL_STEP` times its number in its split: whatever a pipeline crops,
+Every image of a set has one gray level, `LEVEL_STEP` times its number in its split: whatever a pipeline crops,
 resizes or mirrors, the number can be read from the pixels.
 """
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 LEVEL_STEP = 4
 NUM_CLASSES = 3
-# 40 x 32 pixels, written by Pillow in the colour space CMYK; TensorFlow cannot write one.
+# 40 x 32 pixels, written by Pillow in the color space CMYK; TensorFlow cannot write one.
 CMYK_JPEG = base64.b64decode(
     "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAKBwcIBwYKCAgICwoKCw4YEA4NDQ4dFRYRGCMfJSQiHyIhJis3LyYpNCkhIjBBMTQ5Oz4+PiUuRElDPEg3"
     "PT47/8AAFAgAIAAoBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEBAQEBAAAAAAAAAAABAgMEBQYHCAkKC//EALUQAAIBAwMCBAMFBQQEAAABfQECAwAE"
@@ -37,7 +37,7 @@ RGB_JPEG = base64.b64decode(
     "uRhcYZ1vaHAZievU8Y/xrQtLPzOc4UjhjjDdKvJYFQvyYBH8Ixz1/lV6C1RlJmIiyBg9Cf09c1vCWlz36GL03K0FoAoGNucDgdQKvRWR+ViFBUY+"
     "bt7+v+e1FFeensfnuFqSZftrQRrsPDYA+9jkevarttaKRlkEgI4Vxuxzn+tFFaxd43PoMPVk0f/Z"
 )
-RGB_CENTRE = np.frombuffer(
+RGB_CENTER = np.frombuffer(
     base64.b64decode(
         "MQ8ZTA8jZA8tbgkuhws8nQ5ItxFYyRFmNyQlVic2aCE8dB9AgSBFnChXsylnwiVwMz0rUT8/YjdIcTdOgTpQnkRnrjxxvzt8LFczR1VEXFJRdlpf"
         "jFdfn1Rusk5+zlmTLXRCSHJOYnVeeHdnkHVsnGt5s2mQxWmaMItPRYdSYoxidpBtk5d+opGPsIacw4enMKpeSq9gWKhkbKd2iqeCqLCZu62ixqik"
@@ -48,7 +48,7 @@ RGB_CENTRE = np.frombuffer(
 
 
 def jpeg(number: int, height: int = 40, width: int = 50) -> bytes:
-    """A JPEG of one grey level."""
+    """A JPEG of one gray level."""
     pixels = np.full((height, width, 3), LEVEL_STEP * number, np.uint8)
     return tf.io.encode_jpeg(pixels, quality=100).numpy()
 
@@ -58,7 +58,7 @@ def noise(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 def numbers_of(images: np.ndarray) -> np.ndarray:
-    """The number of each normalised image, [B]."""
+    """The number of each normalized image, [B]."""
     pixels = images * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     levels = pixels.mean((1, 2, 3)) / LEVEL_STEP
     numbers = np.rint(levels).astype(int)

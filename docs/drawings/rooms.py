@@ -17,9 +17,9 @@ else:
     import tomli as tomllib
 
 _PACKAGE = "resrep_dist"
-_ROOT = Path(__file__).parents[2]
-# Rooms that almost all import; their arrows would hide the others.
-_COMMON = ("config", "errors", "version")
+ROOT = Path(__file__).parents[2]
+# Rooms of settings, errors and one number: their arcs would hide the others, and say little.
+_WITHOUT_ARCS = ("config", "errors", "version")
 _TEXTS = {
     "cli": "commands, exit codes",
     "benchmark": "measurements side by side",
@@ -45,7 +45,7 @@ _TEXTS = {
 
 def rows() -> list[list[str]]:
     """The rooms from top to bottom; rooms of one row do not import each other."""
-    with open(_ROOT / "pyproject.toml", "rb") as file:
+    with open(ROOT / "pyproject.toml", "rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     return [[room.strip() for room in row.split("|")] for row in layers]
@@ -76,12 +76,13 @@ def draw() -> str:
             shapes.append(box(x, y, width, 38, *lines))
             places[room] = (x, y + 19, j)
     for room, below in sorted(imports()):
-        if below not in _COMMON:
+        if below not in _WITHOUT_ARCS:
             shapes.append(_arc(places[room], places[below]))
     bottom = 12 + 46 * len(rows())
-    common = ", ".join(_COMMON)
-    shapes.append(text(385, bottom + 14, f"An arc ends with a dot at the room that is imported; {common} are", size=12))
-    shapes.append(text(385, bottom + 30, "imported by most rooms, and their arcs are left out.", size=12))
+    *others, last = _WITHOUT_ARCS
+    shapes.append(text(385, bottom + 14, "An arc ends with a dot at the room that is imported.", size=12))
+    caption = f"The arcs to {', '.join(others)} and {last} are left out."
+    shapes.append(text(385, bottom + 30, caption, size=12))
     return drawing(770, bottom + 44, *shapes)
 
 

@@ -45,10 +45,11 @@ def configuration() -> str:
     for field in dataclasses.fields(Config):
         section = _section_of(hints[field.name])
         if section is not None:
+            required = "Required." if field.default is field.default_factory is dataclasses.MISSING else "Optional."
             # A dataclass without a docstring gets its signature for one.
             own = "" if (section.__doc__ or "").startswith(f"{section.__name__}(") else inspect.getdoc(section) or ""
-            required = "Required." if field.default is field.default_factory is dataclasses.MISSING else "Optional."
-            about = " ".join(filter(None, (required, texts.get(field.name) or own)))
+            # Phases are told apart at the field, other sections often by their class alone.
+            about = f"{required} {texts.get(field.name) or own}"
             parts += ["", f"## {field.name}", "", about, "", *_table(section, f"{field.name}.", None)]
     return "\n".join(parts)
 
@@ -57,8 +58,8 @@ def command_line() -> str:
     """A heading for each command, with the help that it prints."""
     parts = []
     for parser in _parsers(build_parser()):
-        # argparse wraps to the terminal, which a build has not.
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=100)
+        # argparse wraps to the terminal, which a build has not; a page shows some 88 columns.
+        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=88)
         parts += [f"## {parser.prog}", "", "```text", parser.format_help().rstrip(), "```", ""]
     return "\n".join(parts)
 

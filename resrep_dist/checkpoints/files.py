@@ -14,11 +14,11 @@ import logging
 import os
 import shutil
 import stat
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resrep_dist.checkpoints.arrays import read_arrays
 from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError, one_line
 
 import numpy as np
@@ -113,14 +113,19 @@ class CheckpointFolder:
         return None
 
     def newest_step(self) -> int | None:
-        """Step of the newest checkpoint, damaged or not; None if there is none."""
+        """Return the step of the newest checkpoint, damaged or not; None if there is none."""
         existing = self._existing()
         return int(existing[-1].name.removeprefix("step-")) if existing else None
 
     def state_sha256(self, step: int) -> str:
-        """The checksum of a checkpoint's arrays as it was written, hexadecimal."""
+        """Return the SHA-256 checksum of a checkpoint's arrays as they were written, hexadecimal.
+
+        Args:
+            step: Step of the checkpoint, which must exist.
+        """
         text = (self._folder / f"step-{step:08d}" / _SUMS).read_text(encoding="ascii")
-        return text.split()[_FILES.index("state.npz")]
+        sums = {name: checksum for checksum, name in (line.split() for line in text.splitlines())}
+        return sums["state.npz"]
 
     def delete_partial(self) -> None:
         """Delete incomplete checkpoints.
@@ -166,10 +171,7 @@ def restore(path: Path, variables: "Variables | VariablesAt", is_whole: bool = T
         position = _read_position(path)
         if callable(variables):
             variables = variables(position)
-        with zipfile.ZipFile(path / "state.npz") as file:
-            _check_fit(path, file, variables, is_whole)
-            # This takes no more memory than the variables do: arrays of another size were refused by their headers.
-            arrays = {name: _read_array(file, name) for name in variables}
+        arrays = read_arrays(path, variables, is_whole)
     except CheckpointError:
         raise
     except Exception as error:  # checksums do not prove who wrote it, and a malicious file can raise anything
@@ -196,40 +198,6 @@ def _read_position(path: Path) -> dict[str, Any]:
                 f"position.json: received {key} {one_line(position.get(key), 50)}, expected a whole number from 0"
             )
     return position
-
-
-def _check_fit(path: Path, file: zipfile.ZipFile, variables: Mapping[str, "tf.Variable"], is_whole: bool) -> None:
-    names = {member.removesuffix(".npy") for member in file.namelist()}
-    # Of the arrays without a variable, one is enough for the message.
-    others = sorted(names - variables.keys())[:1] if is_whole else []
-    found = {name: _header(file, name) for name in [*(names & variables.keys()), *others]}
-    expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
-    if expected != found:
-        name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        raise CheckpointError(
-            f"checkpoint {path}: it belongs to another model or configuration; `{one_line(name)}` is "
-            f"{_shape(found.get(name))} there and {_shape(expected.get(name))} here; use another --workdir"
-        )
-
-
-def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], type]:
-    """Return the shape and type of an array without reading it."""
-    with file.open(f"{name}.npy") as member:
-        if np.lib.format.read_magic(member) != (1, 0):
-            raise ValueError(f"{one_line(name)} is not an array as numpy.savez writes it")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-    if dtype.hasobject:
-        raise ValueError(f"{one_line(name)} holds Python objects, which only pickle could load; it is not used")
-    return shape, dtype.type
-
-
-def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    with file.open(f"{name}.npy") as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def _shape(entry: tuple[tuple[int, ...], Any] | None) -> str:
-    return "absent" if entry is None else one_line(f"{np.dtype(entry[1]).name} {list(entry[0])}")
 
 
 def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:

@@ -28,10 +28,12 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
-    """The configuration of a run.
+    """A run's configuration: frozen and validated, one attribute for each section.
+
+    `load_config` reads it from YAML; every key with its type and default is in the configuration reference.
 
     Raises:
-        ValueError: If values exclude each other. `load_config` and `build_config` turn it into a ConfigError.
+        ValidationError: pydantic's, for a wrong type or an impossible value; `load_config` makes a ConfigError of it.
     """
 
     model: ModelConfig

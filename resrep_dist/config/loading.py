@@ -21,6 +21,7 @@ _MAX_BYTES = 1 << 18
 _MAX_DEPTH = 20
 _MAX_VALUES = 100_000
 _MAX_MESSAGE = 600
+_UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -61,7 +62,7 @@ def build_config(document: dict[str, Any], origin: str = "config") -> Config:
     try:
         return TypeAdapter(Config).validate_json(text)
     except ValidationError as error:
-        raise _error(f"{origin}: {_describe(error.errors()[0])}") from None
+        raise _error(f"{origin}: {_describe(min(error.errors(), key=_is_no_unknown_key))}") from None
 
 
 def _read(path: Path) -> str:
@@ -130,10 +131,15 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     section[parts[-1]] = _parse_yaml(text, f"--set {override}")
 
 
+def _is_no_unknown_key(error: Any) -> bool:
+    # The first to be told of: a misspelled key that is required is missing as well.
+    return error["type"] not in _UNKNOWN_KEY
+
+
 def _describe(error: Any) -> str:
     place = one_line(".".join(map(str, error["loc"])))
     received = error["input"]
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if error["type"] in _UNKNOWN_KEY:
         return _describe_unknown_key(error["loc"])
     if error["type"] in ("missing", "missing_argument"):
         return f"{place}: missing; expected {_expected_type(error['loc'])}"

@@ -10,12 +10,21 @@ _FILE = "file:"
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with `data.path`, `data.index_folder`, `model.weights` and `file:` models made absolute."""
+    """Return a configuration with absolute paths.
+
+    Args:
+        config: The configuration. `data.path`, `data.index_folder`, `model.weights` and the path in a `model.name` that
+            starts with `file:` are relative to the current folder.
+    """
     return _with_paths(config, Path.absolute)
 
 
 def with_real_paths(config: Config) -> Config:
-    """The same without symbolic links and `..`, so that two names of one file are equal."""
+    """Return a configuration with absolute paths without symbolic links and `..`, to compare files by their paths.
+
+    Args:
+        config: As in `with_absolute_paths`.
+    """
     return _with_paths(config, _resolve)
 
 
@@ -35,5 +44,5 @@ def _with_paths(config: Config, change: Callable[[Path], Path]) -> Config:
 def _resolve(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a circle of links, a name that no file can have
+    except (OSError, RuntimeError, ValueError):  # links that form a cycle, a name that no file can have
         return path.absolute()

@@ -148,6 +148,7 @@ class Lease:
             "process": os.getpid(),
             "process_start_time": psutil.Process().create_time(),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_restart_count": _slurm_restart_count(),
             "start_time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
 
@@ -178,9 +179,17 @@ def _reason_to_take_over(holder: dict[str, Any], age_seconds: float) -> str | No
     if holder.get("namespace") is not None and holder["namespace"] == namespace_id("pid"):
         return None if _is_alive(holder) else "that process is dead"
     job = os.environ.get("SLURM_JOB_ID")
-    if job is not None and holder.get("slurm_job_id") == job:
-        return f"this is the same Slurm job, {job}"
+    restarts = holder.get("slurm_restart_count", 0)
+    # The same job without another start may be a second command beside a run that lives.
+    if job is not None and holder.get("slurm_job_id") == job and _slurm_restart_count() > restarts:
+        return f"this is the same Slurm job, {job}, started again"
     return None
+
+
+def _slurm_restart_count() -> int:
+    """How often Slurm has started this job again, as after a requeue."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(count) if count.isdigit() else 0
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

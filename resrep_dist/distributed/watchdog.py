@@ -22,8 +22,9 @@ _OTHERS_WAIT_SECONDS = 3.0
 
 
 class Watchdog:
-    """Ends this process if there is no progress for too long. `beat` tells it of each step and each batch of an
-    evaluation.
+    """Ends this process if there is no progress for too long.
+
+    `beat` reports progress, at each step and each batch of an evaluation.
 
     Args:
         is_root: True on rank 0.

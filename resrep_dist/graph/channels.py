@@ -29,7 +29,11 @@ class Segment:
     """What a dead channel holds here."""
 
     def at(self, state: State) -> "Segment":
-        """Return the same channels in another state."""
+        """Return the same channels in another state.
+
+        Args:
+            state: What a dead channel holds.
+        """
         return dataclasses.replace(self, state=state)
 
 
@@ -91,6 +95,9 @@ class ChannelSets:
 
         Args:
             width: Number of channels.
+
+        Returns:
+            One segment.
         """
         return self._new(width, None, State.VARYING, "")
 
@@ -111,7 +118,12 @@ class ChannelSets:
         return self._new(width, producer, State.ZERO if is_removed else State.VARYING, reason, num_parts)
 
     def has_equal_parts(self, segments: Segments, num_parts: int) -> bool:
-        """Return True if a tensor consists of `num_parts` parts whose channels i are kept or removed together."""
+        """Return True if a tensor consists of equal parts whose channels i are kept or removed together.
+
+        Args:
+            segments: Channels of the tensor.
+            num_parts: Number of parts.
+        """
         roots = [self.find(segment.variable) for segment in segments]
         return len(roots) % num_parts == 0 and roots == roots[: len(roots) // num_parts] * num_parts
 
@@ -121,6 +133,10 @@ class ChannelSets:
         This trace does not change, because it has already passed the producers; the next one divides their channels.
         Only a tensor of a single set can be divided, and only if the number of parts divides its width. Nothing is
         recorded for other tensors, or if the parts exist.
+
+        Args:
+            segments: Channels of the tensor.
+            num_parts: Number of parts that a consumer of the tensor needs.
         """
         roots = {self.find(segment.variable) for segment in segments}
         if len(roots) > 1 or self.has_equal_parts(segments, num_parts):
@@ -133,7 +149,11 @@ class ChannelSets:
                     self.requested_parts[producer.name] = requested
 
     def find(self, variable: int) -> int:
-        """Return the index of the set that represents all sets joined with this one."""
+        """Return the index of the set that represents all sets joined with a set.
+
+        Args:
+            variable: Index of the set.
+        """
         while self._parents[variable] != variable:
             variable = self._parents[variable]
         return variable
@@ -142,6 +162,10 @@ class ChannelSets:
         """Join two sets: from now on their channels are kept or removed together.
 
         If either set must be kept, both are.
+
+        Args:
+            first: Index of a set.
+            second: Index of the other set.
         """
         first, second = sorted((self.find(first), self.find(second)))
         if first == second:
@@ -152,21 +176,38 @@ class ChannelSets:
             self._reasons[first] = reason
 
     def keep(self, segments: Sequence[Segment], reason: str) -> None:
-        """Mark channels as not prunable. The first reason given for a set is reported to the user."""
+        """Mark channels as not prunable.
+
+        Args:
+            segments: The channels.
+            reason: Why they are kept. The first reason given for a set is reported to the user.
+        """
         for segment in segments:
             root = self.find(segment.variable)
             self._reasons[root] = self._reasons.get(root) or reason
 
     def consume(self, segments: Sequence[Segment], consumer: str) -> None:
-        """Record that the layer `consumer` loses input channels when these channels are removed."""
+        """Record that a layer loses input channels when these channels are removed.
+
+        Args:
+            segments: The channels.
+            consumer: Name of the layer.
+        """
         self._consumers += {(segment.variable, consumer) for segment in segments}
 
     def reason(self, variable: int) -> str | None:
-        """Return why the channels of a set are kept; None if they may be removed."""
+        """Return why the channels of a set are kept.
+
+        Args:
+            variable: Index of the set.
+
+        Returns:
+            The reason, empty if none needs to be given. None if the channels may be removed.
+        """
         return self._reasons.get(self.find(variable))
 
     def consumers(self) -> dict[int, set[str]]:
-        """Return the names of the consumers of each set, by its representative."""
+        """Return the names of the consumers of each set, by the index of the set that represents it."""
         result: dict[int, set[str]] = {}
         for variable, name in self._consumers:
             result.setdefault(self.find(variable), set()).add(name)

@@ -21,24 +21,33 @@ class KeptChannels:
 
     @classmethod
     def all_of(cls, graph: Graph) -> "KeptChannels":
-        """All channels of the original model."""
+        """Return all channels of the original model.
+
+        Args:
+            graph: Graph of the original model.
+        """
         return cls.first_of(graph.widths)
 
     @classmethod
     def first_of(cls, widths: Iterable[int], is_refolded: bool = False) -> "KeptChannels":
-        """The first channels of each group, as many as `widths` says."""
+        """Return the first channels of each group.
+
+        Args:
+            widths: Number of channels of each group.
+            is_refolded: True if the layers before the compactors have these widths too.
+        """
         return cls(tuple(tuple(range(width)) for width in widths), is_refolded)
 
     @classmethod
     def from_json(cls, graph: Graph, saved: Mapping[str, Any] | None) -> "KeptChannels":
-        """Read what `to_json` gave.
+        """Read what `to_json` returned.
 
         Args:
-            graph: of the original model.
-            saved: the JSON value; None means all channels.
+            graph: Graph of the original model.
+            saved: The JSON value. None for all channels.
 
         Raises:
-            CheckpointError: for a value that does not fit the graph.
+            CheckpointError: If the value does not fit the graph.
         """
         if saved is None:
             return cls.all_of(graph)
@@ -58,7 +67,14 @@ class KeptChannels:
         return result
 
     def to_json(self, graph: Graph) -> dict[str, Any] | None:
-        """A JSON value that `from_json` reads; None for all channels of the original model."""
+        """Return a JSON value that `from_json` reads.
+
+        Args:
+            graph: Graph of the original model.
+
+        Returns:
+            The value. None for all channels of the original model.
+        """
         return None if self == KeptChannels.all_of(graph) else dataclasses.asdict(self)
 
     @property
@@ -67,14 +83,32 @@ class KeptChannels:
         return [len(channels) for channels in self.kept]
 
     def dead(self, graph: Graph) -> list[np.ndarray]:
-        """For each group bool [original width], the channels that are gone."""
+        """Return which of the original channels are gone.
+
+        Args:
+            graph: Graph of the original model.
+
+        Returns:
+            For each group bool [original width], True for the channels that are gone.
+        """
         return self.lost_from(KeptChannels.all_of(graph))
 
     def lost_from(self, before: "KeptChannels") -> list[np.ndarray]:
-        """For each group bool [width in `before`], the channels that `before` has and these have not."""
+        """Return which channels of an earlier, wider model are gone.
+
+        Args:
+            before: The channels of that model.
+
+        Returns:
+            For each group bool [width in `before`], True for the channels that are gone.
+        """
         return [~np.isin(old, new) for old, new in zip(before.kept, self.kept, strict=True)]
 
     def without(self, dead: Sequence[np.ndarray]) -> "KeptChannels":
-        """Without the channels that are True in `dead`, for each group bool [width]."""
+        """Return the channels that remain if some of these are removed.
+
+        Args:
+            dead: For each group bool [width], True for the channels to remove.
+        """
         kept = zip(self.kept, dead, strict=True)
         return dataclasses.replace(self, kept=tuple(tuple(np.asarray(k)[~d].tolist()) for k, d in kept))

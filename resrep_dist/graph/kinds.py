@@ -86,11 +86,20 @@ class Kind:
             layer: The layer at its present width.
             inputs: bool [C_in], True for the channels of the first input that are kept.
             outputs: bool [C_out], True for the channels of the output that are kept.
+
+        Returns:
+            No change of the configuration and all weights by default.
         """
         return Narrowed({}, layer.get_weights())
 
     def macs(self, node: Any) -> UnitMacs | None:
-        """Return the multiply-adds of a call for one image; None if they are not known.
+        """Return the multiply-adds of a call for one image.
+
+        Args:
+            node: The call.
+
+        Returns:
+            The multiply-adds; none by default. None if they are not known.
 
         Raises:
             OpenSizeError: If the layer has weights and the size of its images is not fixed.
@@ -99,7 +108,11 @@ class Kind:
 
 
 class Passing(Kind):
-    """Layers that treat every channel alone and leave a constant unchanged: pooling, cropping, dropout."""
+    """Layers that treat every channel alone and leave a constant unchanged: pooling, cropping, dropout.
+
+    Args:
+        known_to_kerassurgeon: True if kerassurgeon can delete channels of such a layer.
+    """
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
@@ -121,7 +134,11 @@ class ZeroPadding(Passing):
 
 
 class Elementwise(Kind):
-    """Functions of one number: activations, scaling."""
+    """Functions of one number: activations, scaling.
+
+    Args:
+        known_to_kerassurgeon: True if kerassurgeon can delete channels of such a layer.
+    """
 
     def __init__(self, known_to_kerassurgeon: bool = True) -> None:
         self.known_to_kerassurgeon = known_to_kerassurgeon
@@ -270,6 +287,14 @@ def _width(node: Any) -> int:
 
 
 def on_vectors(layer: keras.layers.Layer, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply a layer to constants, [C] for each input; returns float64 [C]."""
+    """Apply a layer to constants.
+
+    Args:
+        layer: The layer, which must treat every pixel alone.
+        inputs: For each input the constants of its channels, [C].
+
+    Returns:
+        float64 [C].
+    """
     vectors = [tf.constant(vector[np.newaxis], tf.float64) for vector in inputs]
     return np.asarray(layer(vectors if len(vectors) > 1 else vectors[0]), np.float64)[0]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 class MultiplyAdds:
     """The polynomial constant + sum_i linear[i] w_i + sum_(i<=j) bilinear[i, j] w_i w_j of the widths w, in channels.
 
-    All methods take the width of each group, in the order of `Graph.groups`.
+    The groups are in the order of `Graph.groups`.
     """
 
     constant: int
@@ -23,13 +23,26 @@ class MultiplyAdds:
     """Multiply-adds per pair of channels of the groups i <= j."""
 
     def total(self, widths: Sequence[int]) -> int:
-        """Return the multiply-adds of one forward pass of one image."""
+        """Return the multiply-adds of one forward pass of one image.
+
+        Args:
+            widths: Number of channels of each group.
+        """
         assert len(widths) == len(self.linear)
         pairs = sum(cost * widths[i] * widths[j] for (i, j), cost in self.bilinear.items())
         return self.constant + sum(c * w for c, w in zip(self.linear, widths, strict=True)) + pairs
 
     def slopes(self, widths: Sequence[int]) -> list[int]:
-        """Return the derivative of the total by each width; r fewer channels save r slope - r^2 bilinear[i, i]."""
+        """Return the derivative of the total by the width of each group.
+
+        Removing r channels of group i saves r slopes[i] - r^2 bilinear[i, i].
+
+        Args:
+            widths: Number of channels of each group.
+
+        Returns:
+            Multiply-adds per channel for each group.
+        """
         result = list(self.linear)
         for (i, j), cost in self.bilinear.items():
             result[i] += cost * widths[j]
@@ -37,5 +50,9 @@ class MultiplyAdds:
         return result
 
     def per_channel(self, widths: Sequence[int]) -> list[int]:
-        """Return for each group the multiply-adds that one channel fewer saves."""
+        """Return for each group the multiply-adds that are saved by removing one channel.
+
+        Args:
+            widths: Number of channels of each group.
+        """
         return [slope - self.bilinear.get((i, i), 0) for i, slope in enumerate(self.slopes(widths))]

@@ -34,7 +34,7 @@ from tensorflow import keras
 def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool = False) -> Graph:
     """Find the prunable channels of a functional model.
 
-    `table.py` has the layers that channels can pass.
+    The layers that channels can pass are in `resrep_dist/graph/table.py`.
 
     Args:
         model: A functional or Sequential model.
@@ -42,8 +42,8 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
         residual_groups: True if layers whose outputs are added are pruned together, False if they are not pruned.
 
     Returns:
-        The groups of prunable channels, the refused convolutions and the multiply-adds. Layers are named as in the
-        flat model (see `flatten`).
+        The groups of prunable channels, the refused convolutions and the multiply-adds. Layers of inner models, and
+        activations inside of layers, have the names that `insert_compactors` gives them.
 
     Raises:
         ModelError: If the model is subclassed or its input size is not fixed, or if it has no layer of a name in

@@ -48,32 +48,64 @@ class Weighted(Kind):
         return np.zeros(node.output_shapes[-1])
 
     def is_convolution(self, node: Any) -> bool:
-        """Return False if the outputs are pruned only together with those of a convolution."""
+        """Return False if the outputs are pruned only together with those of a convolution.
+
+        Args:
+            node: A call of the layer.
+        """
         return True
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
-        """Return True if a constant other than zero in a dead input channel does not give a constant output."""
+        """Return True if a constant other than zero in a dead input channel does not give a constant output.
+
+        Args:
+            layer: The layer.
+        """
         return pads(layer)
 
     def kernels(self, layer: keras.layers.Layer) -> list[np.ndarray]:
-        """Return the weights without the bias, float64.
+        """Return the weights without the bias.
 
-        The first has the input channels on its axis -2, the last has the output channels on its axis -1.
+        Args:
+            layer: The layer.
+
+        Returns:
+            float64 arrays. The first has the input channels on its axis -2, and the last has the output channels on its
+            axis -1.
         """
         weights = layer.get_weights()
         return [np.asarray(weight, np.float64) for weight in (weights[:-1] if layer.use_bias else weights)]
 
     def num_outputs(self, kernels: Sequence[np.ndarray]) -> int:
-        """Return the number of output channels of a layer with these kernels."""
+        """Return the number of output channels of a layer.
+
+        Args:
+            kernels: What `kernels` returned for the layer.
+        """
         return kernels[-1].shape[-1]
 
     def response(self, kernels: Sequence[np.ndarray], constants: np.ndarray) -> np.ndarray:
-        """Return what constant inputs [C_in] add to each output, [C_out]."""
+        """Return what constant inputs add to each output of a layer.
+
+        Args:
+            kernels: What `kernels` returned for the layer.
+            constants: The value of each input channel, the same at all pixels, [C_in].
+
+        Returns:
+            float64 [C_out], without the bias.
+        """
         kernel = kernels[0]
         return constants @ kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
 
     def rows(self, inputs: np.ndarray) -> np.ndarray:
-        """Return which rows of the first kernel, on its axis -2, belong to input channels; both bool."""
+        """Return which rows of the first kernel, on its axis -2, belong to input channels.
+
+        Args:
+            inputs: bool [C_in], True for the channels.
+
+        Returns:
+            bool [number of rows], True for their rows.
+        """
         return inputs
 
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:

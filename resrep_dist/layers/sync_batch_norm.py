@@ -20,6 +20,16 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
     """The ranks. None for plain batch norm."""
 
     def call(self, inputs: tf.Tensor, training: Any = None, mask: Any = None) -> tf.Tensor:
+        """Normalize the inputs. A collective in training, unless `cluster` is None or the layer is frozen.
+
+        Args:
+            inputs: Tensor [B, ..., D], or with the channels on the axis `axis`.
+            training: True to use the statistics of the batch and update the running ones.
+            mask: As in Keras' layer; ignored where the statistics are those of all ranks.
+
+        Returns:
+            A tensor of the shape and type of the inputs.
+        """
         if self.cluster is None or not training or not self.trainable:
             return super().call(inputs, training=training, mask=mask)
         channel_axis = self.axis[0] % inputs.shape.rank
@@ -56,10 +66,14 @@ _AnyBatchNormalization = keras.layers.BatchNormalization.__base__
 
 
 def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
-    """The model with synchronized batch norm in place of the stock layer.
+    """Return the model with synchronized batch norm in place of the stock layer.
+
+    Args:
+        model: A functional model.
+        cluster: The ranks over which the statistics are computed.
 
     Raises:
-        ModelError: for any other batch norm, such as a subclass, since it may compute something else.
+        ModelError: If the model has any other batch norm, such as a subclass, since it may compute something else.
     """
 
     def synchronized(layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -79,7 +93,14 @@ def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
 
 
 def with_plain_batch_norm(model: keras.Model) -> keras.Model:
-    """Return the model with stock batch norm; the model itself if it has no synchronized batch norm."""
+    """Return the model with stock batch norm in place of the synchronized one.
+
+    Args:
+        model: A functional model.
+
+    Returns:
+        A new model with the same weights; the model itself if it has no synchronized batch norm.
+    """
     if not any(isinstance(layer, SyncBatchNormalization) for layer in model.layers):
         return model
 

@@ -44,6 +44,8 @@ def build_model(config: ModelConfig) -> keras.Model:
         ConfigError: If the name is not known, or the model cannot be built for images of this size.
         ModelError: If a file or a function does not give a model with one such input and output.
     """
+    # Layers without a name get the same ones however often the process has built the model: checkpoints hold them.
+    keras.backend.reset_uids()
     kind, _, rest = config.name.partition(":")
     if not rest:
         model = _build(_BUILDERS, config.name, config)

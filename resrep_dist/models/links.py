@@ -26,7 +26,11 @@ class Call(NamedTuple):
 
 
 def entry_name(entry: Mapping[str, Any]) -> str:
-    """Return the name of a layer."""
+    """Return the name of a layer.
+
+    Args:
+        entry: The layer in the document.
+    """
     # A layer that is not a stock layer may have no name in its configuration.
     return str(entry["config"].get("name", entry.get("name", "without a name")))
 
@@ -39,6 +43,10 @@ def chain(
     Args:
         entries: The layers in the document.
         config: The model's configuration in the document.
+
+    Returns:
+        The layers, starting with an InputLayer, each with its `inbound_nodes`; the inputs and the outputs of the model
+        as (layer, call).
 
     Raises:
         ModelError: If the model has no input shape.
@@ -60,6 +68,9 @@ def chain(
 
 def calls_of(entry: Mapping[str, Any]) -> list[Call]:
     """Return the calls of a layer.
+
+    Args:
+        entry: The layer in the document, as written by Keras 2 or 3.
 
     Raises:
         ModelError: If it is called on anything but tensors, or with options other than `training`.
@@ -87,7 +98,13 @@ def _call(entry: Mapping[str, Any], index: int, node: Any) -> Call:
 
 
 def read_references(value: Any) -> list[tuple[str, int]]:
-    """Read tensors written as [layer, call, output], or a single one, as (layer, call).
+    """Read tensors written as [layer, call, output], or a single one.
+
+    Args:
+        value: The tensors in the document.
+
+    Returns:
+        The (layer, call) of each tensor.
 
     Raises:
         ModelError: If they are written otherwise.
@@ -100,10 +117,14 @@ def read_references(value: Any) -> list[tuple[str, int]]:
 
 
 def known_reference(reference: tuple[str, int], tensors: Mapping[tuple[str, int], Any]) -> tuple[str, int]:
-    """Return the reference.
+    """Return a reference after checking that it has a tensor.
+
+    Args:
+        reference: (layer, call).
+        tensors: The outputs of the calls, by (layer, call).
 
     Raises:
-        ModelError: If it has no tensor.
+        ModelError: If it has none.
     """
     if reference not in tensors:
         raise ModelError(f"its layer {reference[0]} is missing or part of a cycle; save the model again with Keras")

@@ -1,5 +1,6 @@
 """Turns the figures of a phase into curves, images, and the values beside its progress bar."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -32,7 +33,6 @@ class Curves(Hook):
         self._timer = StepTimer(global_batch_size)
         self._history = ChannelHistory()
         self._collective_seconds = 0.0
-        self._checkpoint_step = -1
 
     def on_start(self, trainer: Watched) -> None:
         """Open the curves at the step at which the run starts or resumes."""
@@ -64,8 +64,10 @@ class Curves(Hook):
             self.add_training(trainer.step, metrics, trainer.pruner)
 
     def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
-        """Add the points and the images of an evaluation."""
+        """Add the points and the images of an evaluation. Drawing them is part of its time, not of a step's."""
+        start = time.monotonic()
         self.add_validation(trainer.step, values, trainer.pruner)
+        seconds += time.monotonic() - start
         # Until the next evaluation this is taken as the time that a step spends on communication.
         if trainer.collective_seconds is not None:
             self._collective_seconds = trainer.collective_seconds
@@ -77,11 +79,7 @@ class Curves(Hook):
         self._monitor.flush()
 
     def on_checkpoint(self, trainer: Watched, seconds: float) -> None:
-        """Add the time that training stood still, and the time to write the previous checkpoint."""
-        if trainer.step == self._checkpoint_step:
-            # At the end of a phase the checkpoint of the same step may be saved again.
-            return
-        self._checkpoint_step = trainer.step
+        """Add the time that training stood still, and the time to write the last checkpoint that is complete."""
         self._add_pause("checkpoint", trainer.step, seconds)
         if trainer.checkpoint_write_seconds is not None:
             written = {"time/checkpoint_write_seconds": trainer.checkpoint_write_seconds}

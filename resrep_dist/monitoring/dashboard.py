@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api as hparams
 _LAYOUT: dict[str, dict[str, list[str]]] = {
     "Is it pruning well?": {
         "top-1 and top-5, percent": ["train/top1", "validation/top1", "validation/top5"],
-        "multiply-adds left, by mask, by living channels, and in training where it shrinks": [
+        "multiply-adds left, by mask, by living channels, and in training if it shrinks": [
             "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "shrink/training_macs_fraction",
         ],
         "loss and lasso term": ["train/loss", "train/lasso_term"],

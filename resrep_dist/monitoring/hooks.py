@@ -1,12 +1,17 @@
 """The interface for what observes a run: the project's own curves and warnings, and a user's trackers."""
 
+import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import Config
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import one_line
 from resrep_dist.pruning.pruner import Pruner
+
+_log = logging.getLogger(__name__)
 
 
 class Watched(Protocol):
@@ -184,6 +189,16 @@ class Hooks(Hook):
             hook.on_shrink(trainer, figures)
 
     def on_end(self, trainer: Watched) -> None:
-        """Call `on_end` of each hook."""
+        """Call `on_end` of each hook, also if one raises an error.
+
+        The first error is raised after that, unless the run ends by an error of its own.
+        """
+        is_failing, errors = sys.exc_info()[1] is not None, []
         for hook in self._hooks:
-            hook.on_end(trainer)
+            try:
+                hook.on_end(trainer)
+            except Exception as error:  # a tracker of a program may raise anything
+                _log.error("%s.on_end failed (%s: %s)", type(hook).__name__, type(error).__name__, one_line(error))
+                errors.append(error)
+        if errors and not is_failing:
+            raise errors[0]

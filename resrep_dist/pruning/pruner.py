@@ -197,7 +197,15 @@ class Pruner:
         interval_steps, max_channels = self._config.mask_interval_steps, self._config.channels_per_update
         num_updates = self._last_step // interval_steps - (self._first_step - 1) // interval_steps
         num_needed = fewest_channels(self.graph, self._config)
-        if num_needed > num_updates * max_channels:
+        if num_updates <= 0:
+            _log.warning(
+                "The target will be missed: masks may change from step %d to step %d, and no update falls into this "
+                "time. Raise prune.lasso_strength, lower prune.mask_start_epochs or prune.mask_interval_steps, or "
+                "train longer.",
+                self._first_step,
+                self._last_step,
+            )
+        elif num_needed > num_updates * max_channels:
             _log.warning(
                 "The target will be missed: it takes at least %d channels, and %d updates of the masks choose at most "
                 "%d each. Raise prune.channels_per_update, lower prune.mask_interval_steps, or train longer.",

@@ -195,8 +195,8 @@ def select_masks(
         return num_chosen >= max_chosen or macs.total(widths) <= target_macs
 
     # Bisection finds the smallest number of lowest channels that is enough, since `is_enough` never turns from True
-    # back to False: with more of them no group has fewer channels chosen or a larger width, and the multiply-adds
-    # never grow with fewer channels.
+    # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never
+    # leaves more multiply-adds, whose coefficients are not negative.
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))

@@ -1,0 +1,1 @@
+"""Measures models, and shows the results of runs as tables and as a page."""

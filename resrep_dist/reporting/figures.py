@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG text."""
+"""The figures of a report, as SVG text."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "resrep", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
     "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif",
 }  # fmt: skip
-# Title, unit, and the tags with the style of their lines.
+# Title of each chart, and the tags in it with the style of their lines.
 _CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("loss (full) and lasso term (dashed)", {"train/loss": "-", "train/lasso_term": "--"}),
     ("top-1, percent: validation (full), training (dotted)", {"validation/top1": "-", "train/top1": ":"}),
@@ -30,7 +30,14 @@ _MARKERS = {"base": "o", "trained": "s", "slim": "D", "final": "o"}
 
 
 def curves_picture(runs: Sequence[RunRecord]) -> str:
-    """Loss, top-1, multiply-adds and speed over the steps, one color per run."""
+    """Draw loss, top-1, multiply-adds and speed over the steps, one color per run.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        An `<svg>` element.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         for axes, (title, tags) in zip(figure.subplots(2, 2).flat, _CHARTS, strict=True):
@@ -47,7 +54,14 @@ def curves_picture(runs: Sequence[RunRecord]) -> str:
 
 
 def widths_picture(run: RunRecord) -> str:
-    """Channels of every group before and after."""
+    """Draw the number of channels of every group, before and after pruning.
+
+    Args:
+        run: A finished run with pruning.
+
+    Returns:
+        An `<svg>` element.
+    """
     channels: dict[str, dict[str, int]] = (run.report or {})["certificate"]["channels"]
     names = list(channels)
     original, kept = ([entry[key] for entry in channels.values()] for key in ("original", "kept"))
@@ -68,7 +82,14 @@ def widths_picture(run: RunRecord) -> str:
 
 
 def channels_picture(run: RunRecord) -> str:
-    """Every channel of every group: living, masked, or when it died."""
+    """Draw for every channel of every group whether it lives, is masked, or when it died.
+
+    Args:
+        run: A run with pruning, whose history has at least one group.
+
+    Returns:
+        An `<svg>` element.
+    """
     history = run.channels
     names, widest = list(history.died_at), max(map(len, history.died_at.values()))
     deaths = history.first_and_last_death()
@@ -81,7 +102,7 @@ def channels_picture(run: RunRecord) -> str:
         axes = figure.subplots()
         axes.imshow(pixels, aspect="auto", interpolation="none")
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        # White lines between the rows.
+        # The rows are separated by white lines.
         axes.hlines(np.arange(len(names) - 1) + 0.5, -0.5, widest - 0.5, colors="white", linewidth=2)
         axes.set_xlabel("channels, ordered by state")
         states = {"living": LIVING, "masked": MASKED}
@@ -93,7 +114,14 @@ def channels_picture(run: RunRecord) -> str:
 
 
 def costs_picture(runs: Sequence[RunRecord]) -> str:
-    """Top-1 over multiply-adds and over measured latency, for base, trained and slim models."""
+    """Draw top-1 over multiply-adds and over latency, for the base, trained and slim models.
+
+    Args:
+        runs: Finished runs.
+
+    Returns:
+        An `<svg>` element.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         axes_pair = figure.subplots(1, 2, sharey=True)
@@ -113,7 +141,7 @@ def costs_picture(runs: Sequence[RunRecord]) -> str:
             axes.margins(0.12)
             axes.set_xlim(left=0)
         low, high = axes_pair[0].get_ylim()
-        # Differences of a few images are not to look large.
+        # The axis covers at least 2 percent, so that differences of a few images do not look large.
         axes_pair[0].set_ylim(min(low, (low + high) / 2 - 1), min(max(high, (low + high) / 2 + 1), 100.5))
         axes_pair[0].set_ylabel("top-1, percent")
         axes_pair[1].legend(fontsize=8, frameon=True, loc="best")
@@ -121,11 +149,15 @@ def costs_picture(runs: Sequence[RunRecord]) -> str:
 
 
 def to_svg(figure: Any) -> str:
-    """The `<svg>` element of a figure, the same for the same figure."""
+    """Return a figure as an `<svg>` element; the same figure always gives the same text.
+
+    Args:
+        figure: A Matplotlib figure.
+    """
     text = io.StringIO()
-    # Without the date and the maker the same run gives the same file.
+    # Date and version of Matplotlib would make the files of the same run differ.
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # What stands before the element belongs to a file, not to a page.
+    # The XML header before the element must not be part of a page.
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

@@ -1,12 +1,11 @@
-"""Measured figures of models: accuracy, parameters, latency, size of the file."""
+"""Measures models: accuracy, parameters, latency, size of the file."""
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.config import Config
 from resrep_dist.data.source import ImageSource
 from resrep_dist.training.evaluation import Evaluator
 
@@ -22,13 +21,27 @@ def measure_models(
     files: dict[str, Path],
     macs: Mapping[str, int | None],
     validation_data: ImageSource,
-    config: Config,
+    metrics: Sequence[str],
+    batch_size: int,
 ) -> dict[str, Any]:
+    """Measure models on the validation set.
+
+    Args:
+        models: Models by name.
+        files: The file of each model.
+        macs: Multiply-adds of each model for one image; None if they are not known.
+        validation_data: The validation set.
+        metrics: Names of Keras metrics.
+        batch_size: Number of images that are evaluated at once.
+
+    Returns:
+        For each model `top1` and `top5` (percent), the configured metrics, `macs`, `parameters`, `latency_ms` and
+        `file_bytes`.
+    """
     latencies = measure_latencies(models, validation_data.first_images(1)[0])
-    batch_size = config.data.evaluation_batch_size
     return {
         name: {
-            **Evaluator(model, config.training.metrics).evaluate(validation_data, batch_size),
+            **Evaluator(model, metrics).evaluate(validation_data, batch_size),
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],
@@ -39,7 +52,14 @@ def measure_models(
 
 
 def measure_latencies(models: dict[str, keras.Model], image: np.ndarray) -> dict[str, float]:
-    """Median time of one image through each model, milliseconds; interleaved, since machines are noisy."""
+    """Measure the median time of one image through each model, milliseconds.
+
+    The models are timed in turn, so that a change of the machine's speed affects all of them.
+
+    Args:
+        models: Models by name.
+        image: The image, [height, width, channels].
+    """
     batch = tf.constant(image[np.newaxis])
     functions = {name: _inference(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -53,7 +73,11 @@ def measure_latencies(models: dict[str, keras.Model], image: np.ndarray) -> dict
 
 
 def count_parameters(model: keras.Model) -> int:
-    """Numbers that the model needs for inference; masks are not among them."""
+    """Return the number of parameters that a model needs for inference, which excludes masks.
+
+    Args:
+        model: A Keras model.
+    """
     return sum(int(np.prod(w.shape)) for w in model.weights if not w.name.endswith("/mask:0"))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the result of a run."""
+"""Finds problems in the results of a run."""
 
 import logging
 from collections.abc import Mapping
@@ -8,10 +8,13 @@ _log = logging.getLogger(__name__)
 
 
 def problems_of(report: Mapping[str, Any], num_classes: int) -> list[str]:
-    """Why a run's models are of no use, a line each; nothing for good ones. A missed target is told elsewhere.
+    """Return why the models of a run are unusable, one line per reason; empty for good models.
+
+    A missed target is not a problem in this sense; it is reported separately.
 
     Args:
-        report: as `merge_run` and `save_final` make it; top-1 in percent.
+        report: Report of `merge_run` or `save_final`.
+        num_classes: Number of classes.
     """
     problems = []
     guessing = 100.0 / num_classes

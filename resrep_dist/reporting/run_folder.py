@@ -1,4 +1,4 @@
-"""What a run's folder tells about the run: configuration, curves, channels, report. Reads files only."""
+"""Reads the folder of a run: configuration, curves, channels, report. Writes nothing."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util.tensor_util import make_ndarray
 
 Curve = list[tuple[int, float]]
+"""Step and value of each point, by ascending step."""
 _CURVES = ("train/", "validation/", "prune/", "time/")
 
 
@@ -23,29 +24,35 @@ class RunRecord:
     """One run, finished or not."""
 
     workdir: Path
+    """The folder of the run."""
     name: str
-    """What the run is called beside others."""
+    """Short name, which differs from those of the other runs."""
     config: Config
+    """The configuration of the run."""
     report: dict[str, Any] | None
     """`report.json` of `slim/` or `final/`; None before the end."""
     curves: dict[str, Curve]
-    """(step, value) in the order of steps, by tag; without those of the base phase."""
+    """Curves by tag, without those of base training."""
     channels: ChannelHistory
+    """When channels were masked and died; empty for a run without pruning."""
     latency: dict[str, Any] | None
-    """The section `latency` of the folder's `benchmark.json`, where `resrep benchmark latency DIR` was run."""
+    """Section `latency` of `benchmark.json`; None before `resrep benchmark latency DIR`."""
 
     @property
     def models(self) -> dict[str, dict[str, Any]]:
-        """The measured figures of the report, by model: base, trained and slim, or final."""
+        """Measured figures of the report by model: base, trained and slim, or final; empty before the end."""
         names = ("base", "trained", "slim", "final")
         return {name: self.report[name] for name in names if name in self.report} if self.report else {}
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
-    """Read the folders of runs; each is called by the end of its path, as much of it as tells them apart.
+    """Read the folders of runs. The name of each is the end of its path, long enough to differ from the others.
+
+    Args:
+        workdirs: The folders.
 
     Raises:
-        UserError: for a folder that is none, or a file in it that cannot be read.
+        UserError: If a folder is not that of a run, or a file in it cannot be read.
     """
     all_paths = [workdir.resolve().parts for workdir in workdirs]
     name_length = 1
@@ -71,7 +78,14 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """The scalars in the event files of a folder, one point per step."""
+    """Return the scalars in the event files of a folder, one point per step.
+
+    Args:
+        folder: Folder of the event files.
+
+    Returns:
+        Curves by tag.
+    """
     points: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():

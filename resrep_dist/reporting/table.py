@@ -1,4 +1,4 @@
-"""Measured figures of the base, the trained and the slim model, and the table a person reads."""
+"""Reads the report of a run, and prints it as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,23 @@ from rich.table import Table
 
 
 def find_report(workdir: Path) -> Path | None:
-    """The file `report.json` of a run without or with pruning; None before the end."""
+    """Return the path of a run's `report.json`; None before the end of the run.
+
+    Args:
+        workdir: Folder of the run.
+    """
     paths = [current_folder(workdir / name) / "report.json" for name in ("final", "slim")]
     return next((path for path in paths if path.exists()), None)
 
 
 def read_report(workdir: Path) -> dict[str, Any]:
-    """The report of a finished run.
+    """Return the report of a finished run.
+
+    Args:
+        workdir: Folder of the run.
 
     Raises:
-        UserError: when there is none.
+        UserError: If there is none, or it cannot be read.
     """
     path = find_report(workdir) or workdir / "slim" / "report.json"
     try:
@@ -32,7 +39,13 @@ def read_report(workdir: Path) -> dict[str, Any]:
 
 
 def print_report(console: Console, report: dict[str, Any], workdir: Path) -> None:
-    """The table at the end of a run."""
+    """Print the table at the end of a run, its certificate, its problems and its files.
+
+    Args:
+        console: Where it is printed.
+        report: Report of the run.
+        workdir: Folder of the run.
+    """
     is_pruned = "slim" in report
     goal = (
         f"target {100 * report['target_macs_fraction']:.1f} % multiply-adds" if is_pruned else "trained without pruning"
@@ -49,7 +62,12 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
 
 
 def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
-    """The results of several runs, a line for each, by name."""
+    """Print the results of several runs, one line each.
+
+    Args:
+        console: Where they are printed.
+        reports: Reports by the names of the runs.
+    """
     rows = []
     for name, report in reports.items():
         is_pruned = "slim" in report
@@ -60,7 +78,7 @@ def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) ->
 
 
 def _table(title: str, rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Table:
-    """A line for each name, figures and figures of the base."""
+    """Return a table with one row per name, from its figures and those of its base model."""
     table = Table(title=title)
     for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
         table.add_column(heading, justify="left" if heading == "model" else "right")

@@ -1,0 +1,1 @@
+"""A whole run in its folder: base training, pruning, merge, report."""

@@ -1,9 +1,10 @@
-"""What a run ends with: the merged or the final model, its figures, its report."""
+"""The results of a run: the slim or the final model, its measurements, its report."""
 
 import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,16 @@ _log = logging.getLogger(__name__)
 
 
 def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
-    """The report of a run that is trained to its end: merge or save its model, where no earlier start has done so."""
+    """Return the report of a trained run; merge or save its model first, unless an earlier start has done so.
+
+    Args:
+        workdir: Folder of the run.
+        validation_data: The validation set of the run.
+
+    Raises:
+        CertificateError: If the outputs of the slim model differ from those of the trained model.
+        CheckpointError: If no checkpoint can be loaded.
+    """
     config = load_config(workdir / "config.yaml")
     target = workdir / ("slim" if config.prune else "final")
     recover_folder(target)
@@ -56,15 +66,22 @@ def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
 
 
 def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict[str, Any]:
-    """Merge the newest checkpoint of a run into `slim/`, measure, write the report; on one process.
+    """Merge the newest checkpoint of a run into `slim/`, measure the models, and write the report, on one process.
 
     The caller holds the lease of the run's folder.
 
     Args:
-        validation_data: that of the run; None opens it.
+        workdir: Folder of the run.
+        validation_data: The validation set of the run; None to open it.
+
+    Returns:
+        The report.
 
     Raises:
-        CertificateError: when the slim model's outputs differ; nothing is written then.
+        CertificateError: If the outputs of the slim model differ from those of the trained model; `slim/` is not
+            changed.
+        CheckpointError: If no checkpoint can be loaded.
+        ConfigError: If the run does not prune.
     """
     config = load_config(workdir / "config.yaml")
     if config.prune is None:
@@ -80,14 +97,14 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     partial = _empty_folder(workdir / "slim.partial")
     save_model(slim, partial / "model.h5")
     save_model(trained, partial / "trained.h5")
-    # What is certified is the file.
+    # The certificate must hold for the file, not only for the model in memory.
     slim = load_model(partial / "model.h5")
     certificate = certify(trained, slim, images, certificate.channels)
     check_certificate(certificate, config.merge.tolerance)
     models = {"base": base, "trained": trained, "slim": slim}
     files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
     macs = _count_macs(trained, slim, graph)
-    report = measure_models(models, files, macs, validation_data, config) | {
+    report = measure_models(models, files, macs, validation_data, *_evaluation(config)) | {
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
@@ -101,6 +118,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
 
 
 def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[str, int]:
+    """Return the multiply-adds of the base model, of the trained model with its compactors, and of the slim model."""
     slim_graph = trace(slim)
     return {
         "base": graph.macs.total(graph.widths),
@@ -110,9 +128,19 @@ def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[s
 
 
 def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
-    """Write the model of a run without pruning to `final/`, measure, write the report; on one process.
+    """Write the model of a run without pruning to `final/`, measure it, and write the report, on one process.
 
     The caller holds the lease of the run's folder.
+
+    Args:
+        workdir: Folder of the run.
+        validation_data: The validation set of the run.
+
+    Returns:
+        The report.
+
+    Raises:
+        CheckpointError: If no checkpoint can be loaded.
     """
     config = load_config(workdir / "config.yaml")
     model = build_model(config.model)
@@ -123,9 +151,10 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         graph = trace(model)
         macs = graph.macs.total(graph.widths)
     except ModelError:
-        # What cannot be traced cannot be pruned, but it can be trained.
+        # A model that cannot be traced can be trained, but its multiply-adds are not known.
         macs = None
-    report = measure_models({"final": model}, {"final": partial / "model.h5"}, {"final": macs}, validation_data, config)
+    models, files = {"final": model}, {"final": partial / "model.h5"}
+    report = measure_models(models, files, {"final": macs}, validation_data, *_evaluation(config))
     report |= {"model": config.model.name, "made_from": _made_from(config, workdir, step)}
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
@@ -133,7 +162,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
 
 
 def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras.Model, int]:
-    """The model of the newest checkpoint, and its step."""
+    """Return the model of the newest checkpoint, and its step."""
     whole = insert_compactors(base, graph)
     trained = [whole]
 
@@ -146,7 +175,7 @@ def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras
 
 
 def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> int:
-    """Load the newest checkpoint that is not damaged; returns its step."""
+    """Load the newest checkpoint that is not damaged, and return its step."""
     checkpoints = CheckpointFolder(workdir / "checkpoints")
     position = checkpoints.restore_newest(variables, is_whole=False)
     if position is None:
@@ -155,9 +184,13 @@ def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> int:
 
 
 def _made_from(config: Config, workdir: Path, step: int) -> dict[str, Any]:
-    """What a result follows from, in JSON values; other settings that decide it cannot change within a run."""
+    """Return what determines a result, as JSON values. Other settings cannot change within a run."""
     checksum = CheckpointFolder(workdir / "checkpoints").state_sha256(step)
     return {"step": step, "checkpoint_sha256": checksum, "merge": dataclasses.asdict(config.merge)}
+
+
+def _evaluation(config: Config) -> tuple[Sequence[str], int]:
+    return config.training.metrics, config.data.evaluation_batch_size
 
 
 def _empty_folder(path: Path) -> Path:
@@ -171,7 +204,7 @@ def _publish(report: dict[str, Any], partial: Path, target: Path) -> None:
     replace_folder(partial, target)
     if (target.parent / EXPORT_NAME).exists():
         _log.warning(
-            "%s holds exports of the previous model; `resrep export %s` writes them again.",
+            "%s holds exports of the previous model; `resrep export %s --format ...` writes them again.",
             target.parent / EXPORT_NAME,
             target.parent,
         )

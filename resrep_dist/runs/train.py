@@ -29,22 +29,32 @@ _log = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: Path, cluster: Cluster, console: Console | None) -> dict[str, Any]:
-    """Run everything that is not done yet in `workdir`; returns the report. A collective.
+    """Do everything in `workdir` that is not done yet: base training, pruning, merge, report. A collective.
 
     Args:
-        console: where progress is shown; None: nowhere.
+        config: The configuration of the run.
+        workdir: Folder of the run.
+        cluster: The ranks.
+        console: Where progress is shown; None to show none.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: If the settings, the data, the model or the hosts do not fit, or another job uses the folder.
+        StoppedError: If the run was asked to stop; the checkpoint is written.
     """
-    # What the checkpoints and TensorBoard hold of it is used from other folders.
+    # Checkpoints and TensorBoard keep the paths, which are then used from other current folders.
     config = with_absolute_paths(config)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     check_launch(cluster, workdir)
     with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
-        # What one host lacks must not leave the others waiting.
+        # On every rank, so that the others do not wait forever if something is missing on one host.
         model = cluster.everywhere(lambda: build_model(config.model))
         graph = trace(model, config.prune.exclude, config.prune.residual_groups) if config.prune else None
         if graph and config.prune:
-            # Before a base is trained for nothing.
+            # Checked now, so that no base model is trained in vain.
             require_prunable(model.name, graph)
             require_reachable_target(graph, config.prune)
             check_heat_maps(config.logging, graph)
@@ -68,7 +78,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
 
 
 def _check_file(model: keras.Model, workdir: Path) -> None:
-    """Refuse a model now that could be trained, but whose file could not be read at the end."""
+    """Check before training that the model can be loaded from its own file, as it will be at the end."""
     path = workdir / ".untrained.h5"
     try:
         save_model(model, path)
@@ -80,7 +90,7 @@ def _check_file(model: keras.Model, workdir: Path) -> None:
 
 
 def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: dict[str, Any]) -> None:
-    """Give `model` the base weights on all ranks: those of an earlier start, of a file, or newly trained."""
+    """Set the base weights on all ranks: those of an earlier start, of a file, or newly trained ones."""
     cluster: Cluster = setting["cluster"]
     path = setting["workdir"] / "base" / "model.h5"
     weights = config.model.weights

@@ -1,4 +1,4 @@
-"""The folder of a run: created, or checked against the configuration."""
+"""Creates the folder of a run, or checks it against the configuration."""
 
 import logging
 import os
@@ -13,18 +13,22 @@ _log = logging.getLogger(__name__)
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
-    """Create the folder, or check that it holds a run of the same configuration.
+    """Create the folder of a run, or check that it contains a run of the same configuration.
 
-    Its `config.yaml` gets absolute paths, so that the run can be used from any current folder.
+    Paths in its `config.yaml` are absolute, so that the run can be used from any current folder.
+
+    Args:
+        config: The configuration of the run.
+        workdir: The folder.
 
     Raises:
-        ConfigError: when what decides the result differs; the folder is left as it is.
+        ConfigError: If a setting that influences the result differs; the folder is not changed.
     """
     path = workdir / "config.yaml"
     names = [file.name for file in workdir.iterdir()] if workdir.exists() else []
-    # Hidden ones may be what a start left that was killed.
+    # Hidden files may remain from a start that was killed.
     found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
-    # A start that was refused leaves its configuration and nothing else: the next may have another.
+    # A start that was refused leaves only its configuration, and the next one may have another.
     if found - {path.name} and path.exists():
         old, new = _deciding(load_config(path)), _deciding(config)
         for section in ("model", "data", "base", "train", "training", "prune", "seed"):
@@ -42,7 +46,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
 
 
 def _deciding(config: Config) -> dict[str, Any]:
-    """The settings without those that may change in the middle of a run: the data may have moved."""
+    """Return the settings that must not change within a run. Paths of data can change, since data may be moved."""
     settings = with_real_paths(config).to_dict()
     for key in ("path", "index_folder", "evaluation_batch_size"):
         del settings["data"][key]

@@ -125,8 +125,8 @@ class Shrinker:
             reasons.append("training.gradient_clip_norm no longer counts the gradients of rows that are gone")
         if self._config.mode == "exact" and reasons:
             _log.warning(
-                "shrink.mode exact is not exact in this run: %s. Training goes on soundly but otherwise than with "
-                "shrink.mode off; use off if the results are to be equal.",
+                "shrink.mode exact is not exact in this run: %s. Training is valid, but gives other results than "
+                "shrink.mode off; use off if they must be equal.",
                 "; ".join(reasons),
             )
 

@@ -45,10 +45,17 @@ class ChannelMasks(keras.callbacks.Callback):
         self, graph: Graph, config: PruneConfig, *, first_step: int, last_step: int, cluster: Cluster | None = None
     ) -> None:
         super().__init__()
-        self.cluster = cluster or Cluster()
+        self._cluster = cluster
         self._graph, self._config, self._first_step, self._last_step = graph, config, first_step, last_step
         self.pruner: Pruner | None = None
         self.state: TrainState | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The ranks."""
+        if self._cluster is None:
+            self._cluster = Cluster()
+        return self._cluster
 
     @property
     def step(self) -> int:
@@ -70,6 +77,7 @@ class ChannelMasks(keras.callbacks.Callback):
                 f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
                 "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
             )
+        self._cluster = self._cluster or optimizer.cluster
         num_averaged = optimizer.cluster.size if optimizer.cluster else 1
         if num_averaged != self.cluster.size:
             raise UserError(

@@ -115,8 +115,8 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
             f"model.num_classes: received {config.model.num_classes}, "
             f"expected {train_data.num_classes} as in data.source {config.data.source}"
         )
-    num_parts = num_ranks * config.training.gradient_accumulation_steps
-    if config.data.global_batch_size < num_parts:
+    min_batch_size = num_ranks * config.training.gradient_accumulation_steps
+    if config.data.global_batch_size < min_batch_size:
         raise ConfigError(
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"

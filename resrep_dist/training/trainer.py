@@ -15,7 +15,7 @@ from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
-from resrep_dist.errors import StoppedError
+from resrep_dist.errors import StoppedError, UserError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.defaults import default_hooks
@@ -24,7 +24,7 @@ from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, model_for_training, plan_phase
+from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -78,6 +78,7 @@ class Trainer:
         self.config, self.graph = config, graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         check_data(config, train_data, self.cluster.size)
+        check_images(model, train_data)
         if graph:
             require_prunable(model.name, graph)
         self._plan = plan_phase(config, graph, len(train_data))
@@ -99,6 +100,7 @@ class Trainer:
         self._hooks = Hooks([*own, *hooks])
         self.validation_top1: float | None = None
         self.collective_seconds: float | None = None
+        self._saved_step: int | None = None
         self._batches: Iterator[Any] = iter(())
 
     @property
@@ -141,24 +143,27 @@ class Trainer:
         if stop is None:
             with StopRequest(self._workdir if self.cluster.is_root else None) as own:
                 return self.run(own)
-        self.start()
-        with self.cluster.watchdog.watching(self.config.faults):
-            try:
-                while not self.is_done():
-                    self._stop_if_asked(stop)
-                    self.train_until(self.step + 1)
-                self._save(is_last=True)
-            finally:
-                # With the watchdog's long limit: otherwise a disk that hangs would keep a failed run from ending.
-                with self.cluster.watchdog.patient():
-                    self.checkpoints.wait()
-                self._hooks.on_end(self)
+        try:
+            self.start()
+            with self.cluster.watchdog.watching(self.config.faults):
+                try:
+                    while not self.is_done():
+                        self._stop_if_asked(stop)
+                        self.train_until(self.step + 1)
+                    self._save(is_last=True)
+                finally:
+                    # With the watchdog's long limit: otherwise a disk that hangs would keep a failed run from ending.
+                    with self.cluster.watchdog.patient():
+                        self.checkpoints.wait()
+        finally:
+            self._hooks.on_end(self)
 
     def start(self) -> None:
         """Continue from the newest checkpoint, or start from scratch if there is none. A collective."""
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
+        self._saved_step = self.step if self.step else None
         self._hooks.on_start(self)
         self._batches = iter(self._hooks.wrap_batches(self, self._training_batches()))
 
@@ -167,6 +172,9 @@ class Trainer:
 
         Args:
             step: Number of steps, counted from the beginning of the phase.
+
+        Raises:
+            UserError: If a hook has ended the batches.
         """
         for images, labels in itertools.islice(self._batches, max(0, step - self.step)):
             self.cluster.watchdog.beat(self.step + 1)
@@ -184,7 +192,12 @@ class Trainer:
             if self.step % self.config.checkpoint.interval_steps == 0:
                 self._save()
             if self.step >= self.num_steps and self.is_done():
-                break
+                return
+        if self.step < step:
+            raise UserError(
+                f"step {self.step}: a hook ended the batches, expected batches without end; `wrap_batches` has to "
+                "yield every batch that it gets, in the same order"
+            )
 
     def is_done(self) -> bool:
         """Return True if all steps are made and every masked row is dead, or the extension is used up."""
@@ -266,7 +279,10 @@ class Trainer:
         self.state.agree(self.cluster)
         self._hooks.before_checkpoint(self)
         self.checkpoints.save(self.state, is_last=is_last)
-        self._hooks.on_checkpoint(self, time.monotonic() - start)
+        # At the end of a phase the checkpoint of the same step may be saved again, which writes nothing.
+        if self.step != self._saved_step:
+            self._saved_step = self.step
+            self._hooks.on_checkpoint(self, time.monotonic() - start)
 
     def _is_evaluation_due(self) -> bool:
         interval_steps = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch

@@ -117,7 +117,7 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
     assert int(resumed[1]) == step
     text = log.read_text()
     assert "USR1, stopping after a checkpoint" in text
-    # Appended, not written anew.
+    # Appended, not overwritten.
     assert text.index("SLURM_RESTART_COUNT=0") < text.index("stopped at step") < text.index("SLURM_RESTART_COUNT=1")
     assert slurm.state(job)["Restarts"] == "1"
 

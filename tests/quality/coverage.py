@@ -78,7 +78,7 @@ class Row:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def randomise(model: keras.Model, seed: int = 0) -> None:
+def randomize(model: keras.Model, seed: int = 0) -> None:
     """Random batch norm and bias; kernels keep their random start, so that the values keep their size."""
     random = np.random.default_rng(seed)
     for weight in model.weights:
@@ -94,14 +94,14 @@ def examine(name: str, folder: Path) -> Row:
     row, size = Row(name), IMAGE_SIZES[name]
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=10)
-    randomise(model)
+    randomize(model)
     images = np.random.default_rng(1).uniform(0.0, 255.0, (_NUM_IMAGES, size, size, 3)).astype(np.float32)
     if name not in ("MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny", "RegNetX002"):
         # These families scale the images themselves.
         images = images / 127.5 - 1.0
     try:
         graphs = {PLAIN: trace(model), RESIDUAL: trace(model, residual_groups=True)}
-        row.notes = summarise(graphs[RESIDUAL])
+        row.notes = summarize(graphs[RESIDUAL])
         for option, graph in graphs.items():
             if option == RESIDUAL and graph.groups == graphs[PLAIN].groups:
                 continue
@@ -119,7 +119,7 @@ def examine(name: str, folder: Path) -> Row:
     return row
 
 
-def summarise(graph: Graph) -> list[str]:
+def summarize(graph: Graph) -> list[str]:
     """Reasons for what stays, each with one example."""
     found: dict[str, list[str]] = {}
     for name, reason in graph.refused.items():

@@ -66,11 +66,11 @@ def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(worked):
 
 
 @pytest.mark.slow
-def test_in_float64_parts_synchronised_batch_norm_and_fit_do_not_depend_on_the_ranks(tmp_path):
+def test_in_float64_parts_synchronized_batch_norm_and_fit_do_not_depend_on_the_ranks(tmp_path):
     for num_ranks in (1, 2):
-        code, log = work(num_ranks, "parts,synchronised" + ",keras_fit" * (num_ranks > 1), tmp_path)
+        code, log = work(num_ranks, "parts,synchronized" + ",keras_fit" * (num_ranks > 1), tmp_path)
         assert code == 0, log[-3000:]
-    for scenario in ("parts", "synchronised"):
+    for scenario in ("parts", "synchronized"):
         one, two = (np.load(tmp_path / scenario / f"ranks{num_ranks}.npz") for num_ranks in (1, 2))
         assert one.files == two.files and any((one[name] == 0).any() for name in one if name.endswith("mask"))
         for name in one:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+from resrep_dist.version import __version__
 
 
 def test_the_command_line_and_the_configuration_do_not_import_tensorflow():
@@ -28,3 +31,9 @@ def test_the_package_leaves_tensorflows_log_level_alone_and_the_command_line_set
 def test_the_package_can_be_run_as_a_module():
     command = [sys.executable, "-m", "resrep_dist", "--version"]
     assert subprocess.check_output(command, text=True).startswith("resrep ")
+
+
+def test_the_citation_and_the_changelog_name_this_version():
+    repository = Path(__file__).parents[2]
+    assert f"\nversion: {__version__}\n" in (repository / "CITATION.cff").read_text()
+    assert f"\n## {__version__} (" in (repository / "CHANGELOG.md").read_text()

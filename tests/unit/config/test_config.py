@@ -1,8 +1,8 @@
 import dataclasses
 
-from resrep_dist.config import load_config
+from resrep_dist.config import build_config, load_config
 from resrep_dist.errors import ConfigError
-from tests.networks import DIGITS_CONFIG
+from tests.networks import DIGITS_CONFIG, small_config
 
 import pytest
 
@@ -70,3 +70,10 @@ def test_the_resolved_configuration_reads_back_equal(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
+
+
+def test_a_misspelled_required_key_is_named_and_not_called_missing():
+    document = small_config().to_dict()
+    document["train"]["num_epoch"] = document["train"].pop("num_epochs")
+    with pytest.raises(ConfigError, match="train.num_epoch: unknown key; did you mean `num_epochs`"):
+        build_config(document)

@@ -19,7 +19,7 @@ from resrep_dist.errors import DataError, SampleError
 from tests.images import (
     CMYK_JPEG,
     NUM_CLASSES,
-    RGB_CENTRE,
+    RGB_CENTER,
     RGB_JPEG,
     example,
     jpeg,
@@ -46,7 +46,7 @@ def test_every_kind_of_image_in_imagenet_is_cropped_for_training_and_evaluation(
     assert center_crop(tf.constant(encoded), 24, 0.875).shape == [24, 24, 3]
 
 
-def test_cmyk_has_the_colours_that_pillow_gives():
+def test_cmyk_has_the_colors_that_pillow_gives():
     image = decode(tf.constant(CMYK_JPEG)).numpy()
     assert image.shape == (32, 40, 3)
     np.testing.assert_allclose(image.mean((0, 1)), [163.8, 164.7, 171.2], atol=3)
@@ -54,7 +54,7 @@ def test_cmyk_has_the_colours_that_pillow_gives():
 
 def test_evaluation_gives_the_pixels_that_torchvision_gives():
     crop = center_crop(tf.constant(RGB_JPEG), 8, 0.875).numpy()
-    np.testing.assert_allclose(crop, RGB_CENTRE, atol=1)
+    np.testing.assert_allclose(crop, RGB_CENTER, atol=1)
 
 
 def test_a_window_decoded_alone_is_the_window_of_the_whole_image():
@@ -65,7 +65,7 @@ def test_a_window_decoded_alone_is_the_window_of_the_whole_image():
         window = tf.cast(whole[top : top + height, left : left + width], tf.float32)
         expected = tf.image.resize(window, [24, 24], antialias=True)
         received = random_resized_crop(encoded, 24, position, 1)
-        # A lone window has no neighbours from which its border's colours are smoothed.
+        # A lone window has no neighbors from which its border's colors are smoothed.
         assert np.abs(received - expected)[2:-2, 2:-2].max() < 2
 
 
@@ -79,7 +79,7 @@ def test_random_windows_have_the_published_areas_and_shapes():
     np.testing.assert_array_equal(window(tf.constant([9, 900, 3]), tf.constant(0, tf.int64), 1), [0, 0, 9, 900])
 
 
-def test_evaluation_resizes_the_short_side_and_takes_the_centre():
+def test_evaluation_resizes_the_short_side_and_takes_the_center():
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 40:88] = 200
     encoded = tf.io.encode_png(image)
@@ -88,7 +88,7 @@ def test_evaluation_resizes_the_short_side_and_takes_the_centre():
     np.testing.assert_allclose(crop, expected, atol=1e-3)
 
 
-def test_half_of_the_images_are_mirrored_and_pixels_are_normalised():
+def test_half_of_the_images_are_mirrored_and_pixels_are_normalized():
     images = tf.constant(np.broadcast_to(np.arange(32.0, dtype=np.float32)[None, None, :, None], (200, 32, 32, 1)))
     crops = augment(images, "pad_crop_flip", tf.range(200, dtype=tf.int64), 5).numpy()
     is_rising = crops[:, 16, 20, 0] > crops[:, 16, 12, 0]

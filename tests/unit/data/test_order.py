@@ -28,14 +28,14 @@ def test_every_epoch_holds_every_sample_once_in_another_order():
 def sources(request, tmp_path_factory):
     """Training and validation set, and an augmentation, of each kind of source."""
     if request.param == "arrays":
-        return *(grey_levels(count) for count in (NUM_SAMPLES, 20)), "pad_crop_flip"
+        return *(gray_levels(count) for count in (NUM_SAMPLES, 20)), "pad_crop_flip"
     write = {"imagefolder": write_image_folders, "tfrecord": write_records}[request.param]
     folder = write(tmp_path_factory.mktemp(request.param))
     data = {"source": request.param, "path": str(folder)}
     return *sources_of(small_config(data=data, model={"image_size": SIZE})), "resized_crop_flip"
 
 
-def grey_levels(count):
+def gray_levels(count):
     levels = LEVEL_STEP * np.arange(count, dtype=np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (count, SIZE, SIZE, 3))
     return Source(images, np.array([label_of(i) for i in range(count)]), 3, IMAGENET_MEAN, IMAGENET_STD)

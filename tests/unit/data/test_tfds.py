@@ -16,12 +16,12 @@ needs_tfds = pytest.mark.skipif(
 )
 
 
-def load(data_dir, name="grey"):
+def load(data_dir, name="gray"):
     data = {"source": "tfds", "path": str(data_dir), "name": name}
     return sources_of(small_config(data=data, model={"image_size": 16}))
 
 
-def prepare(data_dir, encoding, name="grey", label="label"):
+def prepare(data_dir, encoding, name="gray", label="label"):
     import tensorflow_datasets as tfds
 
     def samples(count):
@@ -71,6 +71,6 @@ def test_sets_that_are_refused(tmp_path):
         load(tmp_path, "nothing_of_the_kind")
     with pytest.raises(DataError, match="mnist is not prepared there; `tfds build mnist --data_dir"):
         load(tmp_path, "mnist")
-    prepare(tmp_path, "png", name="unlabelled", label="objects")
+    prepare(tmp_path, "png", name="unlabeled", label="objects")
     with pytest.raises(DataError, match="its features are .*; expected `image` and `label`"):
-        load(tmp_path, "unlabelled")
+        load(tmp_path, "unlabeled")

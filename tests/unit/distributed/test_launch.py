@@ -88,16 +88,16 @@ def test_a_rank_that_something_else_bound_has_its_cores_for_itself(launched, mon
 
 
 @pytest.mark.parametrize(
-    "variables, mend",
+    "variables, fix",
     [
         (SRUN, "srun started 28 processes, but Horovod sees 1, so each would train alone; start them with `srun --mpi"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
         (SRUN | {"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but Horovod sees 1"),
     ],
 )
-def test_processes_that_are_no_cluster_are_refused(launched, variables, mend):
+def test_processes_that_are_no_cluster_are_refused(launched, variables, fix):
     launched(variables)
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=fix):
         launch_environment.require_one_cluster(1)
     launch_environment.require_one_cluster(launch_environment.launched_size())
 

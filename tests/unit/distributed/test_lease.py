@@ -77,7 +77,7 @@ def test_of_another_host_only_a_stale_lease_or_the_same_slurm_job_is_taken_over(
     with pytest.raises(UserError, match="host n2, Slurm job 77, started .* if it is dead, start again in [567] s"):
         Lease(tmp_path).take()
     change(tmp_path, age_seconds=lease.STALE_SECONDS + 5)
-    for reason in ("it was not renewed for 65 s", "this is the same Slurm job, 77"):
+    for reason in ("it was not renewed for 65 s", "this is the same Slurm job, 77, started again"):
         mine = Lease(tmp_path)
         mine.take()
         assert reason in caplog.text
@@ -86,6 +86,15 @@ def test_of_another_host_only_a_stale_lease_or_the_same_slurm_job_is_taken_over(
         with open(tmp_path / lease.NAME, "x") as file:
             json.dump({"token": "other", **elsewhere}, file)
         monkeypatch.setenv("SLURM_JOB_ID", "77")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+
+def test_a_second_command_in_the_slurm_job_of_a_live_run_is_refused(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    change(tmp_path, age_seconds=5, host="n2", namespace="another boot", slurm_job_id="77", slurm_restart_count=0)
+    with pytest.raises(UserError, match="in use by .* on host n2, Slurm job 77"):
+        Lease(tmp_path).take()
 
 
 def test_of_eight_at_once_one_gets_it(tmp_path, holder):

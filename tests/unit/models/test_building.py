@@ -167,3 +167,20 @@ def test_what_is_no_model_is_said_in_one_line(users_module, name, error, expecte
 def test_a_model_too_deep_for_its_images_is_refused():
     with pytest.raises(ConfigError, match="model.image_size: vgg16_cifar cannot be built for 16 pixels"):
         build_model(ModelConfig("vgg16_cifar", 10, 16))
+
+
+def test_a_function_with_unnamed_layers_gives_the_same_names_every_time(tmp_path, monkeypatch):
+    (tmp_path / "unnamed_layers.py").write_text(
+        "from tensorflow import keras\n"
+        "def build(image_size, num_classes):\n"
+        "    layers = [keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.ReLU()]\n"
+        "    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(num_classes)]\n"
+        "    x = inputs = keras.Input([image_size, image_size, 3])\n"
+        "    for layer in layers:\n"
+        "        x = layer(x)\n"
+        "    return keras.Model(inputs, x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = ModelConfig("python:unnamed_layers:build", 10, 16)
+    names = [[layer.name for layer in build_model(config).layers] for _ in range(3)]
+    assert names[0] == names[1] == names[2] and "batch_normalization" in names[0]

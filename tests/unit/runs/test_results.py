@@ -75,7 +75,7 @@ def test_a_run_resumes_by_any_name_of_its_files_and_not_with_others(there, tmp_p
 
     (tmp_path / "link").symlink_to(there)
     (tmp_path / "elsewhere").mkdir()
-    # The run was copied, so its files have to be named anew first, as a run of an older version names them.
+    # The run was copied, so its files have to be named again first, as a run of an older version names them.
     (there / "run" / "config.yaml").write_text(relative_config().to_yaml())
     monkeypatch.chdir(there)
     resume(relative_config())

@@ -12,7 +12,7 @@ class OneOf:
     """A cluster's view of one rank whose collectives are answered from all ranks' own sums."""
 
     def __init__(self, rank, size, answers):
-        self.rank, self.size, self._answers = rank, size, answers
+        self.rank, self.size, self.num_cores, self._answers = rank, size, 1, answers
         self.watchdog = Watchdog(rank == 0, None)
 
     def sum(self, tensors, name):
