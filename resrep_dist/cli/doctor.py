@@ -6,16 +6,15 @@ import TensorFlow, which takes seconds.
 
 import importlib.util
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
+from resrep_dist.cli.requirements import installed_version, is_series, lowest_series, required_versions, requirements
 from resrep_dist.distributed.environment import visible_cores
 
 from rich.console import Console
@@ -88,20 +87,20 @@ def _python() -> Iterator[Finding]:
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         yield Finding("Python", found)
     else:
-        wanted = _required("tensorflow-cpu")
+        wanted = required_versions("tensorflow-cpu")
         fix = (f"python3.12 -m venv .venv   # or 3.10, 3.11, 3.13; there is no TensorFlow{wanted} for others",)
         yield Finding("Python", found, "it must be 3.10, 3.11, 3.12 or 3.13", fix)
 
 
 def _tensorflow() -> Iterator[Finding]:
-    wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := _version(name))}
+    wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := installed_version(name))}
     found = ", ".join(f"{name} {version}" for name, version in wheels.items()) or "no"
-    required = _required("tensorflow-cpu")
+    required = required_versions("tensorflow-cpu")
     fix: tuple[str, ...] = (_pip(f"{'tensorflow[and-cuda]' if _nvidia_gpus() else 'tensorflow-cpu'}{required}"),)
     if not wheels:
         yield Finding("TensorFlow", found, "it is missing", fix)
-    elif any(not _is_series(version, required) for version in wheels.values()):
-        reason = f"it must be {_series(required)}, which tf-keras{_required('tf-keras')} is for"
+    elif any(not is_series(version, required) for version in wheels.values()):
+        reason = f"it must be {lowest_series(required)}, which tf-keras{required_versions('tf-keras')} is for"
         fix = (
             _pip_uninstall(*wheels),
             *fix,
@@ -118,31 +117,31 @@ def _tensorflow() -> Iterator[Finding]:
 
 
 def _keras() -> Iterator[Finding]:
-    tf_keras = _version("tf-keras")
-    required = _required("tf-keras")
-    problem = "" if _is_series(tf_keras, required) else f"it must be {_series(required)}, as TensorFlow"
+    tf_keras = installed_version("tf-keras")
+    required = required_versions("tf-keras")
+    problem = "" if is_series(tf_keras, required) else f"it must be {lowest_series(required)}, as TensorFlow"
     # With its requirements it would bring the large `tensorflow` beside a `tensorflow-cpu`.
     fix = (_pip("--no-deps", f"tf-keras{required}"),) if problem else ()
     yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, fix)
-    keras = _version("keras")
+    keras = installed_version("keras")
     missing = "" if keras or not _tensorflow_folder() else "TensorFlow does not start without it"
     yield Finding("Keras 3 (not used)", keras or "no", missing, (_pip("keras>=3.5"),) if missing else ())
 
 
 def _numpy() -> Iterator[Finding]:
-    version = _version("numpy")
-    required = _required("numpy")
-    problem = "" if _is_series(version, required) else f"it must be {_series(required)}, the tested one"
+    version = installed_version("numpy")
+    required = required_versions("numpy")
+    problem = "" if is_series(version, required) else f"it must be {lowest_series(required)}, the tested one"
     yield Finding("numpy", version or "no", problem, (_pip(f"numpy{required}"),) if problem else ())
 
 
 def _kerassurgeon() -> Iterator[Finding]:
-    version, helper = _version("kerassurgeon"), _version("importlib-metadata")
-    required = _required("kerassurgeon")
+    version, helper = installed_version("kerassurgeon"), installed_version("importlib-metadata")
+    required = required_versions("kerassurgeon")
     problem = ""
     if f"=={version}" != required:
         problem = f"it must be {required.removeprefix('==')}; without it nothing can be merged"
-    elif not helper or int(helper.split(".")[0]) >= 8 or not _version("zipp"):
+    elif not helper or int(helper.split(".")[0]) >= 8 or not installed_version("zipp"):
         problem = f"it needs importlib-metadata below 8 (found: {helper or 'none'}) and zipp"
     # It declares requirements of 2020, Keras below 3 among them, that it does not need.
     fix = (_pip("--no-deps", f"kerassurgeon{required}", "importlib-metadata<8", "zipp"),)
@@ -152,7 +151,7 @@ def _kerassurgeon() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     tools = {tool: shutil.which(tool) for tool in ("g++", "make")}
     missing = [tool for tool, path in tools.items() if not path]
-    needed = missing and not _version("horovod")
+    needed = missing and not installed_version("horovod")
     problem = f"{' and '.join(missing)} missing; Horovod is compiled" if needed else ""
     found = ", ".join(filter(None, tools.values())) or "no (only for building Horovod)"
     yield Finding("compiler", found, problem, ("apt-get install g++ make   # Debian, Ubuntu",) if problem else ())
@@ -169,7 +168,7 @@ def _cores() -> Iterator[Finding]:
 
 
 def _horovod() -> Iterator[Finding]:
-    version = _version("horovod")
+    version = installed_version("horovod")
     if version is None:
         yield Finding("Horovod", "no", "it is missing; only one process can train", _build_horovod())
         return
@@ -184,7 +183,7 @@ def _horovod() -> Iterator[Finding]:
         return
     built = {"Gloo": horovod.gloo_built(), "MPI": horovod.mpi_built(), "NCCL": horovod.nccl_built()}
     found = f"{version} with {', '.join(name for name, there in built.items() if there) or 'no controller'}"
-    if f"=={version}" != (required := _required("horovod")):
+    if f"=={version}" != (required := required_versions("horovod")):
         yield Finding("Horovod", found, f"it must be {required.removeprefix('==')}", _build_horovod())
     elif not built["Gloo"]:
         yield Finding("Horovod", found, "it was built without Gloo", _build_horovod())
@@ -200,12 +199,12 @@ def _gpus() -> Iterator[Finding]:
     import tensorflow as tf
 
     seen = len(tf.config.list_physical_devices("GPU"))
-    if seen < present and _version("tensorflow"):
+    if seen < present and installed_version("tensorflow"):
         problem = (
             f"nvidia-smi shows {present}, TensorFlow sees {seen}: "
             "its libraries are missing, or CUDA_VISIBLE_DEVICES hides some"
         )
-        yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]{_required('tensorflow')}"),))
+        yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]{required_versions('tensorflow')}"),))
     else:
         yield Finding("GPUs", f"{seen} seen by TensorFlow")
 
@@ -240,8 +239,10 @@ def _build_horovod() -> tuple[str, ...]:
         variables["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     settings = " ".join(f'{name}="{value}"' for name, value in variables.items())
     cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a cached wheel may be of another build
-    build = _pip(cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod{_required('horovod')}")
-    return (_pip(*_requirements("horovod-build")), f"{settings} {build}")
+    build = _pip(
+        cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod{required_versions('horovod')}"
+    )
+    return (_pip(*requirements("horovod-build")), f"{settings} {build}")
 
 
 def _pip(*arguments: str) -> str:
@@ -260,39 +261,6 @@ def _pip_uninstall(*names: str) -> str:
 
 def _has_pip() -> bool:
     return importlib.util.find_spec("pip") is not None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _requirements(extra: str | None = None) -> list[str]:
-    """Return the requirements of this package without their markers: those of an extra, or all."""
-    lines = (line.partition(";") for line in metadata.requires("resrep-dist") or ())
-    return [name.strip() for name, _, marker in lines if extra is None or re.search(f"[\"']{extra}[\"']", marker)]
-
-
-def _required(name: str) -> str:
-    """Return the versions of a package that this one requires, such as "==0.28.1"."""
-    for requirement in _requirements():
-        if match := re.fullmatch(rf"{name}(?:\[[\w,-]+\])?\s*\(?([<>=!~][^)]*)\)?", requirement):
-            return match[1]
-    raise ValueError(f"resrep-dist does not require {name}")
-
-
-def _series(required: str) -> str:
-    """Return the first two numbers of the lowest version that is allowed."""
-    match = re.search(r"[=>]=(\d+\.\d+)", required)
-    assert match, required
-    return match[1]
-
-
-def _is_series(version: str | None, required: str) -> bool:
-    """Return True if a version has the first two numbers of the lowest version that is allowed."""
-    return version is not None and ".".join(version.split(".")[:2]) == _series(required)
 
 
 def _tensorflow_folder() -> Path | None:
