@@ -15,23 +15,41 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = ("cpu", "prune", "report", "onnx", "dev", "docs", "horovod-build")
-"""What `launch/setup.sh` installs on a machine without a GPU."""
+DEVICES = ("cpu", "gpu")
+EXTRAS = ("prune", "report", "onnx", "dev", "docs", "horovod-build")
+"""What `launch/setup.sh` installs, with one of the devices."""
 _BLOCK = re.compile(r"(?<=\nconstraint-dependencies = \[\n).*?(?=\n\]\n)", re.DOTALL)
 
 
 def resolve(project: str, python: str) -> dict[str, str]:
-    """Return the version of each package that uv chooses for a Python, by the text of a pyproject.toml."""
+    """Return the version of each package that uv chooses for a Python, by the text of a pyproject.toml.
+
+    Raises:
+        ValueError: If a package would have other versions on GPUs than on CPUs; the constraints have one for both.
+    """
+    versions: dict[str, str] = {}
+    for device in DEVICES:
+        for name, version in _resolve(project, python, (device, *EXTRAS)).items():
+            if versions.setdefault(name, version) != version:
+                raise ValueError(
+                    f"{name}: Python {python}, received {versions[name]} and {version}, expected one version"
+                )
+    return versions
+
+
+def _resolve(project: str, python: str, chosen: tuple[str, ...]) -> dict[str, str]:
     uv = shutil.which("uv") or ROOT / ".venv" / "bin" / "uv"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "pyproject.toml"
         # The version is read from a file of the package, which is not copied.
         copy.write_text(project.replace('dynamic = ["version"]', 'version = "0"'))
-        extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
+        extras = [argument for extra in chosen for argument in ("--extra", extra)]
         output = subprocess.run(
             [uv, "pip", "compile", "-q", "--no-header", "--no-annotate", "--python-version", python, *extras, copy],
             cwd=folder, check=True, stdout=subprocess.PIPE, text=True,
@@ -76,7 +94,9 @@ def main() -> int:
     path = ROOT / "pyproject.toml"
     project = path.read_text()
     source = _BLOCK.sub("", project) if arguments.upgrade else project
-    block = fill(merge({python: resolve(source, python) for python in PYTHONS}))
+    with ThreadPoolExecutor() as pool:  # each waits for the registry
+        versions = dict(zip(PYTHONS, pool.map(partial(resolve, source), PYTHONS), strict=True))
+    block = fill(merge(versions))
     written = _BLOCK.sub(lambda _: block, project)
     if arguments.check:
         if written != project:
