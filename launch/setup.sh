@@ -11,7 +11,7 @@
 #   PYTHON          the Python to use; otherwise python3.12, 3.13, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
-#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
+#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU and nvcc are found
 #   RESREP_WHEELS   a folder that --wheel wrote: a wheel in it that fits is taken, and no compiler is needed
 #   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail
@@ -63,11 +63,7 @@ if [[ -z ${RESREP_DEVICE:-} ]] && has nvidia-smi && [[ $(nvidia-smi -L 2>/dev/nu
 mpi=${RESREP_MPI:-$(has mpicxx && echo 1 || echo 0)}
 cuda=${CUDA_HOME:-/usr/local/cuda}
 nccl=${RESREP_NCCL:-0}
-if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/nvcc ]]; }; then
-    for folder in "${HOROVOD_NCCL_HOME:-$cuda}/include" /usr/include /usr/local/include; do
-        if [[ -f $folder/nccl.h ]]; then nccl=1; fi
-    done
-fi
+if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/nvcc ]]; }; then nccl=1; fi
 # A .venv of an older set-up has only the file that says which device it is for.
 built=$(cat "$venv/setup.features" 2>/dev/null || sed -nE 's/.* (cpu|gpu) uv .*/\1/p' "$venv/made-for" 2>/dev/null || true)
 if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
@@ -132,6 +128,11 @@ if [[ ! $wheel ]] && { [[ $wheel_target ]] || ! horovod_is_there; }; then
     if [[ $mpi == 1 ]] && ! has mpicxx; then
         stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
             'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
+    fi
+    if [[ $nccl == 1 && $device == cpu ]]; then stop 'RESREP_NCCL=1 is for GPUs.' 'RESREP_DEVICE=gpu RESREP_NCCL=1 bash launch/setup.sh'; fi
+    if [[ $nccl == 1 ]] && ! has nvcc && [[ ! -x $cuda/bin/nvcc ]]; then
+        stop "nvcc is missing: it is not in PATH and there is no $cuda/bin/nvcc. RESREP_NCCL=1 asks for it, or .venv had NCCL." \
+            'Install the CUDA toolkit 12 or 13, or name its folder: CUDA_HOME=/path/to/cuda'
     fi
 fi
 free=$(df -Pm . | awk 'NR == 2 { print $4 }')
