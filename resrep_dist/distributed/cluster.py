@@ -46,12 +46,20 @@ class Cluster:
     def __init__(self) -> None:
         self.rank, self.size, self.local_rank = 0, 1, 0
         self._horovod: Any = None
-        presence = None
+        presence, error = None, None
         if launched_size() > 1:
             self._start_horovod()
+        # Before the first operation, since TensorFlow then takes all GPUs and as many threads as there are cores.
+        try:
+            _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+        except UserError as raised:
+            error = raised
+        if self.size > 1:
+            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed.
             presence = Presence(self.rank, self.size, self._from_root)
         self.watchdog = Watchdog(self.is_root, presence)
-        _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+        if error is not None:
+            raise error
 
     @property
     def is_root(self) -> bool:
