@@ -184,7 +184,7 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     """One rank gets batches with a NaN: all skip those steps, statistics included, and after 10 of them stop."""
     trainer = make_trainer(cluster)
     lines: list[str] = []
-    logger = logging.getLogger("resrep_dist.training.step")
+    logger = logging.getLogger("resrep_dist.training.skipping")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})
@@ -314,6 +314,7 @@ def threads(cluster: Cluster, folder: Path) -> None:
     tf.constant(1.0) + 1.0  # starts TensorFlow, if nothing has yet
     number = tf.config.threading.get_intra_op_parallelism_threads()
     assert number == cluster.num_cores > 0, (number, cluster.num_cores)
+    assert os.environ["NCCL_NVLS_ENABLE"] == "0"
 
 
 def require_not_started(*arguments) -> None:
