@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace) -> int:
     from resrep_dist.reporting.table import print_report
     from resrep_dist.runs.train import train
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     report = train(config, options.workdir, cluster, None if options.quiet else console)
     if cluster.size == 1:
         print_report(console, report, options.workdir)

@@ -159,6 +159,9 @@ class TrainingConfig:
     sync_batch_norm: bool = False
     """True for batch norm with the statistics of all ranks, which takes two more collectives per batch norm and
     step."""
+    deterministic: bool = True
+    """True for the same bits in every run on the same ranks. False allows faster operations on GPUs, and layers that
+    have no deterministic version there."""
 
 
 @dataclass(frozen=True, config=_STRICT)

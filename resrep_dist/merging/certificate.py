@@ -4,6 +4,7 @@ import dataclasses
 
 from resrep_dist.errors import CertificateError
 from resrep_dist.models.softmax import without_softmax
+from resrep_dist.models.strict_float32 import strict_float32
 
 import numpy as np
 import tensorflow as tf
@@ -47,7 +48,7 @@ def check_certificate(certificate: Certificate, tolerance: float) -> None:
 def certify(
     trained: keras.Model, slim: keras.Model, images: np.ndarray, channels: dict[str, dict[str, int]]
 ) -> Certificate:
-    """Compare the logits of two models on the same images.
+    """Compare the logits of two models on the same images, without TF32, whatever the training used.
 
     Args:
         trained: The trained model with compactors.
@@ -55,7 +56,8 @@ def certify(
         images: float32 [N, height, width, channels].
         channels: For `Certificate.channels`.
     """
-    expected, received = logits(trained, images), logits(slim, images)
+    with strict_float32():
+        expected, received = logits(trained, images), logits(slim, images)
     difference = float(np.max(np.abs(expected - received)))
     return Certificate(
         num_images=len(images),

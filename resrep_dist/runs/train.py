@@ -18,10 +18,10 @@ from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.phase import check_images
 from resrep_dist.training.trainer import Trainer
 
-import tensorflow as tf
 from rich.console import Console
 from tensorflow import keras
 
@@ -46,8 +46,8 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
     """
     # Checkpoints and TensorBoard keep the paths, which are then used from other current folders.
     config = with_absolute_paths(config)
-    tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
+    enable_determinism(config.training, config.seed)
     check_launch(cluster, workdir)
     with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
         # On every rank, so that the others do not wait forever if something is missing on one host.

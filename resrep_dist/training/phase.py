@@ -1,6 +1,7 @@
 """What a phase of a run consists of: its section of the configuration, its plan, its data, its model."""
 
 import dataclasses
+import logging
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
@@ -12,7 +13,11 @@ from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
+import tensorflow as tf
 from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+_MIN_IMAGES_PER_GPU = 32
 
 
 def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
@@ -99,7 +104,7 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
-    """Check that the training data fits the settings.
+    """Check that the training data fits the settings, and warn of parts that are too small for a GPU.
 
     Args:
         config: The configuration of the run.
@@ -120,6 +125,17 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
         raise ConfigError(
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
+        )
+    num_images = config.data.global_batch_size / min_batch_size
+    if num_images < _MIN_IMAGES_PER_GPU and tf.config.list_physical_devices("GPU"):
+        _log.warning(
+            "data.global_batch_size: %d on %d ranks is %.3g image(s) at a time for a GPU, which mostly waits with "
+            "less than %d. Take fewer ranks, or a larger batch with train.reference_batch_size and "
+            "train.warmup_epochs.",
+            config.data.global_batch_size,
+            num_ranks,
+            num_images,
+            _MIN_IMAGES_PER_GPU,
         )
 
 

@@ -23,6 +23,7 @@ from resrep_dist.monitoring.hooks import Hook, Hooks
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
 
@@ -40,8 +41,7 @@ class Trainer:
         state: State of the run. Its model is a copy of `model` with compactors, in the configured precision.
         pruner: Chooses the masks; None without a graph.
         validation_top1: Top-1 accuracy of the last evaluation, percent; None before the first one.
-        collective_seconds: Time of the step's collective alone, measured at the last evaluation; None before, and on
-            one rank.
+        collective_seconds: Time of the step's collectives alone, at the last evaluation; None before, and on one rank.
 
     Args:
         model: A functional Keras model.
@@ -74,9 +74,10 @@ class Trainer:
         console: Console | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
-        self.cluster = cluster or Cluster()
+        self.cluster = cluster or Cluster(config.training.deterministic)
         self.config, self.graph = config, graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
+        enable_determinism(config.training, config.seed)
         check_data(config, train_data, self.cluster.size)
         check_images(model, train_data)
         if graph:
