@@ -19,6 +19,9 @@ def add_run_commands(commands: Any) -> None:
     add_config(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
+    train.add_argument(
+        "--accept-changed-data", action="store_true", help="resume although the data is not that of the checkpoints"
+    )
     train.set_defaults(command=_train)
 
     merge = commands.add_parser("merge", help="write the slim model of a run's newest checkpoint")
@@ -64,7 +67,9 @@ def _train(options: argparse.Namespace) -> int:
     from resrep_dist.runs.train import train
 
     cluster = Cluster(config.training.deterministic)
-    report = train(config, options.workdir, cluster, None if options.quiet else console)
+    accepts_changed_data = options.accept_changed_data
+    console_or_none = None if options.quiet else console
+    report = train(config, options.workdir, cluster, console_or_none, accepts_changed_data=accepts_changed_data)
     if cluster.size == 1:
         print_report(console, report, options.workdir)
     elif cluster.is_root:

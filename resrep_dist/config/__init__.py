@@ -2,6 +2,7 @@
 
 from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config
+from resrep_dist.config.normalization import ChannelStatistics
 from resrep_dist.config.paths import with_absolute_paths, with_real_paths
 from resrep_dist.config.schema import (
     CheckpointConfig,
@@ -16,6 +17,7 @@ from resrep_dist.config.schema import (
 )
 
 __all__ = [
+    "ChannelStatistics",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal
 
+from resrep_dist.config.normalization import ChannelStatistics, NormalizationName, check_normalization
+
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -23,13 +25,21 @@ class ModelConfig:
     """Name of a built-in model (the error for an unknown name lists them), `keras:<Name>` for a model of
     keras.applications, `file:<path>` for a Keras file with its weights, or `python:<module>:<function>` for a function
     that is called with `image_size` and `num_classes` and returns a Keras model."""
-    num_classes: Annotated[int, Ge(2)]
-    """Number of classes: the number of outputs of the last layer."""
+    num_classes: int
+    """Number of classes, at least 2: the number of outputs of the last layer."""
     image_size: Annotated[int, Ge(8)]
     """Height and width of the images, pixels."""
     weights: str | None = None
     """File with the trained weights of the model: a Keras file (.h5, .keras, .weights.h5), or a .safetensors file with
     the names of torchvision or timm. None to start from new weights, or from those of the file in `name`."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(
+                f"model.num_classes: received {self.num_classes}, expected greater than or equal to 2; a model of two "
+                "classes has two outputs: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the "
+                "labels 0 and 1"
+            )
 
 
 # For each source its augmentations; the first one is the default.
@@ -78,6 +88,13 @@ class DataConfig:
     crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
     """For evaluation the short side of image files is resized to image_size / crop_fraction, and the center is
     cropped."""
+    normalization: NormalizationName | ChannelStatistics = "default"
+    """Scale of the pixels that the model receives. `imagenet`: minus ImageNet's mean, divided by its deviation.
+    `zero_one`: from 0 to 1. `minus_one_one`: from -1 to 1. `caffe`: blue, green, red, minus ImageNet's mean. `none`:
+    from 0 to 255, for a model that scales its input itself. `data_set`: by mean and deviation of the training set, or
+    floating-point images as they are. Or `mean` and `std` of red, green and blue, in the scale from 0 to 255.
+    `default`: for a model of keras.applications that of its `preprocess_input`, otherwise `imagenet` for image files
+    and `data_set` for the rest; `config.yaml` of the run has its name."""
     index_folder: str | None = None
     """Folder in which `tfrecord` and `tfds` keep the offsets of all records. None to scan the shards at every start."""
     num_samples: Positive = 51_200
@@ -103,6 +120,7 @@ class DataConfig:
                 f"data.augmentation: received {self.augmentation!r}, but data.source {self.source} "
                 f"supports {', '.join(known)}"
             )
+        check_normalization(self.source, self.normalization)
 
 
 @dataclass(frozen=True, config=_STRICT)

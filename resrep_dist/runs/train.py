@@ -4,8 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.same_data import check_same_data
 from resrep_dist.config import Config, with_absolute_paths
 from resrep_dist.data.loading import load_sources
+from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.launch_checks import check_launch
 from resrep_dist.distributed.lease import hold_lease
@@ -14,12 +17,13 @@ from resrep_dist.errors import ModelError
 from resrep_dist.graph import copy_weights, trace
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.determinism import enable_determinism
-from resrep_dist.training.phase import check_images
+from resrep_dist.training.phase import check_images, fingerprints
 from resrep_dist.training.trainer import Trainer
 
 from rich.console import Console
@@ -28,7 +32,9 @@ from tensorflow import keras
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, cluster: Cluster, console: Console | None) -> dict[str, Any]:
+def train(
+    config: Config, workdir: Path, cluster: Cluster, console: Console | None, *, accepts_changed_data: bool = False
+) -> dict[str, Any]:
     """Do everything in `workdir` that is not done yet: base training, pruning, merge, report. A collective.
 
     Args:
@@ -36,6 +42,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
         workdir: Folder of the run.
         cluster: The ranks.
         console: Where progress is shown; None to show none.
+        accepts_changed_data: True to resume with other data than before, which is logged.
 
     Returns:
         The report.
@@ -61,6 +68,8 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
         cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model))
         cluster.everywhere(lambda: check_images(model, train_data))
+        if cluster.is_root:
+            _warn_if_scaled_twice(model, config, train_data)
         cluster.from_root(lambda: _check_file(model, workdir))
         setting = {
             "train_data": train_data,
@@ -68,6 +77,7 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
             "cluster": cluster,
             "workdir": workdir,
             "console": console,
+            "accepts_changed_data": accepts_changed_data,
         }
         if graph:
             _obtain_base(model, config, stop, setting)
@@ -75,6 +85,19 @@ def train(config: Config, workdir: Path, cluster: Cluster, console: Console | No
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
         Trainer(model, graph, config, **setting).run(stop)
         return cluster.from_root(lambda: finish_run(workdir, validation_data))
+
+
+def _warn_if_scaled_twice(model: keras.Model, config: Config, train_data: ImageSource) -> None:
+    """Warn if the model begins by scaling its input, and the data does too."""
+    scale, layer = config.data.normalization, scaling_layer(model)
+    is_as_it_is = isinstance(train_data, Source) and train_data.mean is None
+    if layer is not None and scale != "none" and not is_as_it_is:
+        _log.warning(
+            "The model begins with %s, which scales the pixels, and data.normalization is %s, which scales them too. "
+            "Set data.normalization: none if the model was trained on pixels from 0 to 255.",
+            layer,
+            scale,
+        )
 
 
 def _check_file(model: keras.Model, workdir: Path) -> None:
@@ -95,6 +118,7 @@ def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting:
     path = setting["workdir"] / "base" / "model.h5"
     weights = config.model.weights
     if cluster.from_root(path.exists):
+        cluster.from_root(lambda: _check_data_of_base(setting))
         cluster.from_root(lambda: load_weights(model, path))
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
@@ -105,3 +129,14 @@ def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting:
     cluster.broadcast(model.weights)
     if not cluster.from_root(path.exists):
         cluster.from_root(lambda: save_model(model, path))
+
+
+def _check_data_of_base(setting: dict[str, Any]) -> None:
+    """Check the data of a run that was stopped after the base model was trained and before its first checkpoint."""
+    workdir = setting["workdir"]
+    if CheckpointFolder(workdir / "checkpoints").newest_step() is None:
+        position = CheckpointFolder(workdir / "base" / "checkpoints").restore_newest({}, is_whole=False)
+        if position is not None:
+            current = fingerprints(setting["train_data"], setting["validation_data"])
+            accepts = setting["accepts_changed_data"]
+            check_same_data(position.get("data"), current, position["step"], accepts_change=accepts)

@@ -1,11 +1,14 @@
 """Creates the folder of a run, or checks it against the configuration."""
 
+import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import Config, load_config, with_absolute_paths, with_real_paths
+from resrep_dist.config.normalization import default_normalization
 from resrep_dist.distributed.lease import NAME as LEASE
 from resrep_dist.errors import ConfigError
 
@@ -30,7 +33,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
     # A start that was refused leaves only its configuration, and the next one may have another.
     if found - {path.name} and path.exists():
-        old, new = _deciding(load_config(path)), _deciding(config)
+        old, new = _deciding(config_of_run(workdir)), _deciding(config)
         for section in ("model", "data", "base", "train", "training", "prune", "seed"):
             if old[section] != new[section]:
                 raise ConfigError(
@@ -43,6 +46,24 @@ def open_workdir(config: Config, workdir: Path) -> None:
     partial = path.with_name(".config.partial")
     partial.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
     os.replace(partial, path)
+
+
+def config_of_run(workdir: Path) -> Config:
+    """Read the configuration of a run.
+
+    Args:
+        workdir: Folder of the run. Runs of 0.2.0 and before have no `data.normalization`: they used ImageNet's for
+            image files, and the data set's own for all other sources, whatever the model.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    path = workdir / "config.yaml"
+    config = load_config(path)
+    if re.search(r"^ +normalization:", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return config
+    scale: Any = default_normalization(config.data.source, "")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization=scale))
 
 
 def _deciding(config: Config) -> dict[str, Any]:

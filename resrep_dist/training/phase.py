@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
@@ -68,6 +69,8 @@ class PhasePlan:
     """Number of steps with the full extension, which is made while masked rows are still alive."""
     schedule: PhaseSchedule
     """Learning rate of each step."""
+    seed: int
+    """Seed of the order of the samples, their augmentation, and the random numbers of layers."""
 
     def to_steps(self, num_epochs: float) -> int:
         """Return the number of steps of a number of epochs, at least 1.
@@ -100,7 +103,10 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
     extension_steps = round(prune.max_extension_epochs * steps_per_epoch) if prune else 0
     schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
-    return PhasePlan(phase, prune, batch_size, steps_per_epoch, num_steps, num_steps + extension_steps, schedule)
+    # Base training and pruning use different orders of the samples.
+    seed = 2 * config.seed + (graph is not None)
+    max_steps = num_steps + extension_steps
+    return PhasePlan(phase, prune, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed)
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
@@ -155,6 +161,16 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
             f"model.name: {model.name} takes images of height, width and channels {expected}, but those of data.source "
             f"are {received}; give another model or other data"
         )
+
+
+def fingerprints(train_data: ImageSource, validation_data: ImageSource) -> dict[str, dict[str, Any]]:
+    """Return the fingerprints of both sets, by the names that messages give them.
+
+    Args:
+        train_data: The training set.
+        validation_data: The validation set.
+    """
+    return {"training": train_data.fingerprint(), "validation": validation_data.fingerprint()}
 
 
 def model_for_training(model: keras.Model, graph: Graph | None, config: Config, cluster: Cluster) -> keras.Model:

@@ -13,6 +13,7 @@ from resrep_dist.training.determinism import check_determinism
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
+from resrep_dist.training.randomness import LayerRandomness
 from resrep_dist.training.reduction import ClusterSums, RankSums, is_finite, sum_over_ranks
 from resrep_dist.training.skipping import SkippedSteps
 
@@ -51,10 +52,12 @@ class TrainStep:
         cluster: The ranks.
         config: Loss, precision, accumulation, compression and clipping.
         global_batch_size: Number of samples per step, over all ranks.
+        seed: Seed of the random numbers of layers, such as Dropout.
     """
 
-    def __init__(self, cluster: Cluster, config: TrainingConfig, global_batch_size: int) -> None:
-        self._cluster, self._config, self._global_batch_size = cluster, config, global_batch_size
+    def __init__(self, cluster: Cluster, config: TrainingConfig, global_batch_size: int, seed: int = 0) -> None:
+        self._cluster, self._config = cluster, config
+        self._global_batch_size, self._seed = global_batch_size, seed
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
@@ -72,6 +75,7 @@ class TrainStep:
         """
         self._state, self._model, self._optimizer = state, state.model, state.optimizer
         self._loss = make_loss(self._config, state.model)
+        self._randomness = LayerRandomness(state.model, self._seed, self._global_batch_size, self._cluster)
         self._statistics = batch_norm_statistics(state.model)
         weights = [f"the gradient of {plain_name(variable)}" for variable in state.model.trainable_variables]
         self._names = ["the loss", *weights, *map(plain_name, self._statistics)]
@@ -233,14 +237,16 @@ class TrainStep:
 
     def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: list[tf.Tensor]) -> RankSums:
         num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
+        positions = self._randomness.positions(self._optimizer.iterations, size)
         if num_micro_batches == 1:
-            return self._compute(images, labels)
+            return self._compute(images, labels, positions)
 
         def add(number: tf.Tensor, sums: RankSums) -> tuple[tf.Tensor, RankSums]:
             start, end = size * number // num_micro_batches, size * (number + 1) // num_micro_batches
             for statistic, value in zip(self._statistics, before, strict=True):
                 statistic.assign(value)
-            return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(images[start:end], labels[start:end]))
+            parts = [whole[start:end] for whole in (images, labels, positions)]
+            return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(*parts))
 
         zeros = RankSums(
             [tf.zeros(variable.shape, variable.dtype) for variable in self._model.trainable_variables],
@@ -251,11 +257,11 @@ class TrainStep:
         _, sums = tf.while_loop(lambda number, _: number < num_micro_batches, add, [0, zeros], parallel_iterations=1)
         return sums
 
-    def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor) -> RankSums:
+    def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> RankSums:
         count = tf.cast(tf.shape(labels)[0], self._dtype)
         # The 16-bit gradients are means over the samples, whose size does not depend on the number of samples.
         scale = tf.cast(self._loss_scale.value, self._dtype) / count if self._loss_scale else None
-        with tf.GradientTape() as tape:
+        with self._randomness.at(positions), tf.GradientTape() as tape:
             outputs = tf.cast(self._model(images, training=True), self._dtype)
             loss = tf.reduce_sum(tf.cast(self._loss(labels, outputs), self._dtype))
             # A sum over samples, which is divided by the global number of samples later: parts may differ in size.

@@ -25,7 +25,7 @@ from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
+from resrep_dist.training.phase import check_data, check_images, fingerprints, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -55,6 +55,7 @@ class Trainer:
             nothing.
         console: Where progress is shown; None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
+        accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.
 
     Raises:
         ConfigError: If data, model and settings do not fit together.
@@ -73,6 +74,7 @@ class Trainer:
         workdir: Path | None = None,
         console: Console | None = None,
         hooks: Sequence[Hook] = (),
+        accepts_changed_data: bool = False,
     ) -> None:
         self.cluster = cluster or Cluster(config.training.deterministic)
         self.config, self.graph = config, graph
@@ -91,10 +93,9 @@ class Trainer:
             self.pruner.warn_if_too_slow()
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
-        checkpoints = folder / "checkpoints" if folder else None
-        self.checkpoints = CheckpointWriter(
-            checkpoints, config.checkpoint.num_kept, self.cluster, graph, config.to_dict()
-        )
+        checkpoints, num_kept = folder / "checkpoints" if folder else None, config.checkpoint.num_kept
+        data: Any = {"data": fingerprints(train_data, validation_data), "accepts_changed_data": accepts_changed_data}
+        self.checkpoints = CheckpointWriter(checkpoints, num_kept, self.cluster, graph, config.to_dict(), **data)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
         options: dict[str, Any] = {"cluster": self.cluster, "folder": folder, "sweep_row": sweep_row}
         own = default_hooks(config, graph, self.description, self.num_steps, console=console, **options)
@@ -222,6 +223,7 @@ class Trainer:
 
     def _make_shrinker(self, graph: Graph) -> Shrinker:
         shrinker = Shrinker(graph, self.config.shrink, self._plan.require_prune().mask_interval_steps, self.cluster)
+        shrinker.require_unconstrained(self.model)
         shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
         return shrinker
 
@@ -267,8 +269,7 @@ class Trainer:
             self._train_data,
             global_batch_size=self.config.data.global_batch_size,
             augmentation=self.config.data.augmentation,
-            # Base training and pruning use different orders of the samples.
-            seed=2 * self.config.seed + (self.graph is not None),
+            seed=self._plan.seed,
             rank=self.cluster.rank,
             num_ranks=self.cluster.size,
             first_step=self.step,
