@@ -227,7 +227,8 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str
     _remove(folder)
     folder.mkdir(parents=True)
     state = io.BytesIO()
-    np.savez(state, **arrays)
+    # Any: in the types of NumPy a value may also be that of allow_pickle.
+    np.savez(state, **dict[str, Any](arrays))
     _write_file(folder / "state.npz", state.getbuffer())
     _write_file(folder / "position.json", json.dumps(position, indent=1).encode())
     _write_file(folder / _SUMS, _sums(folder).encode())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from resrep_dist.cli.benchmark_commands import add_benchmark_commands
 from resrep_dist.cli.options import KEYS
+from resrep_dist.cli.quiet_import import quiet_tensorflow
 from resrep_dist.cli.run_commands import add_run_commands
 from resrep_dist.distributed.environment import is_launched, launched_rank, leave
 from resrep_dist.errors import RankLostError, StoppedError, one_line
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # Only here, since a user's own program decides itself about TensorFlow's messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     try:
         code = options.command(options)
     except KeyboardInterrupt:
