@@ -8,12 +8,10 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.insertion import compactors_of
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.pruning.targets import last_mask_step
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.phase import PhasePlan
 from resrep_dist.training.step import TrainStep
 
-import tensorflow as tf
 from tensorflow import keras
 
 
@@ -66,23 +64,21 @@ class LiveModel:
 
 
 def _make_pruner(state: TrainState, graph: Graph, plan: PhasePlan, cluster: Cluster) -> Pruner:
-    prune = plan.require_prune()
-    first_step = plan.to_steps(prune.mask_start_epochs)
-    last_step = last_mask_step(prune, first_step, plan.schedule(tf.range(plan.num_steps)).numpy())
-    return Pruner(state, graph, prune, cluster, first_step=first_step, last_step=last_step)
+    masks = plan.require_masks()
+    return Pruner(state, graph, masks.config, cluster, first_step=masks.first_step, last_step=masks.last_step)
 
 
 def _make_optimizer(model: keras.Model, graph: Graph | None, plan: PhasePlan) -> ResRepOptimizer:
     momentum, decay = plan.phase.momentum, plan.phase.weight_decay
     if graph is None:
         return ResRepOptimizer(plan.schedule, momentum=momentum, decay=decay)
-    prune = plan.require_prune()
+    masks = plan.require_masks()
     return ResRepOptimizer(
         plan.schedule,
         compactors_of(model, graph),
         momentum=momentum,
         decay=decay,
-        lasso_strength=prune.lasso_strength,
-        compactor_momentum=prune.compactor_momentum,
-        rule=prune.rule,
+        lasso_strength=masks.lasso_strength,
+        compactor_momentum=masks.config.compactor_momentum,
+        rule=masks.config.rule,
     )

@@ -12,6 +12,7 @@ from resrep_dist.graph import Graph, flatten
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
+from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
 import tensorflow as tf
@@ -57,8 +58,6 @@ class PhasePlan:
 
     phase: PhaseConfig
     """Length, learning rate, momentum and weight decay."""
-    prune: PruneConfig | None
-    """What is pruned, and how; None for a phase that does not prune."""
     global_batch_size: int
     """Number of samples per step, over all ranks."""
     steps_per_epoch: float
@@ -71,19 +70,21 @@ class PhasePlan:
     """Learning rate of each step."""
     seed: int
     """Seed of the order of the samples, their augmentation, and the random numbers of layers."""
+    masks: MaskSchedule | None = None
+    """When masks change, and the penalty; None for a phase that does not prune."""
 
-    def to_steps(self, num_epochs: float) -> int:
-        """Return the number of steps of a number of epochs, at least 1.
+    def resolved(self, config: Config) -> Config:
+        """Return a configuration with the numbers of this plan in place of each `auto`.
 
         Args:
-            num_epochs: Number of epochs.
+            config: The configuration that the plan was made from.
         """
-        return _to_steps(num_epochs, self.steps_per_epoch)
+        return dataclasses.replace(config, prune=self.masks.config) if self.masks else config
 
-    def require_prune(self) -> PruneConfig:
-        """Return the section `prune`, which the plan of a phase with a graph has."""
-        assert self.prune is not None, "the plan was made without a graph"
-        return self.prune
+    def require_masks(self) -> MaskSchedule:
+        """Return the schedule of the masks, which the plan of a phase with a graph has."""
+        assert self.masks is not None, "the plan was made without a graph"
+        return self.masks
 
 
 def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePlan:
@@ -103,10 +104,14 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
     extension_steps = round(prune.max_extension_epochs * steps_per_epoch) if prune else 0
     schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
+    masks = None
+    if graph and prune:
+        rates = schedule(tf.range(num_steps)).numpy()
+        masks = plan_masks(prune, graph, rates, steps_per_epoch, phase.warmup_epochs)
     # Base training and pruning use different orders of the samples.
     seed = 2 * config.seed + (graph is not None)
     max_steps = num_steps + extension_steps
-    return PhasePlan(phase, prune, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed)
+    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, masks)
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
