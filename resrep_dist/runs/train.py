@@ -22,7 +22,7 @@ from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
-from resrep_dist.training.phase import check_images, fingerprints
+from resrep_dist.training.phase import check_images, check_phase, fingerprints
 from resrep_dist.training.trainer import Trainer
 
 import tensorflow as tf
@@ -80,6 +80,8 @@ def train(
             "accepts_changed_data": accepts_changed_data,
         }
         if graph:
+            # As above: before a base model is trained.
+            cluster.everywhere(lambda: check_phase(model, graph, config, train_data, cluster.size))
             _obtain_base(model, config, stop, setting)
         elif config.model.weights is not None:
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
@@ -107,7 +109,7 @@ def _check_file(model: keras.Model, workdir: Path) -> None:
         save_model(model, path)
         load_model(path)
     except ModelError as error:
-        raise ModelError(f"model {model.name}: it could not be loaded from its own file: {error}") from None
+        raise ModelError(f"model {model.name}: it could not be written and loaded again: {error}") from None
     finally:
         path.unlink(missing_ok=True)
 

@@ -8,12 +8,10 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.insertion import compactors_of
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.pruning.targets import last_mask_step
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import PhasePlan
+from resrep_dist.training.phase import PhasePlan, mask_steps
 from resrep_dist.training.step import TrainStep
 
-import tensorflow as tf
 from tensorflow import keras
 
 
@@ -67,8 +65,7 @@ class LiveModel:
 
 def _make_pruner(state: TrainState, graph: Graph, plan: PhasePlan, cluster: Cluster) -> Pruner:
     prune = plan.require_prune()
-    first_step = plan.to_steps(prune.mask_start_epochs)
-    last_step = last_mask_step(prune, first_step, plan.schedule(tf.range(plan.num_steps)).numpy())
+    first_step, last_step = mask_steps(plan)
     return Pruner(state, graph, prune, cluster, first_step=first_step, last_step=last_step)
 
 

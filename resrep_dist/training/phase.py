@@ -11,8 +11,11 @@ from resrep_dist.graph import Graph, flatten
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
+from resrep_dist.pruning.targets import last_mask_step
+from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
+import tensorflow as tf
 from tensorflow import keras
 
 
@@ -127,6 +130,43 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
         )
+
+
+def check_phase(
+    model: keras.Model, graph: Graph | None, config: Config, train_data: ImageSource, num_ranks: int
+) -> None:
+    """Check all that can be known of a phase before an earlier one is trained.
+
+    Args:
+        model: The model.
+        graph: What the phase prunes; None for training without pruning.
+        config: The configuration of the run.
+        train_data: The training set.
+        num_ranks: Number of ranks.
+
+    Raises:
+        ConfigError: If data, model and settings do not fit together.
+    """
+    check_data(config, train_data, num_ranks)
+    plan = plan_phase(config, graph, len(train_data))
+    make_loss(config.training, model)
+    make_metrics(config.training.metrics, model)
+    if graph is not None:
+        mask_steps(plan)
+
+
+def mask_steps(plan: PhasePlan) -> tuple[int, int]:
+    """Return the first and the last step at which masks may change.
+
+    Args:
+        plan: The plan of a phase that prunes.
+
+    Raises:
+        ConfigError: If the last step would be before the first.
+    """
+    prune = plan.require_prune()
+    first_step = plan.to_steps(prune.mask_start_epochs)
+    return first_step, last_mask_step(prune, first_step, plan.schedule(tf.range(plan.num_steps)).numpy())
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:
