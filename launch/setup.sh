@@ -4,14 +4,14 @@
 #   bash launch/setup.sh
 #   bash launch/setup.sh --wheel DIR    also writes Horovod's wheel below DIR, for machines that have no compiler
 #
-# Needs Linux, Python 3.10 to 3.12, g++, make and a package registry. Running it again costs nothing, and takes nothing
+# Needs Linux, Python 3.10 to 3.13, g++, make and a package registry. Running it again costs nothing, and takes nothing
 # away that .venv has: a shell may see less of the machine than the one before. For another MPI remove .venv first.
 # Horovod's wheel is kept in ~/.cache/resrep-dist, and a further .venv of the same kind takes it from there.
 # Variables, all optional:
-#   PYTHON          the Python to use; otherwise python3.12, 3.11, 3.10 or python3, the first that fits
+#   PYTHON          the Python to use; otherwise python3.12, 3.13, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
-#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU, nvcc and nccl.h are found
+#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU and nvcc are found
 #   RESREP_WHEELS   a folder that --wheel wrote: a wheel in it that fits is taken, and no compiler is needed
 #   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail
@@ -63,11 +63,7 @@ if [[ -z ${RESREP_DEVICE:-} ]] && has nvidia-smi && [[ $(nvidia-smi -L 2>/dev/nu
 mpi=${RESREP_MPI:-$(has mpicxx && echo 1 || echo 0)}
 cuda=${CUDA_HOME:-/usr/local/cuda}
 nccl=${RESREP_NCCL:-0}
-if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/nvcc ]]; }; then
-    for folder in "${HOROVOD_NCCL_HOME:-$cuda}/include" /usr/include /usr/local/include; do
-        if [[ -f $folder/nccl.h ]]; then nccl=1; fi
-    done
-fi
+if [[ -z ${RESREP_NCCL:-} && $device == gpu ]] && { has nvcc || [[ -x $cuda/bin/nvcc ]]; }; then nccl=1; fi
 # A .venv of an older set-up has only the file that says which device it is for.
 built=$(cat "$venv/setup.features" 2>/dev/null || sed -nE 's/.* (cpu|gpu) uv .*/\1/p' "$venv/made-for" 2>/dev/null || true)
 if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
@@ -95,9 +91,9 @@ fi
 # --- What must be here before anything is fetched -------------------------------------------------------
 python=
 seen=()
-for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
+for candidate in ${PYTHON:-python3.12 python3.13 python3.11 python3.10 python3}; do
     version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
-    if [[ $version != 3.1[012].* ]]; then
+    if [[ $version != 3.1[0123].* ]]; then
         seen+=("$candidate is $version")
     elif "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
         python=$candidate
@@ -111,7 +107,7 @@ if [[ -z $python && -z ${PYTHON:-} ]]; then
     python=$(python_from_uv) && version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || python=
 fi
 if [[ -z $python ]]; then
-    stop 'no suitable Python. Wanted: 3.10, 3.11 or 3.12, with its module venv. Found:' "${seen[@]:-none}" \
+    stop 'no suitable Python. Wanted: 3.10 to 3.13, with its module venv. Found:' "${seen[@]:-none}" \
         'Install one, or name it: PYTHON=/path/to/python3.11 bash launch/setup.sh'
 fi
 made_for="$PWD $version $device uv $uv_version"
@@ -132,6 +128,11 @@ if [[ ! $wheel ]] && { [[ $wheel_target ]] || ! horovod_is_there; }; then
     if [[ $mpi == 1 ]] && ! has mpicxx; then
         stop 'mpicxx is missing, and RESREP_MPI=1 asks for it, or .venv had MPI (RESREP_MPI=0 does without).' \
             'Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev'
+    fi
+    if [[ $nccl == 1 && $device == cpu ]]; then stop 'RESREP_NCCL=1 is for GPUs.' 'RESREP_DEVICE=gpu RESREP_NCCL=1 bash launch/setup.sh'; fi
+    if [[ $nccl == 1 ]] && ! has nvcc && [[ ! -x $cuda/bin/nvcc ]]; then
+        stop "nvcc is missing: it is not in PATH and there is no $cuda/bin/nvcc. RESREP_NCCL=1 asks for it, or .venv had NCCL." \
+            'Install the CUDA toolkit 12 or 13, or name its folder: CUDA_HOME=/path/to/cuda'
     fi
 fi
 free=$(df -Pm . | awk 'NR == 2 { print $4 }')

@@ -11,7 +11,7 @@
 # With HOSTS the launcher makes 1 of every code, so all but 0, 130 and 143 count as faults, and FEWER_RANKS does nothing.
 # A fault is: a lost rank (8), a stalled one (7), ranks that disagree (3), whatever has no code of ours.
 # No fault: the end (0), refused input (2), a failed proof (4), loss not finite (5), no room for checkpoints (6),
-# a wish to stop (130, 143).
+# what --strict refuses (9, 10), a wish to stop (130, 143).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export RANKS=${RANKS:-2}
@@ -35,7 +35,7 @@ for ((restart = 0; ; restart++)); do
     done
     if [[ $asked ]]; then exit "$code"; fi
     case $code in
-        0 | 2 | 4 | 5 | 6 | 130 | 143) exit "$code" ;;
+        0 | 2 | 4 | 5 | 6 | 9 | 10 | 130 | 143) exit "$code" ;;
         8) if [[ ${FEWER_RANKS:-0} == 1 ]] && ((RANKS > 1)); then RANKS=$((RANKS - 1)); fi ;;
     esac
     if ((restart >= ${MAX_RESTARTS:-10})); then

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The tests and the linters. Further arguments go to pytest.
 #
-#   bash launch/test.sh                 everything that is not marked slow, faults or gpu
+#   bash launch/test.sh                 everything that is not marked slow, faults, nccl_build or gpu
 #   bash launch/test.sh --all           the slow tests too, but for those of Slurm and --faults
 #   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 10 minutes
 #   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
+#   bash launch/test.sh --nccl-build    compiles Horovod with NCCL in an environment of its own; needs nvcc, but no GPU
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh --coverage      the default tests, and the lines of resrep_dist that they do not run
 #   bash launch/test.sh tests/unit -x   some
@@ -16,13 +17,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash launch/setup.sh || exit 1
 export PATH=$PWD/.venv/bin:$PATH
 
-marked='not slow and not faults and not gpu'
+marked='not slow and not faults and not gpu and not nccl_build'
 at_once=(-n 2 --dist loadfile)
 coverage=()
 case ${1:-} in
-    --all) marked='not (slurm and slow) and not faults and not gpu' at_once=(); shift ;;
+    --all) marked='not (slurm and slow) and not faults and not gpu and not nccl_build' at_once=(); shift ;;
     --slurm) marked=slurm at_once=(); shift ;;
     --faults) marked=faults at_once=(); shift ;;
+    --nccl-build) marked=nccl_build at_once=(); shift ;;
     --coverage) coverage=(--cov --cov-report=term-missing:skip-covered --cov-report=html); shift ;;
 esac
 

@@ -104,6 +104,18 @@ class RankLostError(RuntimeError):
     exit_code = 8
 
 
+class TargetMissedError(RuntimeError):
+    """A run ended above its target; asked for by `--strict`, since the slim model is written all the same."""
+
+    exit_code = 9
+
+
+class BrokenModelError(RuntimeError):
+    """A run ended with a model that guesses or has lost most of its accuracy; asked for by `--strict`."""
+
+    exit_code = 10
+
+
 def describe_error(error: Exception) -> dict[str, Any]:
     """Describe an error, so that `error_from` can create it again in another process.
 

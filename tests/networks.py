@@ -129,6 +129,9 @@ def small_config(**changes: Any) -> Config:
             "lasso_strength": 0.02,
             "mask_start_epochs": 1,
             "mask_interval_steps": 10,
+            "channels_per_update": 4,
+            # Noise has no better base than one that guesses.
+            "min_base_top1": 0,
             "mask_stop_fraction": 0.9,
         },
         "logging": {"interval_steps": 10},

@@ -59,7 +59,7 @@ def command_line() -> str:
     parts = []
     for parser in _parsers(build_parser()):
         # argparse wraps to the terminal, which a build has not; a page shows some 88 columns.
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=88)
+        parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=88)
         parts += [f"## {parser.prog}", "", "```text", parser.format_help().rstrip(), "```", ""]
     return "\n".join(parts)
 

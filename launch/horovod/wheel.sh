@@ -50,6 +50,22 @@ keep_wheel() { # wheel, folder/name: copied under another name first, since othe
     mv "$2/.part.$$" "$2/${1##*/}"
 }
 
+use_nccl() { # of the machine where it is, otherwise that which TensorFlow's wheel for GPUs brings into .venv
+    local folder nccl=nvidia/nccl packages
+    export HOROVOD_GPU_OPERATIONS=NCCL
+    if [[ -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=${HOROVOD_CUDA_HOME:-$cuda}; fi
+    for folder in "${HOROVOD_NCCL_HOME:-}" "$cuda" /usr /usr/local; do
+        if [[ -f $folder/include/nccl.h ]]; then return; fi
+    done
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    mkdir -p "$venv/nccl/lib"
+    ln -sfn "$packages/$nccl/include" "$venv/nccl/include"
+    ln -sfn "$packages/$nccl/lib/libnccl.so.2" "$venv/nccl/lib/libnccl.so"
+    export HOROVOD_NCCL_HOME=$venv/nccl HOROVOD_NCCL_LINK=SHARED
+    # Relative to horovod/tensorflow/, so that the wheel serves every .venv with this TensorFlow.
+    export LDFLAGS="${LDFLAGS:-} -Wl,-rpath,\$ORIGIN/../../$nccl/lib"
+}
+
 compile_wheel() (
     include=$("$venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tensorflow").submodule_search_locations[0])')/include
     # Our own folder comes last: its header is for a TensorFlow that lacks it.
@@ -59,8 +75,7 @@ compile_wheel() (
     export PATH=$venv/bin:$PATH MAKEFLAGS=${MAKEFLAGS:--j$(($(nproc) < 8 ? $(nproc) : 8))}
     export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1
     if [[ $mpi == 1 ]]; then export HOROVOD_WITH_MPI=1; else export HOROVOD_WITHOUT_MPI=1; fi
-    if [[ $nccl == 1 ]]; then export HOROVOD_GPU_OPERATIONS=NCCL; fi
-    if [[ $nccl == 1 && -x $cuda/bin/nvcc ]]; then export HOROVOD_CUDA_HOME=${HOROVOD_CUDA_HOME:-$cuda}; fi
+    if [[ $nccl == 1 ]]; then use_nccl; fi
     rm -rf "$venv/wheel"
     "$venv/bin/python" -m pip wheel --disable-pip-version-check --no-cache-dir --no-deps --no-build-isolation \
         --no-binary horovod --wheel-dir "$venv/wheel" "$(pinned horovod)"

@@ -41,7 +41,6 @@ from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import pruning_of
 
 import numpy as np
 from rich.console import Console
@@ -186,7 +185,7 @@ def _measure_the_rest(arm: Arm, graph: Graph, channels: KeptChannels, config: Co
     kill_channels(live.state.model, graph, channels.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
     # The mode that takes longer, since it folds and calibrates.
-    shrinker = Shrinker(graph, config.shrink, pruning_of(config).mask_interval_steps, cluster)
+    shrinker = Shrinker(graph, config.shrink, live.pruner.interval_steps, cluster)
     refold, batches = (
         dataclasses.replace(channels, is_refolded=True),
         [batch[0]] * config.shrink.num_calibration_batches,

@@ -117,6 +117,29 @@ class CheckpointFolder:
         existing = self._existing()
         return int(existing[-1].name.removeprefix("step-")) if existing else None
 
+    def newest_position(self) -> dict[str, Any] | None:
+        """Return the position of the newest checkpoint; None if there is none, or it cannot be read."""
+        existing = self._existing()
+        try:
+            return _read_position(existing[-1]) if existing else None
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def path_of(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step.
+
+        Args:
+            step: The step.
+
+        Raises:
+            CheckpointError: If there is none. The message has the steps that there are.
+        """
+        path = self._folder / f"step-{step:08d}"
+        if path not in self._existing():
+            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self._existing())
+            raise CheckpointError(f"checkpoint {path}: there is none; expected one of the steps {steps or '(none)'}")
+        return path
+
     def state_sha256(self, step: int) -> str:
         """Return the SHA-256 checksum of a checkpoint's arrays as they were written, hexadecimal.
 
@@ -204,7 +227,8 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str
     _remove(folder)
     folder.mkdir(parents=True)
     state = io.BytesIO()
-    np.savez(state, **arrays)
+    # Any: in the types of NumPy a value may also be that of allow_pickle.
+    np.savez(state, **dict[str, Any](arrays))
     _write_file(folder / "state.npz", state.getbuffer())
     _write_file(folder / "position.json", json.dumps(position, indent=1).encode())
     _write_file(folder / _SUMS, _sums(folder).encode())

@@ -83,7 +83,7 @@ class CheckpointWriter:
         state.share(self._cluster)
         return state
 
-    def save(self, state: TrainState, *, is_last: bool = False) -> None:
+    def save(self, state: TrainState, *, is_last: bool = False, **notes: Any) -> None:
         """Copy the current state and start to write it. A collective.
 
         A write that fails is logged, and the next save tries again, up to three times in a row.
@@ -91,6 +91,7 @@ class CheckpointWriter:
         Args:
             state: The state.
             is_last: True if no other follows: the write is then waited for, and must not fail.
+            **notes: What else is noted with the state, as JSON values: `is_end`, True if the phase is done; `top1`.
 
         Raises:
             CheckpointWriteError: On every rank, if the last three writes failed, or the write of the last checkpoint.
@@ -102,6 +103,7 @@ class CheckpointWriter:
             "layout": state.channels.to_json(self._graph) if state.channels and self._graph else None,
             "config": self._config,
             "data": self._data,
+            **notes,
         }
         # The result of the previous write is sent with this one, so no rank waits for the disk.
         failed = self._cluster.from_root(lambda: self._hand_over(state, position, is_last))
@@ -129,7 +131,8 @@ class CheckpointWriter:
         return {key: position.get(key) for key in _NEW} if position else _NEW
 
     def _hand_over(self, state: TrainState, position: Mapping[str, Any], is_last: bool) -> dict[str, int]:
-        if self._writing is not None and not self._writing.done():
+        # The last checkpoint waits for the one before as it waits for itself, which says nothing of the interval.
+        if self._writing is not None and not self._writing.done() and not is_last:
             self._wait_and_say(state.step)
         self.wait()
         # The last one is written even after failures, since there will be no other.

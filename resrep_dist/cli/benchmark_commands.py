@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import add_config, config_of, positive, start_terminal
+from resrep_dist.cli.options import add_command, add_config, config_of, positive, start_terminal
 from resrep_dist.errors import UserError
 
 RELEASED_RUN = Path(__file__).parents[1] / "benchmark" / "released_run.yaml"
@@ -20,14 +20,18 @@ def add_benchmark_commands(commands: Any) -> None:
     """
     benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
     kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
-    data = kinds.add_parser("data", help="the training pipeline next to a bare decode loop of the same files")
+    data = add_command(
+        kinds, "data", "the training pipeline next to a bare decode loop of the same files",
+        "resrep benchmark data mine.yaml --num-images 512",
+    )  # fmt: skip
     add_config(data)
     data.add_argument("--num-images", type=positive, default=1024, help="in each round (default: 1024)")
     data.add_argument("--num-rounds", type=positive, default=20, help="the median counts (default: 20)")
     data.set_defaults(command=_benchmark_data)
-    steps = kinds.add_parser(
-        "steps", help="training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too"
-    )
+    steps = add_command(
+        kinds, "steps", "training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too",
+        "resrep benchmark steps configs/digits_resnet20.yaml --run runs/digits",
+    )  # fmt: skip
     add_config(steps)
     steps.add_argument("--num-steps", type=positive, default=10, help="of every arm in each round (default: 10)")
     steps.add_argument("--num-rounds", type=positive, default=5, help="all arms in turn (default: 5)")
@@ -38,9 +42,10 @@ def add_benchmark_commands(commands: Any) -> None:
         help="a finished run, or a log as for `replay`, for its widths; default: the same share of every layer",
     )
     steps.set_defaults(command=_benchmark_steps)
-    replay = kinds.add_parser(
-        "replay", help="a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too"
-    )
+    replay = add_command(
+        kinds, "replay", "a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too",
+        "resrep benchmark replay released_log.json",
+    )  # fmt: skip
     replay.add_argument("log", type=Path, metavar="FILE", help="JSON with `living_channels`, see docs/benchmarks.md")
     add_config(replay, default=RELEASED_RUN, default_name="the ResNet-50 of the released run, at 112 px")
     replay.add_argument("--num-steps", type=positive, default=2, help="at each point in each round (default: 2)")
@@ -50,7 +55,10 @@ def add_benchmark_commands(commands: Any) -> None:
         kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
 
     _add_plan(commands)
-    latency = kinds.add_parser("latency", help="base next to slim model in every format, on this machine")
+    latency = add_command(
+        kinds, "latency", "base next to slim model in every format, on this machine",
+        "resrep benchmark latency runs/digits",
+    )  # fmt: skip
     latency.add_argument("path", type=Path, metavar="CONFIG|DIR", help="a finished run, or a YAML file")
     latency.add_argument("--num-rounds", type=positive, default=30, help="the medians count (default: 30)")
     latency.add_argument("--output", type=Path, help="folder (default: the run's, of a YAML file ./benchmark)")
@@ -58,7 +66,10 @@ def add_benchmark_commands(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    plan = commands.add_parser("plan", help="what more ranks would bring, from the measured step of one")
+    plan = add_command(
+        commands, "plan", "what more ranks would bring, from the measured step of one",
+        "resrep plan mine.yaml --ranks 8,64 --bandwidth 25",
+    )  # fmt: skip
     add_config(plan)
     plan.add_argument("--ranks", type=_numbers, required=True, metavar="8,64,512", help="numbers of ranks")
     plan.add_argument("--bandwidth", type=_between(0.001), required=True, help="of a link in one direction, Gbit/s")
@@ -106,7 +117,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.benchmark:
         steps = benchmark.read_steps(options.benchmark, config)
     else:
-        cluster = Cluster()
+        cluster = Cluster(config.training.deterministic)
         if cluster.size > 1:
             raise UserError(
                 f"resrep plan: started on {cluster.size} ranks, expected 1, since their steps include a "
@@ -139,7 +150,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:
@@ -156,7 +167,7 @@ def _benchmark_replay(options: argparse.Namespace) -> int:
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     result = benchmark.benchmark_replay(config, options.log, cluster, options.num_steps, options.num_rounds)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, {"replay": result})))
     if cluster.is_root:

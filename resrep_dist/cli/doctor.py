@@ -1,6 +1,7 @@
 """Checks what is installed and what is missing, and prints the commands that fix it.
 
-The versions are those of the packages' metadata. Only the last checks import TensorFlow, which takes seconds.
+The wanted versions are this package's requirements, the found ones are the packages' metadata. Only the last checks
+import TensorFlow, which takes seconds.
 """
 
 import importlib.util
@@ -11,29 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
+from resrep_dist.cli.requirements import installed_version, is_series, lowest_series, required_versions, requirements
 from resrep_dist.distributed.environment import visible_cores
 
 from rich.console import Console
 from rich.table import Table
 
-TENSORFLOW = "2.18.1"
-TF_KERAS = "2.18.0"
-HOROVOD = "0.28.1"
-KERASSURGEON = "0.2.0"
 _TENSORFLOW_WHEELS = ("tensorflow", "tensorflow-cpu")
-_BUILD_PACKAGES = (
-    "cmake<4",
-    "setuptools<81",
-    "wheel",
-    "cloudpickle",
-    "psutil",
-    "packaging",
-    "cffi>=1.4",
-    "pyyaml",
-)
 
 
 @dataclass(frozen=True)
@@ -97,22 +84,23 @@ def _print_problems(console: Console, problems: list[Finding]) -> None:
 
 def _python() -> Iterator[Finding]:
     found = f"{sys.version.split()[0]} ({sys.executable})"
-    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if (3, 10) <= sys.version_info[:2] <= (3, 13):
         yield Finding("Python", found)
     else:
-        fix = (f"python3.11 -m venv .venv   # or 3.10, 3.12; there is no TensorFlow {TENSORFLOW} for others",)
-        yield Finding("Python", found, "it must be 3.10, 3.11 or 3.12", fix)
+        wanted = required_versions("tensorflow-cpu")
+        fix = (f"python3.12 -m venv .venv   # or 3.10, 3.11, 3.13; there is no TensorFlow{wanted} for others",)
+        yield Finding("Python", found, "it must be 3.10, 3.11, 3.12 or 3.13", fix)
 
 
 def _tensorflow() -> Iterator[Finding]:
-    wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := _version(name))}
+    wheels = {name: version for name in _TENSORFLOW_WHEELS if (version := installed_version(name))}
     found = ", ".join(f"{name} {version}" for name, version in wheels.items()) or "no"
-    wanted = f"tensorflow[and-cuda]=={TENSORFLOW}" if _nvidia_gpus() else f"tensorflow-cpu=={TENSORFLOW}"
-    fix: tuple[str, ...] = (_pip(wanted),)
+    required = required_versions("tensorflow-cpu")
+    fix: tuple[str, ...] = (_pip(f"{'tensorflow[and-cuda]' if _nvidia_gpus() else 'tensorflow-cpu'}{required}"),)
     if not wheels:
         yield Finding("TensorFlow", found, "it is missing", fix)
-    elif any(not _is_series(version, TENSORFLOW) for version in wheels.values()):
-        reason = f"it must be 2.18: Horovod {HOROVOD} does not compile against 2.19 and later, tf-keras is 2.18"
+    elif any(not is_series(version, required) for version in wheels.values()):
+        reason = f"it must be {lowest_series(required)}, which tf-keras{required_versions('tf-keras')} is for"
         fix = (
             _pip_uninstall(*wheels),
             *fix,
@@ -129,38 +117,41 @@ def _tensorflow() -> Iterator[Finding]:
 
 
 def _keras() -> Iterator[Finding]:
-    tf_keras = _version("tf-keras")
-    problem = "" if _is_series(tf_keras, TF_KERAS) else f"it must be {TF_KERAS}, which fits TensorFlow {TENSORFLOW}"
+    tf_keras = installed_version("tf-keras")
+    required = required_versions("tf-keras")
+    problem = "" if is_series(tf_keras, required) else f"it must be {lowest_series(required)}, as TensorFlow"
     # With its requirements it would bring the large `tensorflow` beside a `tensorflow-cpu`.
-    fix = (_pip("--no-deps", f"tf-keras=={TF_KERAS}"),) if problem else ()
+    fix = (_pip("--no-deps", f"tf-keras{required}"),) if problem else ()
     yield Finding("tf-keras (Keras 2)", tf_keras or "no", problem, fix)
-    keras = _version("keras")
+    keras = installed_version("keras")
     missing = "" if keras or not _tensorflow_folder() else "TensorFlow does not start without it"
     yield Finding("Keras 3 (not used)", keras or "no", missing, (_pip("keras>=3.5"),) if missing else ())
 
 
 def _numpy() -> Iterator[Finding]:
-    version = _version("numpy")
-    problem = "" if _is_series(version, "2.0") else "it must be 2.0, which TensorFlow 2.18 is built for"
-    yield Finding("numpy", version or "no", problem, (_pip("numpy>=2.0,<2.1"),) if problem else ())
+    version = installed_version("numpy")
+    required = required_versions("numpy")
+    problem = "" if is_series(version, required) else f"it must be {lowest_series(required)}, the tested one"
+    yield Finding("numpy", version or "no", problem, (_pip(f"numpy{required}"),) if problem else ())
 
 
 def _kerassurgeon() -> Iterator[Finding]:
-    version, helper = _version("kerassurgeon"), _version("importlib-metadata")
+    version, helper = installed_version("kerassurgeon"), installed_version("importlib-metadata")
+    required = required_versions("kerassurgeon")
     problem = ""
-    if version != KERASSURGEON:
-        problem = f"it must be {KERASSURGEON}; without it nothing can be merged"
-    elif not helper or int(helper.split(".")[0]) >= 8 or not _version("zipp"):
+    if f"=={version}" != required:
+        problem = f"it must be {required.removeprefix('==')}; without it nothing can be merged"
+    elif not helper or int(helper.split(".")[0]) >= 8 or not installed_version("zipp"):
         problem = f"it needs importlib-metadata below 8 (found: {helper or 'none'}) and zipp"
     # It declares requirements of 2020, Keras below 3 among them, that it does not need.
-    fix = (_pip("--no-deps", f"kerassurgeon=={KERASSURGEON}", "importlib-metadata<8", "zipp"),)
+    fix = (_pip("--no-deps", f"kerassurgeon{required}", "importlib-metadata<8", "zipp"),)
     yield Finding("kerassurgeon", version or "no", problem, fix if problem else ())
 
 
 def _compiler() -> Iterator[Finding]:
     tools = {tool: shutil.which(tool) for tool in ("g++", "make")}
     missing = [tool for tool, path in tools.items() if not path]
-    needed = missing and not _version("horovod")
+    needed = missing and not installed_version("horovod")
     problem = f"{' and '.join(missing)} missing; Horovod is compiled" if needed else ""
     found = ", ".join(filter(None, tools.values())) or "no (only for building Horovod)"
     yield Finding("compiler", found, problem, ("apt-get install g++ make   # Debian, Ubuntu",) if problem else ())
@@ -177,7 +168,7 @@ def _cores() -> Iterator[Finding]:
 
 
 def _horovod() -> Iterator[Finding]:
-    version = _version("horovod")
+    version = installed_version("horovod")
     if version is None:
         yield Finding("Horovod", "no", "it is missing; only one process can train", _build_horovod())
         return
@@ -192,8 +183,8 @@ def _horovod() -> Iterator[Finding]:
         return
     built = {"Gloo": horovod.gloo_built(), "MPI": horovod.mpi_built(), "NCCL": horovod.nccl_built()}
     found = f"{version} with {', '.join(name for name, there in built.items() if there) or 'no controller'}"
-    if version != HOROVOD:
-        yield Finding("Horovod", found, f"it must be {HOROVOD}", _build_horovod())
+    if f"=={version}" != (required := required_versions("horovod")):
+        yield Finding("Horovod", found, f"it must be {required.removeprefix('==')}", _build_horovod())
     elif not built["Gloo"]:
         yield Finding("Horovod", found, "it was built without Gloo", _build_horovod())
     else:
@@ -208,12 +199,12 @@ def _gpus() -> Iterator[Finding]:
     import tensorflow as tf
 
     seen = len(tf.config.list_physical_devices("GPU"))
-    if seen < present and _version("tensorflow"):
+    if seen < present and installed_version("tensorflow"):
         problem = (
             f"nvidia-smi shows {present}, TensorFlow sees {seen}: "
             "its libraries are missing, or CUDA_VISIBLE_DEVICES hides some"
         )
-        yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]=={TENSORFLOW}"),))
+        yield Finding("GPUs", str(seen), problem, (_pip(f"tensorflow[and-cuda]{required_versions('tensorflow')}"),))
     else:
         yield Finding("GPUs", f"{seen} seen by TensorFlow")
 
@@ -228,11 +219,16 @@ def _build_horovod() -> tuple[str, ...]:
     folder = _tensorflow_folder()
     if not folder:
         return ("resrep doctor   # again, when TensorFlow is there: Horovod is compiled against it",)
+    recipe = Path(__file__).parents[2] / "launch/horovod"
+    if not recipe.exists():
+        return ("bash launch/setup.sh --wheel DIR   # in a clone of the repository; then install the wheel in DIR",)
     include = f"{folder}/include/external"
     variables = {
         "PATH": f"{Path(sys.executable).parent}:$PATH",
         # TensorFlow's own headers include these two by short names since 2.16.
-        "CPLUS_INCLUDE_PATH": f"{include}/highwayhash:{include}/farmhash_archive/src",
+        "CPLUS_INCLUDE_PATH": f"{include}/highwayhash:{include}/farmhash_archive/src:{recipe}/include",
+        "CXXFLAGS": "-include stdexcept -include cstdint",
+        "HOROVOD_CMAKE": f"{recipe}/cmake.sh",
         "HOROVOD_WITH_TENSORFLOW": "1",
         "HOROVOD_WITHOUT_PYTORCH": "1",
         "HOROVOD_WITHOUT_MXNET": "1",
@@ -243,8 +239,10 @@ def _build_horovod() -> tuple[str, ...]:
         variables["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     settings = " ".join(f'{name}="{value}"' for name, value in variables.items())
     cached = "--no-cache-dir" if _has_pip() else "--no-cache"  # a cached wheel may be of another build
-    build = _pip(cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod=={HOROVOD}")
-    return (_pip(*_BUILD_PACKAGES), f"{settings} {build}")
+    build = _pip(
+        cached, "--no-build-isolation", "--no-deps", "--force-reinstall", f"horovod{required_versions('horovod')}"
+    )
+    return (_pip(*requirements("horovod-build")), f"{settings} {build}")
 
 
 def _pip(*arguments: str) -> str:
@@ -263,18 +261,6 @@ def _pip_uninstall(*names: str) -> str:
 
 def _has_pip() -> bool:
     return importlib.util.find_spec("pip") is not None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _is_series(version: str | None, wanted: str) -> bool:
-    """Return True if the first two numbers of a version are those of `wanted`."""
-    return version is not None and version.split(".")[:2] == wanted.split(".")[:2]
 
 
 def _tensorflow_folder() -> Path | None:

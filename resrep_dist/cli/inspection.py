@@ -4,11 +4,14 @@ import math
 
 from resrep_dist.cli.memory import estimate_memory
 from resrep_dist.config import Config
+from resrep_dist.data.loading import load_sources
+from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.models.building import build_model
-from resrep_dist.pruning.targets import narrowest_widths, require_prunable
+from resrep_dist.pruning.targets import narrowest_widths, require_prunable, require_reachable_target
+from resrep_dist.training.phase import plan_phase, pruning_of
 
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +45,22 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
         f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
         f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
     )
+    _print_schedule(console, config, graph)
     _print_memory(console, insert_compactors(model, graph), config, num_ranks)
+
+
+def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
+    """Print when masks change and rows die, which depends on the number of training samples."""
+    require_reachable_target(graph, pruning_of(config))
+    try:
+        num_samples = len(load_sources(config.data, config.model)[0])
+    except UserError as error:
+        console.print(f"The schedule of the masks is not known without the data: {error}", markup=False)
+        return
+    masks = plan_phase(config, graph, num_samples).require_masks()
+    console.print(masks.describe(), markup=False)
+    for problem in masks.problems():
+        console.print(problem, markup=False)
 
 
 def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
@@ -58,6 +76,19 @@ def _print_memory(console: Console, model: keras.Model, config: Config, num_rank
     )
 
 
+def _print_refused(console: Console, graph: Graph) -> None:
+    """Print each reason once, with the convolutions that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in graph.refused.items():
+        by_reason.setdefault(reason, []).append(name)
+    table = Table(title="left as they are")
+    for heading in ("number", "convolutions", "because"):
+        table.add_column(heading, justify="right" if heading == "number" else "left")
+    for reason, names in by_reason.items():
+        table.add_row(str(len(names)), ", ".join(names), reason)
+    console.print(table)
+
+
 def _print_layers(console: Console, name: str, graph: Graph) -> None:
     table = Table(title=f"{name}: prunable convolutions")
     for heading in ("convolution", "channels", "multiply-adds per channel", "consumed by"):
@@ -68,11 +99,6 @@ def _print_layers(console: Console, name: str, graph: Graph) -> None:
         names += f" ({group.num_parts} parts alike)" if group.num_parts > 1 else ""
         table.add_row(names, str(group.num_channels), f"{cost // group.num_parts:,}", ", ".join(group.consumers))
     console.print(table)
-    refused = Table(title="left as they are")
-    refused.add_column("convolution")
-    refused.add_column("because")
-    for refused_name, reason in graph.refused.items():
-        refused.add_row(refused_name, reason)
-    console.print(refused)
+    _print_refused(console, graph)
     if graph.uncounted:
         console.print(f"Not counted, since their multiply-adds are not known: {', '.join(graph.uncounted)}")

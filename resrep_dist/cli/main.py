@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Sequence
 
 from resrep_dist.cli.benchmark_commands import add_benchmark_commands
+from resrep_dist.cli.options import KEYS
+from resrep_dist.cli.quiet_import import quiet_tensorflow
 from resrep_dist.cli.run_commands import add_run_commands
 from resrep_dist.distributed.environment import is_launched, launched_rank, leave
 from resrep_dist.errors import RankLostError, StoppedError, one_line
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # Only here, since a user's own program decides itself about TensorFlow's messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     try:
         code = options.command(options)
     except KeyboardInterrupt:
@@ -69,7 +72,11 @@ def _explain(error: Exception) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Create the parser of the command line; each command sets `command` to the function that runs it."""
     parser = argparse.ArgumentParser(
-        prog="resrep", description="Prune convolutional networks while they train, on many processes or one."
+        prog="resrep",
+        description="Prune convolutional networks while they train, on many processes or one.",
+        epilog=f"examples:\n  resrep inspect configs/digits_resnet20.yaml\n"
+        f"  resrep train configs/digits_resnet20.yaml --workdir runs/digits\n  resrep train --help\n\n{KEYS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"resrep {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -7,6 +7,31 @@ from typing import Any
 
 from resrep_dist.distributed.environment import launched_rank
 
+KEYS = "Every key of a configuration is described in docs/configuration.md."
+"""Where the keys of a configuration are described, for the end of a help text."""
+
+
+def add_command(commands: Any, name: str, summary: str, examples: str, notes: str = "") -> argparse.ArgumentParser:
+    """Add a command whose help ends with examples.
+
+    Args:
+        commands: The subparsers of the command line.
+        name: Name of the command.
+        summary: What it does, in a line.
+        examples: Command lines, one a line.
+        notes: Text after the examples.
+    """
+    lines = [f"  {line.strip()}" for line in examples.strip().splitlines()]
+    epilog = "\n".join(["examples:", *lines, *(["", notes] if notes else [])])
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
 
 def add_config(parser: argparse.ArgumentParser, default: Path | None = None, default_name: str = "") -> None:
     """Add the argument for a configuration, and the option that changes its settings.
@@ -33,7 +58,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="as in train.num_epochs=10",
+        help="a setting in place of the file's, as in train.num_epochs=10; may be given several times",
     )
 
 
@@ -50,15 +75,19 @@ def positive(text: str) -> int:
     return number
 
 
-def config_of(options: argparse.Namespace) -> Any:
+def config_of(options: argparse.Namespace, *, to_start: bool = True) -> Any:
     """Read the configuration that the user has given, see `add_config`.
+
+    Args:
+        options: The parsed command line.
+        to_start: See `load_config`.
 
     Raises:
         ConfigError: If it cannot be read or is not valid.
     """
     from resrep_dist.config import load_config
 
-    return load_config(options.config, options.overrides)
+    return load_config(options.config, options.overrides, to_start=to_start)
 
 
 def start_terminal(is_quiet: bool = False) -> Any:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import add_config, add_overrides, config_of, start_terminal
+from resrep_dist.cli.options import KEYS, add_command, add_config, add_overrides, config_of, start_terminal
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
@@ -15,36 +15,74 @@ def add_run_commands(commands: Any) -> None:
     Args:
         commands: The subparsers of the command line.
     """
-    train = commands.add_parser("train", help="train, prune and merge, or train alone; the same --workdir means resume")
+    train = add_command(
+        commands, "train", "train, prune and merge, or train alone; the same --workdir means resume",
+        """resrep train configs/digits_resnet20.yaml --workdir runs/digits
+        resrep train mine.yaml --workdir runs/half --set prune.target_macs_fraction=0.5
+        resrep train mine.yaml --workdir runs/third --from runs/half --set prune.target_macs_fraction=0.33
+        horovodrun -np 8 resrep train mine.yaml --workdir runs/eight""", KEYS,
+    )  # fmt: skip
     add_config(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    train.add_argument(
+        "--from", type=Path, dest="run", metavar="DIR", help="another run, whose base model this one starts from"
+    )
+    train.add_argument("--newest", action="store_true", help="with --from: start from its newest state, at its step")
+    _add_strict(train)
     train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
     train.add_argument(
         "--accept-changed-data", action="store_true", help="resume although the data is not that of the checkpoints"
     )
     train.set_defaults(command=_train)
 
-    merge = commands.add_parser("merge", help="write the slim model of a run's newest checkpoint")
+    merge = add_command(
+        commands, "merge", "write the slim model of a checkpoint of a run",
+        """resrep merge runs/digits
+        resrep merge runs/digits --checkpoint best""",
+    )  # fmt: skip
     merge.add_argument("workdir", type=Path, help="folder of the run")
+    merge.add_argument(
+        "--checkpoint", type=_checkpoint, default="newest", metavar="best|newest|STEP",
+        help="which one; best: the highest top-1 among those whose target is reached (default: newest)",
+    )  # fmt: skip
+    _add_strict(merge)
     merge.set_defaults(command=_merge)
 
-    evaluate = commands.add_parser("evaluate", help="top-1, top-5 and metrics of a model file on the validation set")
+    evaluate = add_command(
+        commands, "evaluate", "top-1, top-5 and metrics of a model file on the validation set",
+        """resrep evaluate runs/digits/slim --config runs/digits/config.yaml
+        resrep evaluate mine.h5 --config mine.yaml""",
+    )  # fmt: skip
     evaluate.add_argument("model", type=Path, help="a folder with model.h5, a Keras file, or what `export` wrote")
     evaluate.add_argument("--config", required=True, help="configuration that names the data")
     add_overrides(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
-    inspect = commands.add_parser("inspect", help="what would be pruned, and what it costs; no training")
+    inspect = add_command(
+        commands, "inspect", "what would be pruned, and what it costs; no training",
+        """resrep inspect configs/digits_resnet20.yaml
+        resrep inspect mine.yaml --ranks 8 --set prune.residual_groups=true""", KEYS,
+    )  # fmt: skip
     add_config(inspect)
-    inspect.add_argument("--ranks", type=int, default=1, help="ranks that share the batch, for the memory of each")
+    inspect.add_argument(
+        "--ranks", type=int, default=1, help="that share the batch, for the memory of each (default: 1)"
+    )
     inspect.set_defaults(command=_inspect)
 
-    report = commands.add_parser("report", help="the table of a run, and a page of one run or of several")
+    report = add_command(
+        commands, "report", "the table of a run, and a page of one run or of several",
+        """resrep report runs/digits
+        resrep report runs/half runs/third --output comparison""",
+    )  # fmt: skip
     report.add_argument("workdirs", type=Path, nargs="+", metavar="DIR", help="folder of a run")
     report.add_argument("--output", type=Path, help="folder of the page (default: the run's, of several ./report)")
     report.set_defaults(command=_report)
 
-    export = commands.add_parser("export", help="a Keras model into other formats, each compared with it")
+    export = add_command(
+        commands, "export", "a Keras model into other formats, each compared with it",
+        """resrep export runs/digits --format tflite --format onnx
+        resrep export mine.h5 --format saved_model --config mine.yaml""",
+    )  # fmt: skip
     export.add_argument("model", type=Path, help="a finished run, a folder with model.h5, or a Keras file")
     export.add_argument(
         "--format", action="append", required=True, dest="formats", help="may be given several times",
@@ -55,28 +93,49 @@ def add_run_commands(commands: Any) -> None:
     export.add_argument("--output", type=Path, help="folder (default: DIR/export of a run, otherwise the model's)")
     export.set_defaults(command=_export)
 
-    doctor = commands.add_parser("doctor", help="what is installed, what is missing, how to fix it")
+    doctor = add_command(commands, "doctor", "what is installed, what is missing, how to fix it", "resrep doctor")
     doctor.set_defaults(command=_doctor)
 
 
+def _checkpoint(text: str) -> str:
+    if text not in ("best", "newest") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"received {text}, expected best, newest, or the number of a step")
+    return text
+
+
+def _add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 9 if the target is missed, 10 if a model is broken"
+    )
+
+
 def _train(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    if options.newest and not options.run:
+        raise UserError("--newest: given without --from; it says what of that run to start from")
+    config = config_of(options, to_start=not options.run)
     console = start_terminal(options.quiet)
     from resrep_dist.distributed.cluster import Cluster
+    from resrep_dist.reporting.problems import require_success
     from resrep_dist.reporting.table import print_report
+    from resrep_dist.runs.start import from_run
     from resrep_dist.runs.train import train
 
-    cluster = Cluster()
-    accepts_changed_data = options.accept_changed_data
-    console_or_none = None if options.quiet else console
-    report = train(config, options.workdir, cluster, console_or_none, accepts_changed_data=accepts_changed_data)
-    if cluster.size == 1:
+    cluster = Cluster(config.training.deterministic)
+    if options.run:
+        config = cluster.everywhere(lambda: from_run(config, options.run))
+    report = train(
+        config,
+        options.workdir,
+        cluster,
+        None if options.quiet else console,
+        options.run if options.newest else None,
+        accepts_changed_data=options.accept_changed_data,
+    )
+    if cluster.is_root:
         print_report(console, report, options.workdir)
-    elif cluster.is_root:
-        # Launchers print the rank before every line, which would break a table.
-        folder = options.workdir / ("slim" if config.prune else "final")
-        console.print(f"Done: {folder}. `resrep report {options.workdir}` prints the table.")
     cluster.shutdown()
+    if options.strict:
+        require_success(report)
     return 0
 
 
@@ -87,11 +146,14 @@ def _merge(options: argparse.Namespace) -> int:
 
     with Lease(options.workdir):
         console = start_terminal()
+        from resrep_dist.reporting.problems import require_success
         from resrep_dist.reporting.table import print_report
         from resrep_dist.runs.results import merge_run
 
-        report = merge_run(options.workdir)
+        report = merge_run(options.workdir, checkpoint=options.checkpoint)
     print_report(console, report, options.workdir)
+    if options.strict:
+        require_success(report)
     return 0
 
 
@@ -127,7 +189,7 @@ def _model_file(path: Path) -> Path:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     if not 1 <= options.ranks <= config.data.global_batch_size:
         raise UserError(
             f"--ranks {options.ranks}: expected 1 to {config.data.global_batch_size}, the global batch size"

@@ -5,6 +5,7 @@ import io
 import itertools
 from typing import Annotated, Any
 
+from resrep_dist.config.model_names import unknown_model
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.config.schema import (
     CheckpointConfig,
@@ -69,7 +70,6 @@ class Config:
         if self.data.normalization == "default":
             name: Any = default_normalization(self.data.source, self.model.name)
             object.__setattr__(self, "data", dataclasses.replace(self.data, normalization=name))
-        _check_start(self)
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)
@@ -119,20 +119,37 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
         )
 
 
-def _check_start(config: Config) -> None:
+def check_start(config: Config) -> None:
+    """Check that a run can start with a configuration: its model has weights, or gets them.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: If not. The message has the lines to add.
+    """
     if config.prune is None:
         if config.base is not None:
             raise ValueError(
                 "base: given without the section `prune`, which it prepares for; `train` alone is expected"
             )
         return
-    # A model file has weights, but `base` or `model.weights` may replace them.
-    has_weights = config.model.name.startswith("file:") or config.model.weights is not None
-    if (config.base is None and not has_weights) or (config.base and config.model.weights is not None):
-        state = "both are" if config.base else "neither is"
+    is_file, weights = config.model.name.startswith("file:"), config.model.weights
+    if config.base and is_file:
         raise ValueError(
-            f"model.weights, base: {state} given; expected one of them: "
-            "`model.weights` names a trained model, `base` says how to train one"
+            f"base: given, but model.name {config.model.name} is a file with its weights, which `base` would train "
+            "again; remove the section `base`"
+        )
+    expected = "expected one of them: `model.weights` names a trained model, `base` says how to train one"
+    if config.base and weights is not None:
+        raise ValueError(f"model.weights, base: both are given; {expected}")
+    if not (config.base or is_file or weights is not None):
+        # A name that is no model's comes first: `base` cannot help it.
+        if message := unknown_model(config.model.name):
+            raise ValueError(message)
+        raise ValueError(
+            f"model.weights, base: neither is given; {expected}. Add to `model`: `weights: trained.h5`, or to the "
+            f"file: `base: {{num_epochs: {config.train.num_epochs:g}, learning_rate: 0.1}}`"
         )
 
 
@@ -149,6 +166,8 @@ def _check_shrink(shrink: ShrinkConfig, prune: PruneConfig | None) -> None:
 
 
 def _check_mask_times(prune: PruneConfig, train: PhaseConfig) -> None:
+    if prune.mask_start_epochs == "auto":
+        return
     last_mask_epochs = (prune.mask_stop_fraction or 1.0) * train.num_epochs
     if prune.mask_start_epochs >= last_mask_epochs:
         raise ValueError(

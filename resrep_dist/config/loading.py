@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from resrep_dist.config.document import Config
+from resrep_dist.config.document import Config, check_start
 from resrep_dist.config.normalization import ChannelStatistics
 from resrep_dist.errors import ConfigError, one_line
 
@@ -25,12 +25,13 @@ _MAX_MESSAGE = 600
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, to_start: bool = True) -> Config:
     """Read a configuration from a YAML file. No code in the file is run.
 
     Args:
         path: The file.
         overrides: Settings that replace those of the file, as `section.key=value`, with YAML values.
+        to_start: False to accept a configuration with which a run could not start, since its model has no weights.
 
     Raises:
         ConfigError: If the file is missing or is not YAML, or has an unknown key, a wrong type or an invalid value.
@@ -42,15 +43,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         )
     for override in overrides:
         _apply_override(document, override)
-    return build_config(document, str(path))
+    return build_config(document, str(path), to_start=to_start)
 
 
-def build_config(document: dict[str, Any], origin: str = "config") -> Config:
+def build_config(document: dict[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:
     """Create a configuration from nested dicts.
 
     Args:
         document: Sections and their values.
         origin: Where they come from, as the beginning of an error.
+        to_start: As in `load_config`.
 
     Raises:
         ConfigError: If there is an unknown key, a wrong type or an invalid value.
@@ -61,9 +63,15 @@ def build_config(document: dict[str, Any], origin: str = "config") -> Config:
     except (TypeError, ValueError, RecursionError) as error:
         raise _error(f"{origin}: {error}; expected names as keys, and numbers, text and lists as values") from None
     try:
-        return TypeAdapter(Config).validate_json(text)
+        config: Config = TypeAdapter(Config).validate_json(text)
     except ValidationError as error:
         raise _error(f"{origin}: {_describe(min(_of_one_branch(error.errors()), key=_is_no_unknown_key))}") from None
+    try:
+        if to_start:
+            check_start(config)
+    except ValueError as error:
+        raise _error(f"{origin}: {error}") from None
+    return config
 
 
 def _read(path: Path) -> str:
@@ -157,7 +165,12 @@ def _is_no_unknown_key(error: Any) -> bool:
 
 
 def _describe(error: Any) -> str:
-    place = one_line(".".join(map(str, error["loc"])))
+    location, alternative = error["loc"], ""
+    is_known = error["type"] not in _UNKNOWN_KEY
+    if location and is_known and isinstance(location[-1], str) and _type_at(location[:-1]) is None:
+        # A number or `auto`: pydantic adds the name of the type that it tried.
+        location, alternative = location[:-1], ", or 'auto'"
+    place = one_line(".".join(map(str, location)))
     received = error["input"]
     if error["type"] in _UNKNOWN_KEY:
         return _describe_unknown_key(error["loc"])
@@ -170,7 +183,7 @@ def _describe(error: Any) -> str:
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if error["type"].startswith("dataclass"):
         expected = "a section with keys below it"
-    return f"{place}: received {one_line(repr(received))}, expected {expected}"
+    return f"{place}: received {one_line(repr(received))}, expected {expected}{alternative}"
 
 
 def _error(message: str) -> ConfigError:

@@ -15,6 +15,7 @@ NotNegative = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NotNegativeFloat = Annotated[float, Ge(0)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
+Auto = Literal["auto"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -177,6 +178,9 @@ class TrainingConfig:
     sync_batch_norm: bool = False
     """True for batch norm with the statistics of all ranks, which takes two more collectives per batch norm and
     step."""
+    deterministic: bool = True
+    """True for the same bits in every run on the same ranks. False allows faster operations on GPUs, and layers that
+    have no deterministic version there."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -185,19 +189,23 @@ class PruneConfig:
 
     target_macs_fraction: Annotated[float, Gt(0), Lt(1)]
     """Target for the multiply-adds of the slim model, as a fraction of those of the base model."""
-    lasso_strength: PositiveFloat = 1e-4
-    """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3."""
+    lasso_strength: PositiveFloat | Auto = "auto"
+    """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3. `auto`: what takes a
+    row of norm 1 to zero in the time that is left after a third of the phase, at least the paper's 1e-4."""
     compactor_momentum: Momentum = 0.99
     """Momentum of the compactors' kernels."""
     rule: Literal["radial", "paper"] = "radial"
     """Update of masked rows. `radial`: in a straight line to exactly zero. `paper`: the paper's update with momentum,
     which comes close to zero."""
-    mask_start_epochs: NotNegativeFloat = 5.0
-    """Epochs of the pruning phase before the first masks are chosen."""
-    mask_interval_steps: Positive = 200
-    """Number of steps between two updates of the masks."""
-    channels_per_update: Positive = 4
-    """Maximum number of additional channels masked per update."""
+    mask_start_epochs: NotNegativeFloat | Auto = "auto"
+    """Epochs of the pruning phase before the first masks are chosen. `auto`: a twentieth of the phase, at most 5
+    epochs, after the warmup."""
+    mask_interval_steps: Positive | Auto = "auto"
+    """Number of steps between two updates of the masks. `auto`: 25 updates until a third of the phase, at most 200
+    steps apart."""
+    channels_per_update: Positive | Auto = "auto"
+    """Maximum number of additional channels masked per update. `auto`: enough that all channels could be masked until a
+    third of the phase."""
     mask_stop_fraction: Annotated[float, Gt(0), Le(1)] | None = None
     """Fraction of the pruning phase after which the masks no longer change. None to stop when a row of norm 1 would not
     have enough time left to reach zero."""
@@ -211,6 +219,9 @@ class PruneConfig:
     """Names of convolutions that are not pruned."""
     residual_groups: bool = False
     """True if layers whose outputs are added share one mask. False if they are not pruned, as in the paper."""
+    min_base_top1: Annotated[float, Ge(0), Le(100)] | Auto = "auto"
+    """Minimum top-1 accuracy of the base model on the validation set before its first pruning step, percent; the run is
+    refused below. `auto`: what is clearly better than guessing. 0 for no limit."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """Maximum number of epochs by which the pruning phase is extended if masked rows are not dead at its end."""
 

@@ -1,7 +1,6 @@
 """Opens model files of all formats that this package writes, as functions from images to outputs."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from resrep_dist.models.files import load_model
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from tensorflow import keras
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -136,9 +136,7 @@ def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:
 
 def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
     def interpreter_of(num_images: int | None = None) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LiteRT interpreter")
-            interpreter = tf.lite.Interpreter(str(path), num_threads=visible_cores())
+        interpreter = Interpreter(str(path), num_threads=visible_cores())
         if num_images is not None:
             (details,) = interpreter.get_input_details()
             interpreter.resize_tensor_input(details["index"], [num_images, *details["shape"][1:]])

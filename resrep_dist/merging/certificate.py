@@ -5,6 +5,7 @@ from typing import Any
 
 from resrep_dist.errors import CertificateError
 from resrep_dist.models.softmax import with_logits
+from resrep_dist.models.strict_float32 import strict_float32
 
 import numpy as np
 import tensorflow as tf
@@ -56,7 +57,9 @@ def check_certificate(certificate: Certificate, tolerance: float) -> None:
 
 
 def certify(trained: keras.Model, slim: keras.Model, images: Any, channels: dict[str, dict[str, int]]) -> Certificate:
-    """Compare the logits of two models on the same images; of several outputs the worst one counts.
+    """Compare the logits of two models on the same images, without TF32, whatever the training used.
+
+    Of several outputs the worst one counts.
 
     Args:
         trained: The trained model with compactors.
@@ -64,7 +67,8 @@ def certify(trained: keras.Model, slim: keras.Model, images: Any, channels: dict
         images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
         channels: For `Certificate.channels`.
     """
-    pairs = list(zip(_outputs(trained, images), _outputs(slim, images), strict=True))
+    with strict_float32():
+        pairs = list(zip(_outputs(trained, images), _outputs(slim, images), strict=True))
     largest = [max(float(np.max(np.abs(expected))), 1e-30) for expected, _ in pairs]
     differences = [float(np.max(np.abs(expected - received))) for expected, received in pairs]
     agreements = [float(np.mean(a.argmax(-1) == b.argmax(-1))) for a, b in pairs]

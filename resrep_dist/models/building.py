@@ -1,6 +1,5 @@
 """Builds models by name. There is no softmax at their end: they return logits, or what a sigmoid makes of them."""
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import ModelConfig
+from resrep_dist.config.model_names import did_you_mean, unknown_model
 from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import flatten
 from resrep_dist.layers.replacement import pure_precision, with_precision
@@ -53,19 +53,16 @@ def build_model(config: ModelConfig) -> keras.Model:
     """
     _restart_numbers()
     kind, _, rest = config.name.partition(":")
-    if kind == "python" and rest:
-        return _finished(_call_users_function(rest, config), config)
-    if not rest:
+    if config.name in _BUILDERS:
         model = _build(_BUILDERS, config.name, config)
+    elif message := unknown_model(config.name):
+        raise ConfigError(message)
     elif kind == "keras":
         model = _build(_applications(), rest, config)
     elif kind == "file":
         model = load_model(Path(rest), open_size=config.image_size)
     else:
-        raise ConfigError(
-            f"model.name: received '{config.name}'; expected a name, keras:<Name>, file:<path> or "
-            "python:<module>:<function>"
-        )
+        model = _call_users_function(rest, config)
     return _finished(model, config)
 
 
@@ -86,9 +83,9 @@ def _finished(model: keras.Model, config: ModelConfig) -> keras.Model:
 
 def _build(builders: dict[str, Callable[[int, int], keras.Model]], name: str, config: ModelConfig) -> keras.Model:
     if name not in builders:
-        near = difflib.get_close_matches(name, builders, n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        raise ConfigError(f"model.name: received '{config.name}'; {hint}expected one of {', '.join(builders)}")
+        raise ConfigError(
+            f"model.name: received '{config.name}'; {did_you_mean(name, builders)}expected one of {', '.join(builders)}"
+        )
     try:
         return builders[name](config.image_size, config.num_classes)
     except ValueError as error:

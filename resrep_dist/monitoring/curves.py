@@ -33,11 +33,15 @@ class Curves(Hook):
         self._timer = StepTimer(global_batch_size)
         self._history = ChannelHistory()
         self._collective_seconds = 0.0
+        self._first_step, self._start_time = 0, time.monotonic()
 
     def on_start(self, trainer: Watched) -> None:
         """Open the curves at the step at which the run starts or resumes."""
         config, cluster, is_resumed = trainer.config, trainer.cluster.description, trainer.step > 0
         self._monitor.start(trainer.step, lambda: write_head(config, self._sweep_row, cluster, is_resumed))
+        interval_steps = self._config.interval_steps
+        self._monitor.say(trainer.step, f"starts; the first step is compiled, then a line every {interval_steps} steps")
+        self._first_step = trainer.step + 1
         if self._monitor.folder is not None:
             self._history = ChannelHistory.load(self._monitor.folder, trainer.step)
 
@@ -52,12 +56,15 @@ class Curves(Hook):
             The same batches.
         """
         self._timer.start(trainer.step)
+        self._start_time = time.monotonic()
         if self._monitor.folder is not None:
             batches = self._profiled(batches, trainer.step)
         return self._timer.clocked(batches)
 
     def on_step(self, trainer: Watched, metrics: Mapping[str, float] | None) -> None:
         """Record the masks if they changed, and add points at logging steps."""
+        if trainer.step == self._first_step:
+            self._monitor.say(trainer.step, f"the first step took {time.monotonic() - self._start_time:.1f} s")
         if trainer.pruner and trainer.pruner.is_due(trainer.step):
             self.add_masks(trainer.step, trainer.pruner)
         if metrics is not None:
@@ -67,6 +74,10 @@ class Curves(Hook):
         """Add the points and the images of an evaluation. Drawing them is part of its time, not of a step's."""
         start = time.monotonic()
         self.add_validation(trainer.step, values, trainer.pruner)
+        figures = [f"validation top-1 {values['top1']:.2f} %"]
+        figures += [f"top-5 {values['top5']:.2f} %"] if "top5" in values else []
+        figures += [f"{name} {value:.4g}" for name, value in values.items() if name not in ("top1", "top5")]
+        self._monitor.say(trainer.step, f"{'  '.join(figures)}  ({seconds:.1f} s)")
         seconds += time.monotonic() - start
         # Until the next evaluation this is taken as the time that a step spends on communication.
         if trainer.collective_seconds is not None:
@@ -92,6 +103,7 @@ class Curves(Hook):
 
     def on_end(self, trainer: Watched) -> None:
         """Close the curves, the profile and the progress bar."""
+        self._monitor.finish(trainer.step)
         self._monitor.close()
 
     def add_training(self, step: int, metrics: Mapping[str, float], pruner: Pruner | None) -> None:
@@ -113,7 +125,8 @@ class Curves(Hook):
             "train/skipped_steps": metrics["skipped_steps"],
             "time/compute_seconds": max(0.0, rest),
         }
-        line = short_line = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
+        line = f"loss {metrics['loss']:.3f}  training top-1 {metrics['top1']:.1f} %"
+        short_line = f"loss {metrics['loss']:.3f}  train top-1 {metrics['top1']:.1f} %"
         if pruner:
             self.add_masks(step, pruner)
             curves, norms = pruner.curves()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.distributed.environment import launched_size
 from resrep_dist.errors import one_line
@@ -204,12 +205,40 @@ class Monitor:
             values: Text for a line.
             short_values: Text beside the bar.
         """
-        # How long a phase is extended is not known in advance.
-        total = max(self._num_steps, step)
+        # How long a phase is extended is not known in advance, so the extension is counted beside the phase.
+        num_more = max(0, step - self._num_steps)
+        extension = f"extension step {num_more}  " if num_more else ""
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step, total=total, values=short_values)
+            self._bar(step, extension + short_values)
         elif self._console is not None:
-            _log.info("%s step %d/%d  %s%s", self._title, step, total, values, self._time_left(step))
+            self._line(step, f"{extension}{values}{self._time_left(step)}")
+
+    def say(self, step: int, text: str) -> None:
+        """Write a line, above the progress bar if there is one.
+
+        Args:
+            step: Number of steps made.
+            text: The line.
+        """
+        if self._console is not None:
+            self._line(step, text)
+
+    def finish(self, step: int) -> None:
+        """Move the progress bar to where the phase ends.
+
+        Args:
+            step: Number of steps made.
+        """
+        if self._progress is not None:
+            self._bar(step)
+
+    def _bar(self, step: int, values: str | None = None) -> None:
+        assert self._progress is not None
+        more: dict[str, Any] = {} if values is None else {"values": values}
+        self._progress.update(self._progress.task_ids[0], completed=min(step, self._num_steps), **more)
+
+    def _line(self, step: int, text: str) -> None:
+        _log.info("%s step %d/%d  %s", self._title, min(step, self._num_steps), self._num_steps, text)
 
     def _time_left(self, step: int) -> str:
         if step >= self._num_steps:

@@ -10,6 +10,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.pruning.deadness import dead_channels, in_parts, num_masked_alive
 from resrep_dist.pruning.rules import group_norms, row_norms, select_masks
+from resrep_dist.pruning.schedule import num_mask_updates, update_rate
 from resrep_dist.pruning.targets import fewest_channels, require_prunable, require_reachable_target
 
 import numpy as np
@@ -24,10 +25,13 @@ class Pruner:
     Channels that a shrunken model no longer has count as chosen and dead. So the masks are the same as those of a model
     that does not shrink.
 
+    Attributes:
+        interval_steps: Number of steps between two updates of the masks.
+
     Args:
         state: State of the run; `follow` replaces it.
         graph: Trace of the original model.
-        config: Target and limits of the masks.
+        config: Target and limits of the masks. `auto` is chosen for the first and the last step, see `update_rate`.
         cluster: The ranks, over which row norms are averaged.
         first_step: No mask is chosen before this step.
         last_step: No mask changes after this step; see `last_mask_step`.
@@ -51,6 +55,7 @@ class Pruner:
         require_reachable_target(graph, config)
         self.graph, self._config, self._cluster = graph, config, cluster
         self._first_step, self._last_step = first_step, last_step
+        self.interval_steps, self._max_channels = update_rate(config, graph, first_step, last_step)
         self._total_macs = graph.macs.total(graph.widths)
         self.follow(state)
 
@@ -86,7 +91,7 @@ class Pruner:
             step: Number of steps made.
         """
         in_time = self._first_step <= step <= self._last_step
-        return in_time and step % self._config.mask_interval_steps == 0
+        return in_time and step % self.interval_steps == 0
 
     def is_settled(self, step: int) -> bool:
         """Return True if masks no longer change after this step.
@@ -94,7 +99,7 @@ class Pruner:
         Args:
             step: Number of steps made.
         """
-        return step >= self._last_step // self._config.mask_interval_steps * self._config.mask_interval_steps
+        return step >= self._last_step // self.interval_steps * self.interval_steps
 
     def update(self) -> None:
         """Choose all masks again from the row norms averaged over the ranks (section 3.4). A collective."""
@@ -103,7 +108,7 @@ class Pruner:
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
             self.graph.macs,
             target_macs=self._config.target_macs_fraction * self._total_macs,
-            max_chosen=self._state.num_chosen + self._config.channels_per_update,
+            max_chosen=self._state.num_chosen + self._max_channels,
             min_channels=self._config.min_channels,
             round_to=self._config.round_to,
         )
@@ -194,8 +199,8 @@ class Pruner:
 
     def warn_if_too_slow(self) -> None:
         """Log a warning if the remaining updates cannot mask enough channels for the target."""
-        interval_steps, max_channels = self._config.mask_interval_steps, self._config.channels_per_update
-        num_updates = self._last_step // interval_steps - (self._first_step - 1) // interval_steps
+        max_channels = self._max_channels
+        num_updates = num_mask_updates(self._first_step, self._last_step, self.interval_steps)
         num_needed = fewest_channels(self.graph, self._config)
         if num_updates <= 0:
             _log.warning(

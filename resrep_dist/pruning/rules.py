@@ -128,15 +128,50 @@ def last_step_to_die(rates: np.ndarray, *, lasso_strength: float, momentum: floa
     """
 
     def reaches_zero(first: int) -> bool:
-        num_steps = np.arange(1, len(rates) - first + 1)
-        speeds = lasso_strength * (1.0 - momentum**num_steps) / (1.0 - momentum)
-        return float(rates[first:] @ speeds) >= norm
+        return float(rates[first:] @ (lasso_strength * _speeds(len(rates) - first, momentum))) >= norm
 
     low, high = 0, len(rates)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if reaches_zero(middle) else (low, middle - 1)
     return low
+
+
+def strength_to_die(rates: np.ndarray, first_step: int, *, momentum: float) -> float | None:
+    """Return the minimum lambda by which a row of norm 1 that is masked at a step reaches zero in time.
+
+    Args:
+        rates: As in `last_step_to_die`.
+        first_step: Step at which the row is masked.
+        momentum: As in `last_step_to_die`.
+
+    Returns:
+        lambda; None if no step is left.
+    """
+    distance = float(rates[first_step:] @ _speeds(max(0, len(rates) - first_step), momentum))
+    return 1.0 / distance if distance > 0 else None
+
+
+def steps_to_die(rates: np.ndarray, first_step: int, *, lasso_strength: float, momentum: float) -> int | None:
+    """Return the number of steps in which the penalty takes a row of norm 1 to zero.
+
+    Args:
+        rates: As in `last_step_to_die`.
+        first_step: Step at which the row is masked.
+        lasso_strength: lambda of the penalty.
+        momentum: As in `last_step_to_die`.
+
+    Returns:
+        A number of steps; None if the row does not reach zero.
+    """
+    distances = np.cumsum(rates[first_step:] * _speeds(max(0, len(rates) - first_step), momentum))
+    num_steps = int(np.searchsorted(lasso_strength * distances, 1.0)) + 1
+    return num_steps if num_steps <= len(distances) else None
+
+
+def _speeds(num_steps: int, momentum: float) -> np.ndarray:
+    """Return the speed of a row under a penalty of strength 1, after each step since it was at rest, [N]."""
+    return (1.0 - momentum ** np.arange(1, num_steps + 1)) / (1.0 - momentum)
 
 
 @dataclasses.dataclass(frozen=True)

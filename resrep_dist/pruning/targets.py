@@ -1,6 +1,5 @@
 """Checks that a target can be reached, and finds the last step at which masks may change."""
 
-import logging
 import math
 
 from resrep_dist.config import PruneConfig
@@ -10,7 +9,6 @@ from resrep_dist.pruning.rules import last_step_to_die
 
 import numpy as np
 
-_log = logging.getLogger(__name__)
 # Fraction of the phase after which masks no longer change, if a row of norm 1 that is masked at the first update
 # could not die in time. Rows of a smaller norm may still die in the rest of the phase.
 _FALLBACK_STOP_FRACTION = 0.5
@@ -84,36 +82,28 @@ def fewest_channels(graph: Graph, config: PruneConfig) -> int:
     return num_channels
 
 
-def last_mask_step(config: PruneConfig, first_step: int, rates: np.ndarray) -> int:
+def last_mask_step(config: PruneConfig, lasso_strength: float, first_step: int, rates: np.ndarray) -> int:
     """Return the last step at which masks may change, so that rows masked then still die before the phase ends.
 
     Without `mask_stop_fraction` it is the last step from which a row of norm 1 reaches zero (see `last_step_to_die`).
-    If that is not after `first_step`, it is the middle of the phase. A warning is logged if a row of norm 1 may not
-    die.
+    If that is not after `first_step`, it is the middle of the phase.
 
     Args:
-        config: The penalty, the momentum, and `mask_stop_fraction`, which has priority if it is not None.
+        config: The momentum, and `mask_stop_fraction`, which has priority if it is not None.
+        lasso_strength: Strength of the penalty.
         first_step: No mask changes before this step.
         rates: Learning rate of every step of the phase, [N].
 
     Raises:
         ConfigError: If the last step would be before `first_step`.
     """
-    in_time = last_step_to_die(rates, lasso_strength=config.lasso_strength, momentum=config.compactor_momentum)
+    in_time = last_step_to_die(rates, lasso_strength=lasso_strength, momentum=config.compactor_momentum)
     if config.mask_stop_fraction is None and in_time > first_step:
         return in_time
     last_step = int(len(rates) * (config.mask_stop_fraction or _FALLBACK_STOP_FRACTION))
     if last_step < first_step:
         raise ConfigError(
-            f"prune.mask_start_epochs: received {config.mask_start_epochs:g}, step {first_step}; masks must stop at "
+            f"prune.mask_start_epochs: received {config.mask_start_epochs}, step {first_step}; masks must stop at "
             f"step {last_step} for the last rows to die, so none would ever be chosen; start them earlier"
-        )
-    if last_step > in_time:
-        _log.warning(
-            "The penalty is too weak for the length of the phase: a row of norm 1 that is masked at step %d, where "
-            "masks last change, may be alive at the end, step %d. Raise prune.lasso_strength or train.learning_rate, "
-            "or lower prune.mask_stop_fraction.",
-            last_step,
-            len(rates),
         )
     return last_step

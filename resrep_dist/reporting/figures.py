@@ -71,7 +71,7 @@ def widths_picture(run: RunRecord) -> str:
         places = np.arange(len(names))
         axes.barh(places, original, color="#e3e6ea", height=0.75, label="base")
         axes.barh(places, kept, color=_hex(LIVING), height=0.75, label="slim")
-        for place, before, after in zip(places, original, kept, strict=True):
+        for place, (before, after) in enumerate(zip(original, kept, strict=True)):
             axes.text(before, place, f" {before} → {after}", va="center", fontsize=8)
         axes.set_yticks(places, names)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -4,7 +4,39 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from resrep_dist.errors import BrokenModelError, TargetMissedError
+
 _log = logging.getLogger(__name__)
+
+
+def guessing_limit(num_classes: int) -> float:
+    """Return the top-1 below which a model counts as guessing, percent.
+
+    Args:
+        num_classes: Number of classes.
+    """
+    guessing = 100.0 / num_classes
+    return min(2.0 * guessing, guessing + (100.0 - guessing) / 10)
+
+
+def require_success(report: Mapping[str, Any]) -> None:
+    """Raise an error for a report with problems, or of a missed target.
+
+    Args:
+        report: Report of a run.
+
+    Raises:
+        BrokenModelError: If the report has problems.
+        TargetMissedError: If it has none, and the target was missed.
+    """
+    if report.get("problems"):
+        raise BrokenModelError(f"--strict: {'; '.join(report['problems'])}")
+    if report.get("target_missed"):
+        left, target = report["slim"]["macs"] / report["base"]["macs"], report["target_macs_fraction"]
+        raise TargetMissedError(
+            f"--strict: the target was missed: {100 * left:.1f} % of the multiply-adds are left, {100 * target:.1f} % "
+            "were asked for; the slim model is written"
+        )
 
 
 def problems_of(report: Mapping[str, Any], num_classes: int) -> list[str]:
@@ -20,7 +52,7 @@ def problems_of(report: Mapping[str, Any], num_classes: int) -> list[str]:
     guessing = 100.0 / num_classes
     for name in ("base", "slim", "final"):
         top1 = report[name]["top1"] if name in report else 100.0
-        if top1 < min(2.0 * guessing, guessing + (100.0 - guessing) / 10):
+        if top1 < guessing_limit(num_classes):
             problems.append(f"the {name} model is broken: top-1 {top1:.2f} %, guessing gives {guessing:.2f} %")
     if "slim" in report and report["slim"]["top1"] < report["base"]["top1"] / 2:
         problems.append(

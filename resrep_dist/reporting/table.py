@@ -55,6 +55,10 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     console.print(_table(f"{report['model']}, {goal}", rows))
     if is_pruned:
         _print_certificate(console, report)
+    if "made_from" in report:
+        early = "" if report.get("is_end_of_training", True) is not False else ", which is not the end of the training"
+        name = f"{report['checkpoint']} " if report.get("checkpoint") in ("best", "newest") else ""
+        console.print(f"Made from the {name}checkpoint, step {report['made_from']['step']}{early}.")
     for problem in report.get("problems", []):
         console.print(f"[bold]Broken:[/bold] {problem}.")
     folder = workdir / names[-1]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt
+from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt, restore
 from resrep_dist.checkpoints.state import model_variables
 from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
@@ -23,17 +23,59 @@ from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
-from resrep_dist.models.result_folder import EXPORT_NAME, recover_folder, replace_folder
+from resrep_dist.models.result_folder import EXPORT_NAME, current_folder, recover_folder, replace_folder
 from resrep_dist.pruning.deadness import num_masked_alive
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
-from resrep_dist.runs.workdir import config_of_run
+from resrep_dist.runs.workdir import config_of_run, is_same_run
 from resrep_dist.shrinking.surgery import with_channels
+from resrep_dist.training.best import BEST_NAME
 
 import tensorflow as tf
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
+NEWEST = "newest"
+"""Name of the checkpoint that a run ends with, for `merge_run`."""
+
+
+def finished_report(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """Return the report of a run that is finished with these settings; None otherwise. Nothing on disk changes.
+
+    Args:
+        config: The configuration of this start.
+        workdir: Folder of the run.
+    """
+    folder = current_folder(workdir / ("slim" if config.prune else "final"))
+    checkpoints = CheckpointFolder(workdir / "checkpoints")
+    position = checkpoints.newest_position()
+    if position is None or position.get("is_end") is not True or not is_same_run(config, workdir):
+        return None
+    report = _report_of(folder, _made_from(config, checkpoints, position["step"]), may_be_named=True)
+    if report is not None:
+        _log.info(
+            "This run is finished: %s is kept, it was made from the checkpoint of step %d, with the same settings. "
+            "To train on raise train.num_epochs; for other settings use --from %s and another --workdir.",
+            folder,
+            report["made_from"]["step"],
+            workdir,
+        )
+    return report
+
+
+def _report_of(folder: Path, made_from: dict[str, Any], may_be_named: bool = False) -> dict[str, Any] | None:
+    """Return the report of a result folder if it was made from this; None for none, a damaged or an older one.
+
+    With `may_be_named` it may also be made, with the same settings, from a checkpoint that a user named.
+    """
+    try:
+        report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        is_named = may_be_named and report.get("checkpoint", NEWEST) != NEWEST
+        made = report["made_from"]
+        is_made = made["merge"] == made_from["merge"] if is_named else made == made_from
+        return report if is_made and (folder / "model.h5").exists() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
@@ -50,31 +92,26 @@ def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     config = config_of_run(workdir)
     target = workdir / ("slim" if config.prune else "final")
     recover_folder(target)
-    newest_step = CheckpointFolder(workdir / "checkpoints").newest_step()
+    checkpoints = CheckpointFolder(workdir / "checkpoints")
+    newest_step = checkpoints.newest_step()
     assert newest_step is not None, "training ends with a checkpoint"
-    made_from = _made_from(config, workdir, newest_step)
-    try:
-        report = json.loads((target / "report.json").read_text(encoding="utf-8"))
-        if report["made_from"] == made_from and (target / "model.h5").exists():
-            _log.info(
-                "%s is kept: it was made from the newest checkpoint, step %d, with the same settings.",
-                target,
-                made_from["step"],
-            )
-            return report
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # none yet, a damaged one, or one of an older version
+    made_from = _made_from(config, checkpoints, newest_step)
+    report = _report_of(target, made_from)
+    if report is not None:
+        _log.info("%s is kept: it was made from the newest checkpoint, step %d.", target, made_from["step"])
+        return report
     return merge_run(workdir, validation_data) if config.prune else save_final(workdir, validation_data)
 
 
-def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict[str, Any]:
-    """Merge the newest checkpoint of a run into `slim/`, measure the models, and write the report, on one process.
+def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpoint: str = NEWEST) -> dict[str, Any]:
+    """Merge a checkpoint of a run into `slim/`, measure the models, and write the report, on one process.
 
     The caller holds the lease of the run's folder.
 
     Args:
         workdir: Folder of the run.
         validation_data: The validation set of the run; None to open it.
+        checkpoint: `newest`, `best` (see `BestCheckpoint`), or the number of a step.
 
     Returns:
         The report.
@@ -91,7 +128,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
     base = build_model(config.model)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
-    trained, step = _load_trained(base, graph, workdir)
+    trained, source = _load_trained(base, graph, workdir, checkpoint)
     validation_data = validation_data or load_sources(config.data, config.model)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
@@ -115,7 +152,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None) -> dict
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
         "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
         "certificate": vars(certificate),
-        "made_from": _made_from(config, workdir, step),
+        **source.notes(config),
     }
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "slim")
@@ -149,7 +186,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     """
     config = config_of_run(workdir)
     model = build_model(config.model)
-    step = _restore_newest(workdir, model_variables(model))
+    source = _restore(workdir, model_variables(model))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -160,14 +197,31 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         macs = None
     models, files = {"final": model}, {"final": partial / "model.h5"}
     report = measure_models(models, files, {"final": macs}, validation_data, *_evaluation(config))
-    report |= {"model": config.model.name, "made_from": _made_from(config, workdir, step)}
+    report |= {"model": config.model.name, **source.notes(config)}
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
     return report
 
 
-def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras.Model, int]:
-    """Return the model of the newest checkpoint, and its step."""
+@dataclasses.dataclass(frozen=True)
+class _Restored:
+    """A checkpoint that a result is made from."""
+
+    name: str
+    folder: CheckpointFolder
+    position: dict[str, Any]
+
+    def notes(self, config: Config) -> dict[str, Any]:
+        """Return what the report says of it."""
+        return {
+            "checkpoint": self.name,
+            "is_end_of_training": self.position.get("is_end"),
+            "made_from": _made_from(config, self.folder, self.position["step"]),
+        }
+
+
+def _load_trained(base: keras.Model, graph: Graph, workdir: Path, checkpoint: str) -> tuple[keras.Model, _Restored]:
+    """Return the model of a checkpoint."""
     whole = insert_compactors(base, graph)
     trained = [whole]
 
@@ -175,22 +229,30 @@ def _load_trained(base: keras.Model, graph: Graph, workdir: Path) -> tuple[keras
         trained[:] = [with_channels(whole, graph, KeptChannels.from_json(graph, position.get("layout")))]
         return model_variables(trained[0])
 
-    step = _restore_newest(workdir, variables_at)
-    return trained[0], step
+    source = _restore(workdir, variables_at, checkpoint)
+    return trained[0], source
 
 
-def _restore_newest(workdir: Path, variables: Variables | VariablesAt) -> int:
-    """Load the newest checkpoint that is not damaged, and return its step."""
-    checkpoints = CheckpointFolder(workdir / "checkpoints")
-    position = checkpoints.restore_newest(variables, is_whole=False)
+def _restore(workdir: Path, variables: Variables | VariablesAt, checkpoint: str = NEWEST) -> _Restored:
+    """Load a checkpoint; of `newest` and `best` the newest that is not damaged."""
+    if checkpoint not in (NEWEST, BEST_NAME):
+        folder = CheckpointFolder(workdir / "checkpoints")
+        return _Restored(checkpoint, folder, restore(folder.path_of(int(checkpoint)), variables, is_whole=False))
+    folder = CheckpointFolder(workdir / (BEST_NAME if checkpoint == BEST_NAME else "checkpoints"))
+    position = folder.restore_newest(variables, is_whole=False)
+    if position is None and checkpoint == BEST_NAME:
+        raise CheckpointError(
+            f"{workdir}: no best checkpoint; it is kept from the first evaluation on at which the target is reached "
+            "and every masked row is dead"
+        )
     if position is None:
         raise CheckpointError(f"{workdir}: no checkpoint; `resrep train` writes them")
-    return position["step"]
+    return _Restored(checkpoint, folder, position)
 
 
-def _made_from(config: Config, workdir: Path, step: int) -> dict[str, Any]:
+def _made_from(config: Config, folder: CheckpointFolder, step: int) -> dict[str, Any]:
     """Return what determines a result, as JSON values. Other settings cannot change within a run."""
-    checksum = CheckpointFolder(workdir / "checkpoints").state_sha256(step)
+    checksum = folder.state_sha256(step)
     return {"step": step, "checkpoint_sha256": checksum, "merge": dataclasses.asdict(config.merge)}
 
 

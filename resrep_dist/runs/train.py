@@ -1,11 +1,10 @@
 """A whole run in its folder: base model, pruning, merge, report."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.checkpoints.files import CheckpointFolder
-from resrep_dist.checkpoints.same_data import check_same_data
 from resrep_dist.config import Config, with_absolute_paths
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource, Source
@@ -14,18 +13,20 @@ from resrep_dist.distributed.launch_checks import check_launch
 from resrep_dist.distributed.lease import hold_lease
 from resrep_dist.distributed.stopping import StopRequest
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import copy_weights, trace
+from resrep_dist.graph import Graph, trace
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
-from resrep_dist.runs.results import finish_run
-from resrep_dist.runs.workdir import open_workdir
-from resrep_dist.training.phase import check_images, check_phase, fingerprints
+from resrep_dist.runs.base import obtain_base
+from resrep_dist.runs.results import finish_run, finished_report
+from resrep_dist.runs.start import copy_newest_state
+from resrep_dist.runs.workdir import earlier_choices, open_workdir
+from resrep_dist.training.determinism import enable_determinism
+from resrep_dist.training.phase import check_images, check_loss_and_metrics, plan_phase, pruning_of
 from resrep_dist.training.trainer import Trainer
 
-import tensorflow as tf
 from rich.console import Console
 from tensorflow import keras
 
@@ -33,7 +34,13 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, workdir: Path, cluster: Cluster, console: Console | None, *, accepts_changed_data: bool = False
+    config: Config,
+    workdir: Path,
+    cluster: Cluster,
+    console: Console | None,
+    newest_of: Path | None = None,
+    *,
+    accepts_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Do everything in `workdir` that is not done yet: base training, pruning, merge, report. A collective.
 
@@ -42,6 +49,7 @@ def train(
         workdir: Folder of the run.
         cluster: The ranks.
         console: Where progress is shown; None to show none.
+        newest_of: Folder of another run whose newest state this one starts from, if it has none yet.
         accepts_changed_data: True to resume with other data than before, which is logged.
 
     Returns:
@@ -53,9 +61,13 @@ def train(
     """
     # Checkpoints and TensorBoard keep the paths, which are then used from other current folders.
     config = with_absolute_paths(config)
-    tf.config.experimental.enable_op_determinism()
+    report = cluster.from_root(lambda: finished_report(config, workdir))
+    if report is not None:
+        return report
     keras.utils.set_random_seed(config.seed)
+    enable_determinism(config.training, config.seed)
     check_launch(cluster, workdir)
+    _log.info("%s on %s, %s; results in %s.", config.model.name, config.data.source, cluster.description, workdir)
     with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
         # On every rank, so that the others do not wait forever if something is missing on one host.
         model = cluster.everywhere(lambda: build_model(config.model))
@@ -65,8 +77,12 @@ def train(
             require_prunable(model.name, graph)
             require_reachable_target(graph, config.prune)
             check_heat_maps(config.logging, graph)
-        cluster.from_root(lambda: open_workdir(config, workdir))
         train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model))
+        if graph:
+            config = _with_numbers(config, graph, len(train_data), workdir, cluster)
+        cluster.from_root(lambda: open_workdir(config, workdir))
+        if newest_of is not None:
+            cluster.from_root(lambda: copy_newest_state(newest_of, workdir))
         cluster.everywhere(lambda: check_images(model, train_data))
         if cluster.is_root:
             _warn_if_scaled_twice(model, config, train_data)
@@ -81,8 +97,8 @@ def train(
         }
         if graph:
             # As above: before a base model is trained.
-            cluster.everywhere(lambda: check_phase(model, graph, config, train_data, cluster.size))
-            _obtain_base(model, config, stop, setting)
+            cluster.everywhere(lambda: check_loss_and_metrics(model, config))
+            obtain_base(model, config, stop, setting)
         elif config.model.weights is not None:
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
         Trainer(model, graph, config, **setting).run(stop)
@@ -102,6 +118,20 @@ def _warn_if_scaled_twice(model: keras.Model, config: Config, train_data: ImageS
         )
 
 
+def _with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, cluster: Cluster) -> Config:
+    """Return the configuration with a number in place of each `auto`: those of an earlier start, or new ones."""
+    prune = dataclasses.replace(pruning_of(config), **cluster.from_root(lambda: earlier_choices(config, workdir)))
+    plan = plan_phase(dataclasses.replace(config, prune=prune), graph, num_samples)
+    masks = plan.require_masks()
+    if masks.chosen:
+        _log.info("Chosen: %s.", masks.choices())
+    if config.base:
+        # Said before the base is trained, too.
+        for problem in masks.problems():
+            _log.warning("%s", problem)
+    return plan.resolved(config)
+
+
 def _check_file(model: keras.Model, workdir: Path) -> None:
     """Check before training that the model can be loaded from its own file, as it will be at the end."""
     path = workdir / ".untrained.h5"
@@ -112,33 +142,3 @@ def _check_file(model: keras.Model, workdir: Path) -> None:
         raise ModelError(f"model {model.name}: it could not be written and loaded again: {error}") from None
     finally:
         path.unlink(missing_ok=True)
-
-
-def _obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: dict[str, Any]) -> None:
-    """Set the base weights on all ranks: those of an earlier start, of a file, or newly trained ones."""
-    cluster: Cluster = setting["cluster"]
-    path = setting["workdir"] / "base" / "model.h5"
-    weights = config.model.weights
-    if cluster.from_root(path.exists):
-        cluster.from_root(lambda: _check_data_of_base(setting))
-        cluster.from_root(lambda: load_weights(model, path))
-    elif weights is not None:
-        cluster.from_root(lambda: load_weights(model, Path(weights)))
-    elif config.base is not None:
-        trainer = Trainer(model, None, config, **setting)
-        trainer.run(stop)
-        copy_weights(trainer.model, model)
-    cluster.broadcast(model.weights)
-    if not cluster.from_root(path.exists):
-        cluster.from_root(lambda: save_model(model, path))
-
-
-def _check_data_of_base(setting: dict[str, Any]) -> None:
-    """Check the data of a run that was stopped after the base model was trained and before its first checkpoint."""
-    workdir = setting["workdir"]
-    if CheckpointFolder(workdir / "checkpoints").newest_step() is None:
-        position = CheckpointFolder(workdir / "base" / "checkpoints").restore_newest({}, is_whole=False)
-        if position is not None:
-            current = fingerprints(setting["train_data"], setting["validation_data"])
-            accepts = setting["accepts_changed_data"]
-            check_same_data(position.get("data"), current, position["step"], accepts_change=accepts)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.config import Config, load_config, with_absolute_paths, with_real_paths
+from resrep_dist.config import Config, PruneConfig, load_config, with_absolute_paths, with_real_paths
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.distributed.lease import NAME as LEASE
 from resrep_dist.errors import ConfigError
@@ -33,13 +33,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
     # A start that was refused leaves only its configuration, and the next one may have another.
     if found - {path.name} and path.exists():
-        old, new = _deciding(config_of_run(workdir)), _deciding(config)
-        for section in ("model", "data", "base", "train", "training", "prune", "seed"):
-            if old[section] != new[section]:
-                raise ConfigError(
-                    f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, old, new)}; "
-                    "use another --workdir, or the configuration it was started with"
-                )
+        _require_same_run(config_of_run(workdir), config, workdir)
     elif found - {path.name}:
         raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -66,11 +60,70 @@ def config_of_run(workdir: Path) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization=scale))
 
 
+def earlier_choices(config: Config, workdir: Path) -> dict[str, Any]:
+    """Return the numbers that an earlier start of a run chose for settings given as `auto`.
+
+    Another version may choose others, and a run keeps its own.
+
+    Args:
+        config: The configuration of this start.
+        workdir: Folder of the run.
+
+    Returns:
+        The numbers by the names of settings in `prune`; empty if the folder has no run yet.
+    """
+    try:
+        prune = config_of_run(workdir).prune
+    except ConfigError:
+        return {}  # none yet, or `open_workdir` will say what is wrong with it
+    names = [field.name for field in dataclasses.fields(PruneConfig)] if config.prune and prune else []
+    numbers = {name: getattr(prune, name) for name in names if getattr(config.prune, name) == "auto"}
+    return {name: number for name, number in numbers.items() if number != "auto"}
+
+
+def is_same_run(config: Config, workdir: Path) -> bool:
+    """Return True if a folder holds a run whose recorded configuration is this one, with absolute paths.
+
+    Args:
+        config: The configuration of this start.
+        workdir: The folder.
+    """
+    try:
+        old = config_of_run(workdir)
+    except ConfigError:
+        return False
+    if config.prune is not None and old.prune is not None:
+        config = dataclasses.replace(
+            config, prune=dataclasses.replace(config.prune, **earlier_choices(config, workdir))
+        )
+    return old == with_absolute_paths(config)
+
+
+def _require_same_run(old: Config, config: Config, workdir: Path) -> None:
+    before, now = _deciding(old), _deciding(config)
+    if now["train"]["num_epochs"] > before["train"]["num_epochs"]:
+        _log.info(
+            "The run is extended from %g to %g epochs; its learning rate follows the longer schedule from here on.",
+            before["train"]["num_epochs"],
+            now["train"]["num_epochs"],
+        )
+        before["train"]["num_epochs"] = now["train"]["num_epochs"]
+    for section in ("model", "data", "base", "train", "training", "prune", "seed"):
+        if before[section] != now[section]:
+            raise ConfigError(
+                f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, before, now)}; "
+                f"to go on with it use the configuration it was started with (train.num_epochs may be raised); to "
+                f"start from its model with these settings use another --workdir and --from {workdir}"
+            )
+
+
 def _deciding(config: Config) -> dict[str, Any]:
     """Return the settings that must not change within a run. Paths of data can change, since data may be moved."""
     settings = with_real_paths(config).to_dict()
     for key in ("path", "index_folder", "evaluation_batch_size"):
         del settings["data"][key]
+    if settings["prune"]:
+        del settings["prune"]["min_base_top1"]  # decides only whether it starts
     return settings
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.checkpoints.state import TrainState
@@ -99,6 +99,24 @@ class Shrinker:
             of_norms = norm_velocities(before, model, self._graph, velocities)
             velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
         return state.for_model(model, channels, velocities)
+
+    def log(self, step: int, before: float, figures: Mapping[str, float]) -> None:
+        """Log that the model shrinks.
+
+        Args:
+            step: Number of steps made.
+            before: `macs_fraction` of the model before.
+            figures: See `Hook.on_shrink`.
+        """
+        _log.info(
+            "Step %d: the model shrinks from %.1f %% to %.1f %% of the base's multiply-adds, compactors counted "
+            "(built in %.1f s, traced in %.1f s).",
+            step,
+            100 * before,
+            100 * figures["training_macs_fraction"],
+            figures["build_seconds"],
+            figures["tracing_seconds"],
+        )
 
     def macs_fraction(self, state: TrainState) -> float:
         """Return the multiply-adds of the model in training, with compactors, as a fraction of those of the base model.

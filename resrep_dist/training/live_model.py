@@ -9,7 +9,7 @@ from resrep_dist.layers.insertion import compactors_of
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import PhasePlan, mask_steps
+from resrep_dist.training.phase import PhasePlan
 from resrep_dist.training.step import TrainStep
 
 from tensorflow import keras
@@ -64,22 +64,21 @@ class LiveModel:
 
 
 def _make_pruner(state: TrainState, graph: Graph, plan: PhasePlan, cluster: Cluster) -> Pruner:
-    prune = plan.require_prune()
-    first_step, last_step = mask_steps(plan)
-    return Pruner(state, graph, prune, cluster, first_step=first_step, last_step=last_step)
+    masks = plan.require_masks()
+    return Pruner(state, graph, masks.config, cluster, first_step=masks.first_step, last_step=masks.last_step)
 
 
 def _make_optimizer(model: keras.Model, graph: Graph | None, plan: PhasePlan) -> ResRepOptimizer:
     momentum, decay = plan.phase.momentum, plan.phase.weight_decay
     if graph is None:
         return ResRepOptimizer(plan.schedule, momentum=momentum, decay=decay)
-    prune = plan.require_prune()
+    masks = plan.require_masks()
     return ResRepOptimizer(
         plan.schedule,
         compactors_of(model, graph),
         momentum=momentum,
         decay=decay,
-        lasso_strength=prune.lasso_strength,
-        compactor_momentum=prune.compactor_momentum,
-        rule=prune.rule,
+        lasso_strength=masks.lasso_strength,
+        compactor_momentum=masks.config.compactor_momentum,
+        rule=masks.config.rule,
     )

@@ -1,6 +1,7 @@
 """What a phase of a run consists of: its section of the configuration, its plan, its data, its model."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
@@ -11,12 +12,15 @@ from resrep_dist.graph import Graph, flatten
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
-from resrep_dist.pruning.targets import last_mask_step
+from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
 from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
 import tensorflow as tf
 from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+_MIN_IMAGES_PER_GPU = 32
 
 
 def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
@@ -55,8 +59,6 @@ class PhasePlan:
 
     phase: PhaseConfig
     """Length, learning rate, momentum and weight decay."""
-    prune: PruneConfig | None
-    """What is pruned, and how; None for a phase that does not prune."""
     global_batch_size: int
     """Number of samples per step, over all ranks."""
     steps_per_epoch: float
@@ -69,19 +71,21 @@ class PhasePlan:
     """Learning rate of each step."""
     seed: int
     """Seed of the order of the samples, their augmentation, and the random numbers of layers."""
+    masks: MaskSchedule | None = None
+    """When masks change, and the penalty; None for a phase that does not prune."""
 
-    def to_steps(self, num_epochs: float) -> int:
-        """Return the number of steps of a number of epochs, at least 1.
+    def resolved(self, config: Config) -> Config:
+        """Return a configuration with the numbers of this plan in place of each `auto`.
 
         Args:
-            num_epochs: Number of epochs.
+            config: The configuration that the plan was made from.
         """
-        return _to_steps(num_epochs, self.steps_per_epoch)
+        return dataclasses.replace(config, prune=self.masks.config) if self.masks else config
 
-    def require_prune(self) -> PruneConfig:
-        """Return the section `prune`, which the plan of a phase with a graph has."""
-        assert self.prune is not None, "the plan was made without a graph"
-        return self.prune
+    def require_masks(self) -> MaskSchedule:
+        """Return the schedule of the masks, which the plan of a phase with a graph has."""
+        assert self.masks is not None, "the plan was made without a graph"
+        return self.masks
 
 
 def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePlan:
@@ -101,14 +105,18 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     num_steps = _to_steps(phase.num_epochs, steps_per_epoch)
     extension_steps = round(prune.max_extension_epochs * steps_per_epoch) if prune else 0
     schedule = phase_schedule(phase, batch_size, num_steps, extension_steps)
+    masks = None
+    if graph and prune:
+        rates = schedule(tf.range(num_steps)).numpy()
+        masks = plan_masks(prune, graph, rates, steps_per_epoch, phase.warmup_epochs)
     # Base training and pruning use different orders of the samples.
     seed = 2 * config.seed + (graph is not None)
     max_steps = num_steps + extension_steps
-    return PhasePlan(phase, prune, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed)
+    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, masks)
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
-    """Check that the training data fits the settings.
+    """Check that the training data fits the settings, and warn of parts that are too small for a GPU.
 
     Args:
         config: The configuration of the run.
@@ -130,43 +138,31 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
         )
+    num_images = config.data.global_batch_size / min_batch_size
+    if num_images < _MIN_IMAGES_PER_GPU and tf.config.list_physical_devices("GPU"):
+        _log.warning(
+            "data.global_batch_size: %d on %d ranks is %.3g image(s) at a time for a GPU, which mostly waits with "
+            "less than %d. Take fewer ranks, or a larger batch with train.reference_batch_size and "
+            "train.warmup_epochs.",
+            config.data.global_batch_size,
+            num_ranks,
+            num_images,
+            _MIN_IMAGES_PER_GPU,
+        )
 
 
-def check_phase(
-    model: keras.Model, graph: Graph | None, config: Config, train_data: ImageSource, num_ranks: int
-) -> None:
-    """Check all that can be known of a phase before an earlier one is trained.
+def check_loss_and_metrics(model: keras.Model, config: Config) -> None:
+    """Check what all phases need before the first one is trained.
 
     Args:
         model: The model.
-        graph: What the phase prunes; None for training without pruning.
         config: The configuration of the run.
-        train_data: The training set.
-        num_ranks: Number of ranks.
 
     Raises:
-        ConfigError: If data, model and settings do not fit together.
+        ConfigError: If the loss or a metric is unknown, or does not fit the model.
     """
-    check_data(config, train_data, num_ranks)
-    plan = plan_phase(config, graph, len(train_data))
     make_loss(config.training, model)
     make_metrics(config.training.metrics, model)
-    if graph is not None:
-        mask_steps(plan)
-
-
-def mask_steps(plan: PhasePlan) -> tuple[int, int]:
-    """Return the first and the last step at which masks may change.
-
-    Args:
-        plan: The plan of a phase that prunes.
-
-    Raises:
-        ConfigError: If the last step would be before the first.
-    """
-    prune = plan.require_prune()
-    first_step = plan.to_steps(prune.mask_start_epochs)
-    return first_step, last_mask_step(prune, first_step, plan.schedule(tf.range(plan.num_steps)).numpy())
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:

@@ -1,6 +1,5 @@
 """One training step: forward, backward, one collective, update."""
 
-import logging
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -10,19 +9,17 @@ from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import NonFiniteError
+from resrep_dist.training.determinism import check_determinism
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
 from resrep_dist.training.randomness import LayerRandomness
 from resrep_dist.training.reduction import ClusterSums, RankSums, is_finite, sum_over_ranks
+from resrep_dist.training.skipping import SkippedSteps
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-_log = logging.getLogger(__name__)
-MAX_SKIPPED_STEPS_IN_A_ROW = 10
 # Results of a step, the same on all ranks: applied; skipped to lower the loss scale, which is normal; skipped since a
 # value is not finite; skipped since the ranks differ.
 _GOOD, _RESCALED, _NOT_FINITE, _DRIFTED = range(4)
@@ -64,7 +61,7 @@ class TrainStep:
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
-        self._num_skipped_in_a_row = 0
+        self._skipped = SkippedSteps(cluster)
         # loss sum, correct, samples, skipped steps
         self._totals = tf.Variable(tf.zeros([4], self._dtype), trainable=False)
         self._stop_requested = tf.Variable(0.0, trainable=False, dtype=self._dtype)
@@ -92,6 +89,7 @@ class TrainStep:
             self._apply = tf.function(self._apply, jit_compile=True)
         self._compiled = tf.function(self._run, reduce_retracing=True)
         self._collective_alone: Any = None
+        self._is_traced = False
 
     def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Make one step. A collective; there is a second one only if the step failed, to find out where.
@@ -101,15 +99,18 @@ class TrainStep:
             labels: Integer labels, int64 [B].
 
         Raises:
+            ConfigError: Before the first step, if it has to be deterministic and cannot be.
             NonFiniteError: On every rank, if too many steps in a row were skipped because values were not finite.
             DisagreementError: On every rank, if their compactors, masks or batch-norm statistics differ.
         """
+        if not self._is_traced:
+            self.trace(images, labels)
         outcome = self._compiled(images, labels)
         kind, self._num_stop_requests = int(outcome.kind), float(outcome.num_stop_requests)
         if kind == _GOOD:
-            self._num_skipped_in_a_row = 0
+            self._skipped.num_in_a_row = 0
         elif kind == _NOT_FINITE:
-            self._explain_skipped(outcome.are_finite.numpy())
+            self._skipped.explain(self._state.step + 1, self._names, outcome.are_finite.numpy())
         elif kind == _DRIFTED:
             digests = Digest({plain_name(variable): variable for variable in [*self._watched, *self._statistics]})
             self._cluster.agree(digests.names, digests())
@@ -128,7 +129,7 @@ class TrainStep:
             "loss": loss / count,
             "top1": 100.0 * correct / count,
             "skipped_steps": skipped,
-            "skipped_steps_in_a_row": float(self._num_skipped_in_a_row),
+            "skipped_steps_in_a_row": float(self._skipped.num_in_a_row),
         }
 
     def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
@@ -137,8 +138,13 @@ class TrainStep:
         Args:
             images: Images of the shape and type of this rank's part of a batch.
             labels: Their labels.
+
+        Raises:
+            ConfigError: If the step has to be deterministic and cannot be.
         """
-        self._compiled.get_concrete_function(images, labels)
+        graph = self._compiled.get_concrete_function(images, labels).graph
+        check_determinism(self._config, graph, [layer.name for layer in self._model.layers])
+        self._is_traced = True
 
     def collective_seconds(self) -> float:
         """Measure the time of the step's collective alone, without waiting for slower ranks. A collective."""
@@ -170,23 +176,6 @@ class TrainStep:
     def is_stop_requested(self) -> bool:
         """Return True, on all ranks alike, if a rank had called `request_stop` before the last step."""
         return self._num_stop_requests > 0
-
-    def _explain_skipped(self, are_finite: np.ndarray) -> None:
-        self._num_skipped_in_a_row += 1
-        found = []
-        for rank, row in enumerate(self._cluster.gather(are_finite.astype(np.uint8))):
-            names = [name for name, is_fine in zip(self._names, row, strict=True) if not is_fine]
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                found.append(f"rank {rank}: {', '.join(names[:3])}{more}")
-        where = "; ".join(found) or "a gradient of all ranks together is too large for float16"
-        step, in_a_row = self._state.step + 1, self._num_skipped_in_a_row
-        _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, in_a_row, where)
-        if in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
-            raise NonFiniteError(
-                f"step {step}: {in_a_row} steps in a row were not finite ({where}); lower the learning rate or look "
-                "at the data, and start again from the last checkpoint, which is good"
-            )
 
     def _run(self, images: tf.Tensor, labels: tf.Tensor) -> _Outcome:
         """Make the step, as one graph.

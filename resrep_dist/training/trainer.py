@@ -23,6 +23,8 @@ from resrep_dist.monitoring.hooks import Hook, Hooks
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
+from resrep_dist.training.best import BestCheckpoint
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import check_data, check_images, fingerprints, model_for_training, plan_phase
 
@@ -40,8 +42,7 @@ class Trainer:
         state: State of the run. Its model is a copy of `model` with compactors, in the configured precision.
         pruner: Chooses the masks; None without a graph.
         validation_top1: Top-1 accuracy of the last evaluation, percent; None before the first one.
-        collective_seconds: Time of the step's collective alone, measured at the last evaluation; None before, and on
-            one rank.
+        collective_seconds: Time of the step's collectives alone, at the last evaluation; None before, and on one rank.
 
     Args:
         model: A functional Keras model.
@@ -76,25 +77,28 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         accepts_changed_data: bool = False,
     ) -> None:
-        self.cluster = cluster or Cluster()
-        self.config, self.graph = config, graph
+        self.cluster = cluster or Cluster(config.training.deterministic)
+        self.graph = graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
+        enable_determinism(config.training, config.seed)
         check_data(config, train_data, self.cluster.size)
         check_images(model, train_data)
         if graph:
             require_prunable(model.name, graph)
         self._plan = plan_phase(config, graph, len(train_data))
+        self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
         model = model_for_training(model, graph, config, self.cluster)
         self._live = LiveModel(model, graph, self._plan, config.training, self.cluster)
         self._shrinker = self._make_shrinker(graph) if graph else None
-        if self.pruner:
-            self.pruner.warn_if_too_slow()
+        if self._plan.masks:
+            self._plan.masks.log()
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
         checkpoints, num_kept = folder / "checkpoints" if folder else None, config.checkpoint.num_kept
         data: Any = {"data": fingerprints(train_data, validation_data), "accepts_changed_data": accepts_changed_data}
         self.checkpoints = CheckpointWriter(checkpoints, num_kept, self.cluster, graph, config.to_dict(), **data)
+        self._best = BestCheckpoint(folder, self.cluster, graph, config)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
         options: dict[str, Any] = {"cluster": self.cluster, "folder": folder, "sweep_row": sweep_row}
         own = default_hooks(config, graph, self.description, self.num_steps, console=console, **options)
@@ -206,7 +210,7 @@ class Trainer:
             return False
         if self.step >= self._plan.max_steps or self.pruner is None:
             return True
-        is_due = (self.step - self.num_steps) % self._plan.require_prune().mask_interval_steps == 0
+        is_due = (self.step - self.num_steps) % self._plan.require_masks().interval_steps == 0
         return is_due and self.pruner.num_masked_alive() == 0
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
@@ -221,7 +225,7 @@ class Trainer:
             self._live.step.request_stop()
 
     def _make_shrinker(self, graph: Graph) -> Shrinker:
-        shrinker = Shrinker(graph, self.config.shrink, self._plan.require_prune().mask_interval_steps, self.cluster)
+        shrinker = Shrinker(graph, self.config.shrink, self._plan.require_masks().interval_steps, self.cluster)
         shrinker.require_unconstrained(self.model)
         shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
         return shrinker
@@ -251,15 +255,7 @@ class Trainer:
             "build_seconds": built - start,
             "tracing_seconds": time.perf_counter() - built,
         }
-        _log.info(
-            "Step %d: the model shrinks from %.1f %% to %.1f %% of the base's multiply-adds, compactors counted "
-            "(built in %.1f s, traced in %.1f s).",
-            self.step,
-            100 * before,
-            100 * figures["training_macs_fraction"],
-            figures["build_seconds"],
-            figures["tracing_seconds"],
-        )
+        shrinker.log(self.step, before, figures)
         self._hooks.on_shrink(self, figures)
 
     def _training_batches(self) -> NamedErrors:
@@ -279,7 +275,7 @@ class Trainer:
         start = time.monotonic()
         self.state.agree(self.cluster)
         self._hooks.before_checkpoint(self)
-        self.checkpoints.save(self.state, is_last=is_last)
+        self.checkpoints.save(self.state, is_last=is_last, is_end=self.is_done())
         # At the end of a phase the checkpoint of the same step may be saved again, which writes nothing.
         if self.step != self._saved_step:
             self._saved_step = self.step
@@ -294,6 +290,7 @@ class Trainer:
         start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
         values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
         self.validation_top1 = values["top1"]
+        self._best.consider(self.state, values["top1"], self.pruner)
         if self.cluster.size > 1:
             self.collective_seconds = self._live.step.collective_seconds()
         self._hooks.on_evaluation(self, values, time.monotonic() - start)

@@ -124,6 +124,7 @@ def test_where_to_change_what_names_files_that_exist():
 def test_the_messages_in_troubleshooting_are_ones_of_the_code():
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").partition("## Set-up")[2]
     known = [message for path in (ROOT / "resrep_dist").rglob("*.py") for message in _messages(path)]
+    known.append((ROOT / "launch" / "setup.sh").read_text(encoding="utf-8"))
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     quoted = [message for cell in cells for message in _CODE.findall(cell)]
     assert len(quoted) > 50

@@ -282,7 +282,8 @@ def test_sizes_that_a_zips_directory_claims_are_not_believed(checkpoint, variabl
     lying_directory(checkpoint)
     sign(checkpoint)
     tracemalloc.start()
-    assert try_to_restore(checkpoint, variables) is None
+    refused = try_to_restore(checkpoint, variables)
+    assert refused is None or "possible zip bomb" in refused, "as Python says from 3.11.8, 3.12.2 and 3.13 on"
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
 

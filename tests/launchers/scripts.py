@@ -16,7 +16,7 @@ import pytest
 SHORT = [
     "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=6", "prune.mask_start_epochs=0.5",
     "prune.mask_interval_steps=5", "prune.channels_per_update=16", "prune.target_macs_fraction=0.8",
-    "prune.lasso_strength=0.15", "train.learning_rate=0.02",
+    "prune.lasso_strength=0.15", "train.learning_rate=0.02", "prune.min_base_top1=0",
     "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
 # Open MPI refuses to run as root, where one usually is in a container, unless this is set.

@@ -49,7 +49,7 @@ def documents(draw):
         document["model"]["weights"] = draw(words)
         document["prune"] = {
             "target_macs_fraction": draw(fraction),
-            "lasso_strength": draw(positive),
+            "lasso_strength": draw(positive | st.just("auto")),
             "mask_start_epochs": 0,
             "rule": draw(st.sampled_from(["radial", "paper"])),
             "exclude": draw(st.lists(words, max_size=3)),

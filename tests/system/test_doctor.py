@@ -26,6 +26,10 @@ def run_with_only(folder: Path, **packages: str) -> subprocess.CompletedProcess[
     for name in ("rich", "markdown_it", "mdurl", "pygments"):
         source = Path(__import__(name).__file__).parent
         (folder / name).symlink_to(source)
+    # The requirements of this package, which say which versions are wanted.
+    metadata_folder = folder / f"resrep_dist-{metadata.version('resrep-dist')}.dist-info"
+    metadata_folder.mkdir()
+    (metadata_folder / "METADATA").write_text(metadata.distribution("resrep-dist").read_text("METADATA"))
     for name, version in packages.items():
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir()
@@ -55,9 +59,9 @@ def test_bare_environment_names_the_mend_of_everything(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     for wanted in (
-        "==2.18.1",
-        "tf-keras==2.18.0",
-        "'numpy>=2.0,<2.1'",
+        "==2.21.0",
+        "tf-keras==2.21.0",
+        "'numpy<2.3,>=2.2'",
         "kerassurgeon==0.2.0 'importlib-metadata<8' zipp",
     ):
         assert wanted in result.stdout
@@ -68,18 +72,19 @@ def test_bare_environment_names_the_mend_of_everything(tmp_path: Path) -> None:
 def test_other_tensorflow_says_why_it_does_not_do(tmp_path: Path) -> None:
     result = run_with_only(tmp_path, tensorflow_cpu="2.19.0")
     assert result.returncode == 1
-    assert "Horovod 0.28.1 does not compile against 2.19" in result.stdout
-    assert "uninstall" in result.stdout and "tensorflow-cpu==2.18.1" in result.stdout
+    assert "it must be 2.21, which tf-keras==2.21.0 is for" in result.stdout
+    assert "uninstall" in result.stdout and "tensorflow-cpu==2.21.0" in result.stdout
 
 
 def test_missing_horovod_gets_the_command_for_this_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise ImportError('a broken library')\n")
-    result = run_with_only(tmp_path, tensorflow="2.18.1")
+    result = run_with_only(tmp_path, tensorflow="2.21.0")
     assert result.returncode == 1
     assert f"{tmp_path}/tensorflow/include/external/highwayhash:" in result.stdout
     assert "--no-build-isolation" in result.stdout and "horovod==0.28.1" in result.stdout
-    assert "'cmake<4' 'setuptools<81'" in result.stdout
+    assert "'cmake<4'" in result.stdout and "'setuptools<81'" in result.stdout
+    assert "/launch/horovod/include" in result.stdout and "/launch/horovod/cmake.sh" in result.stdout
     assert "a broken library" in result.stdout and "Traceback" not in result.stdout + result.stderr
 
 

@@ -41,6 +41,7 @@ def command(workdir, source, data, weights):
         "data.global_batch_size": BATCH_SIZE, "data.evaluation_batch_size": 8,
         "train.num_epochs": NUM_STEPS * BATCH_SIZE / NUM_TRAIN, "prune.mask_start_epochs": 0.5,
         "prune.mask_interval_steps": 5, "prune.mask_stop_fraction": 0.9, "prune.max_extension_epochs": 0,
+        "prune.min_base_top1": 0,
         # At the rate of a full batch so strong a penalty carries what is masked at step 5 to zero before step 20.
         "train.reference_batch_size": BATCH_SIZE, "prune.rule": "radial", "prune.lasso_strength": 16,
         "prune.compactor_momentum": 0,

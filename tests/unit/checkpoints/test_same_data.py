@@ -6,7 +6,7 @@ from resrep_dist.data.imagefolder import ImageFolder
 from resrep_dist.data.source import Source
 from resrep_dist.errors import DataError
 from resrep_dist.graph import trace
-from resrep_dist.runs.train import _check_data_of_base
+from resrep_dist.runs.base import _check_data
 from resrep_dist.training.trainer import Trainer
 from tests.images import write_image_folders
 from tests.networks import random_source, small_config, small_network, sources_of
@@ -105,7 +105,7 @@ def test_a_run_that_was_stopped_between_base_and_pruning_is_checked_too(tmp_path
         "workdir": tmp_path, "train_data": train_data, "validation_data": validation_data,
         "accepts_changed_data": False,
     }  # fmt: skip
-    _check_data_of_base(setting)
+    _check_data(setting)
     with pytest.raises(DataError, match="number of samples 1437 there and 360 here"):
-        _check_data_of_base({**setting, "train_data": validation_data})
-    _check_data_of_base({**setting, "train_data": validation_data, "accepts_changed_data": True})
+        _check_data({**setting, "train_data": validation_data})
+    _check_data({**setting, "train_data": validation_data, "accepts_changed_data": True})

@@ -13,6 +13,8 @@ import pytest
         ("train.learning_rat=1", "train.learning_rat: unknown key; did you mean `learning_rate`?"),
         ("prune.target_macs_fraction=0", "received 0, expected greater than 0"),
         ("prune.target_macs_fraction=2", "received 2, expected less than 1"),
+        ("prune.lasso_strength=strong", "prune.lasso_strength: received 'strong', expected number, or 'auto'"),
+        ("prune.mask_interval_steps=0", "prune.mask_interval_steps: received 0, expected greater than 0, or 'auto'"),
         ("train.num_epochs=abc", "train.num_epochs: received 'abc', expected number"),
         ("train.num_epochs=.nan", "received nan, expected a finite number"),
         ("model.num_classes=0", "model.num_classes: received 0, expected greater than or equal to 2"),
@@ -25,6 +27,11 @@ import pytest
         ("data.name=mnist", "only tfds has a name"),
         ("data.augmentation=resized_crop_flip", "data.source digits supports none, shift, pad_crop_flip"),
         ("base=null", "neither is given"),
+        (
+            "base=null",
+            "Add to `model`: `weights: trained.h5`, or to the file: `base: {num_epochs: 84, learning_rate: 0.1}`",
+        ),
+        ("model.name=file:x.h5", "base: given, but model.name file:x.h5 is a file with its weights"),
         ("model.weights=x.h5", "both are given"),
         ("train.warmup_epochs=500", "train.warmup_epochs: received 500"),
         ("prune.mask_start_epochs=107", "no mask is ever chosen"),
@@ -41,6 +48,12 @@ def test_what_is_wrong_is_said_in_one_line(override, expected):
         load_config(DIGITS_CONFIG, [override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_model_is_said_before_its_missing_base_and_a_look_at_it_needs_none():
+    with pytest.raises(ConfigError, match="model.name: received 'resnet21'; did you mean `resnet20`"):
+        load_config(DIGITS_CONFIG, ["base=null", "model.name=resnet21"])
+    assert load_config(DIGITS_CONFIG, ["base=null"], to_start=False).base is None
 
 
 def test_a_missing_file_a_missing_section_and_a_double_key(tmp_path):

@@ -148,7 +148,7 @@ def test_other_versions_and_another_workdir_are_refused_by_the_host_that_has_the
     monkeypatch.setattr(launch_checks, "_SHARED_WITHIN_SECONDS", 0.2)
     versions = launch_checks.installed_versions()
     assert re.fullmatch(re.escape(__version__) + r" \([0-9a-f]{12}\)", versions["resrep-dist"])
-    assert versions["tf-keras"] == "2.18.0" and versions["horovod"] == "0.28.1"
+    assert versions["tf-keras"] == "2.21.0" and versions["horovod"] == "0.28.1"
     (tmp_path / "launch-1").touch()
     good = {"versions": versions, "sees_gpus": launch_checks._sees_gpus(), "token": "launch-1"}
     launch_checks.check_launch(OtherHost(good), tmp_path)

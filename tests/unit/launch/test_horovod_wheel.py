@@ -120,17 +120,23 @@ def test_cmake_removes_the_const_that_gcc_14_refuses(tmp_path):
         assert header.read_text() == "  pointer const data_;\n  size_type count_;\n"
 
 
-def test_uv_brings_a_python_where_none_fits(shell, tmp_path):
+@pytest.fixture
+def set_up(shell, tmp_path):
+    """Runs the set-up with the tools of `shell` and those that it needs itself, but no Python and no compiler."""
     shutil.copy(REPOSITORY / "launch" / "setup.sh", tmp_path / "launch")
     for tool in ("dirname", "realpath", "df", "awk", "mktemp", "rm", "flock", "env"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
 
-    def set_up():
+    def set_up(**settings):
         return subprocess.run(
             ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=False,
-            env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"), "RESREP_DEVICE": "cpu"},
+            env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"), "RESREP_DEVICE": "cpu", **settings},
         )  # fmt: skip
 
+    return set_up
+
+
+def test_uv_brings_a_python_where_none_fits(set_up, shell, tmp_path):
     run = set_up()
     assert run.returncode == 2 and "no suitable Python. Wanted" in run.stderr and "command not found" not in run.stderr
     calls = tmp_path / "calls"
@@ -140,6 +146,15 @@ def test_uv_brings_a_python_where_none_fits(shell, tmp_path):
     assert run.returncode == 2 and "g++ is missing" in run.stderr
     assert "uv installs Python 3.12" in run.stdout
     assert calls.read_text().split("\n")[:2] == ["python install 3.12", "python find --managed-python 3.12"]
+
+
+def test_nccl_is_refused_on_cpus_and_without_nvcc(set_up, shell, tmp_path):
+    add_compiler(shell, 12)
+    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
+    run = set_up(RESREP_NCCL="1")
+    assert run.returncode == 2 and "RESREP_DEVICE=gpu RESREP_NCCL=1" in run.stderr
+    run = set_up(RESREP_NCCL="1", RESREP_DEVICE="gpu", CUDA_HOME="/nowhere")
+    assert run.returncode == 2 and "there is no /nowhere/bin/nvcc" in run.stderr and "CUDA_HOME=" in run.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--wheel"], ["--whell", "folder"], ["--wheel", "folder", "more"]])

@@ -57,7 +57,7 @@ def test_after_a_lost_rank_it_may_go_on_with_one_less(tmp_path, start):
     assert [call.split()[0] for call in calls(tmp_path)] == ["3", "2", "1", "1", "1"]
 
 
-@pytest.mark.parametrize("code", [2, 4, 5, 6, 130, 143])
+@pytest.mark.parametrize("code", [2, 4, 5, 6, 9, 10, 130, 143])
 def test_what_a_restart_cannot_mend_is_not_restarted(tmp_path, start, code):
     assert start([code, 0]).wait(20) == code
     assert len(calls(tmp_path)) == 1

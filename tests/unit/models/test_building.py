@@ -4,8 +4,10 @@ import json
 import sys
 
 from resrep_dist.config import ModelConfig
+from resrep_dist.config.model_names import BUILT_IN
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import trace
+from resrep_dist.models import building
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_weights, save_model
 from resrep_dist.models.mobilenet import mobilenet_v1
@@ -155,6 +157,10 @@ def test_a_users_own_function_is_called(users_module):
         ("keras:InceptionV3", ConfigError, "expected a larger image_size"),
         ("file:nothing.h5", ModelError, "model nothing.h5"),
         ("torch:resnet", ConfigError, "expected a name, keras:<Name>, file:<path>"),
+        ("resnet21", ConfigError, "did you mean `resnet20`? expected one of resnet20, resnet32"),
+        ("lenet", ConfigError, "vgg16_cifar, keras:<Name> for a model of keras.applications, file:<path>"),
+        ("ResNet50", ConfigError, "did you mean `resnet50`?"),
+        ("mine.keras", ConfigError, "did you mean `file:mine.keras`?"),
         ("vgg16_cifa", ConfigError, "did you mean `vgg16_cifar`?"),
     ],
 )
@@ -162,6 +168,10 @@ def test_what_is_no_model_is_said_in_one_line(users_module, name, error, expecte
     with pytest.raises(error) as caught:
         build_model(ModelConfig(name, 7, 32))
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_names_that_are_checked_without_tensorflow_are_those_of_the_builders():
+    assert set(BUILT_IN) == set(building._BUILDERS)
 
 
 def test_a_model_too_deep_for_its_images_is_refused():

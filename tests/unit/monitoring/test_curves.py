@@ -140,7 +140,7 @@ def test_a_sweeps_table_and_the_texts_hold_the_settings(run, ask):
     assert "data.path" not in names, "where the data lies is no hyperparameter"
     assert experiment["metricInfos"][0]["name"]["tag"] == "validation/top1"
     texts = json.loads(ask("data/plugin/text/text", run="tensorboard", tag="software"))
-    assert "2.18" in texts[0]["text"] and "git commit" in texts[0]["text"]
+    assert "2.21" in texts[0]["text"] and "git commit" in texts[0]["text"]
     assert [text["step"] for text in texts] == [0, 50], "a resume may be on other versions"
     assert (
         "lasso_strength: 0.05" in json.loads(ask("data/plugin/text/text", run="tensorboard", tag="config"))[0]["text"]

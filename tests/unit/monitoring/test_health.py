@@ -4,11 +4,11 @@ import logging
 
 import resrep_dist
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import ConfigError
+from resrep_dist.errors import BrokenModelError, ConfigError, TargetMissedError
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.monitoring.health import Health, guessing_loss
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.reporting.problems import problems_of
+from resrep_dist.reporting.problems import problems_of, require_success
 from tests.networks import random_source, small_config, small_network, train_state
 
 import numpy as np
@@ -149,6 +149,17 @@ def test_a_run_says_what_becomes_of_it(warnings):
     )
     resrep_dist.Trainer(model, resrep_dist.trace(model), config, source, source).run()
     assert any("stays above that of guessing" in warning for warning in warnings()), warnings()
+
+
+def test_strict_has_a_code_for_a_missed_target_and_one_for_a_broken_model():
+    report = {"base": {"macs": 100}, "slim": {"macs": 60}, "target_macs_fraction": 0.5, "problems": []}
+    require_success(report | {"target_missed": False})
+    require_success({"final": {"top1": 90.0}, "problems": []})
+    with pytest.raises(TargetMissedError, match=r"60.0 % of the multiply-adds are left, 50.0 % were") as missed:
+        require_success(report | {"target_missed": True})
+    with pytest.raises(BrokenModelError, match="it guesses") as broken:
+        require_success(report | {"target_missed": True, "problems": ["it guesses"]})
+    assert (missed.value.exit_code, broken.value.exit_code) == (9, 10)
 
 
 def test_a_broken_result_is_marked():

@@ -42,6 +42,26 @@ def test_a_log_gets_plain_lines_with_the_time_left():
     assert re.fullmatch(r"prune step 300/1201  loss 0\.010  long  \d:\d\d:\d\d left", lines[-1]), lines
 
 
+def test_an_extension_is_counted_beside_the_phase_and_the_bar_ends_at_its_end():
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        console = Console(file=file, width=120, force_terminal=is_terminal, color_system=None)
+        configure_logging(console, is_root=True)
+        handler = logging.getLogger("resrep_dist").handlers[0]
+        if not is_terminal:
+            handler.setStream(file)
+        monitor = Monitor("prune", None, console, 1201)
+        monitor.start(0)
+        monitor.progress(1200, "loss 0.010", "loss 0.010")
+        if is_terminal:
+            monitor.finish(1201)
+            monitor.close()
+            assert "1201/1201" in re.split(r"[\r\n]+", file.getvalue().strip())[-1]
+        else:
+            monitor.progress(1300, "loss 0.010", "loss 0.010")
+            assert file.getvalue().splitlines()[-1] == "prune step 1201/1201  extension step 99  loss 0.010"
+
+
 def test_quiet_shows_warnings_only():
     assert shown(False, 80, is_quiet=True) == "" == shown(True, 80, is_quiet=True)
     logger = logging.getLogger("resrep_dist")

@@ -1,5 +1,7 @@
 """The folder of a finished run: what may stand in it, and from where it is used."""
 
+import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -7,13 +9,14 @@ import os
 import shutil
 
 from resrep_dist.cli.main import main
-from resrep_dist.config import Config
+from resrep_dist.config import Config, load_config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import Lease
 from resrep_dist.errors import ConfigError
 from resrep_dist.models.files import save_model
 from resrep_dist.reporting.table import read_report
 from resrep_dist.runs import results
+from resrep_dist.runs.start import from_run
 from resrep_dist.runs.train import train
 from tests.networks import random_source, small_config, small_network
 
@@ -66,7 +69,80 @@ def test_a_run_is_merged_reported_and_exported_from_another_folder(started_there
     run = str(started_there / "run")
     for command in (["merge", run], ["report", run], ["export", run, "--format", "tflite"]):
         assert main(command) == 0, (command, capsys.readouterr().err)
+    assert main(["merge", run, "--strict"]) == 10, "a base that learned noise is broken"
     assert os.listdir() == []
+
+
+def test_what_a_run_chose_is_in_its_configuration_and_stays(tmp_path, monkeypatch, started_there, logged, caplog):
+    monkeypatch.chdir(started_there)
+    automatic = {"lasso_strength": "auto", "mask_interval_steps": "auto", "channels_per_update": "auto"}
+    config = relative_config(prune={"mask_stop_fraction": None, "max_extension_epochs": 0, **automatic})
+    caplog.set_level(logging.INFO)
+    train(config, tmp_path / "run", Cluster(), None)
+    path = tmp_path / "run" / "config.yaml"
+    chosen = load_config(path).prune
+    assert chosen.lasso_strength > 0 and chosen.channels_per_update > 0
+    assert f"Chosen: prune.lasso_strength {chosen.lasso_strength:g}, " in caplog.text
+    # As if another version had chosen it: `auto` means what the run has.
+    strength = f"lasso_strength: {chosen.lasso_strength}\n"
+    path.write_text(path.read_text().replace(strength, "lasso_strength: 0.125\n"))
+    train(config, tmp_path / "run", Cluster(), None)
+    assert load_config(path).prune == dataclasses.replace(chosen, lasso_strength=0.125)
+
+
+def test_a_merge_takes_the_checkpoint_that_is_named_and_says_which(there, monkeypatch, capsys):
+    monkeypatch.chdir(there)
+    assert main(["merge", "run", "--checkpoint", "20"]) == 0
+    assert "Made from the checkpoint, step 20." in capsys.readouterr().out
+    assert main(["merge", "run", "--checkpoint", "7"]) == 2
+    assert "there is none; expected one of the steps 20" in capsys.readouterr().err
+    assert main(["merge", "run", "--checkpoint", "best"]) == 2
+    assert "no best checkpoint; it is kept from the first evaluation on" in capsys.readouterr().err
+    (position,) = (there / "run" / "checkpoints").glob("*/position.json")
+    sums = position.with_name("SHA256SUMS")
+    before = hashlib.sha256(position.read_bytes()).hexdigest()
+    position.write_text(position.read_text().replace('"is_end": true', '"is_end": false'))
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(position.read_bytes()).hexdigest()))
+    shutil.copytree(there / "run" / "checkpoints", there / "run" / "best")
+    assert main(["merge", "run", "--checkpoint", "best"]) == 0
+    assert "Made from the best checkpoint, step 20, which is not the end of the training." in capsys.readouterr().out
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there, monkeypatch, logged, caplog):
+    monkeypatch.chdir(there)
+    caplog.set_level(logging.INFO)
+    run = there / "run"
+    (run / "config.yaml").write_text(relative_config().to_yaml())
+    train(relative_config(), run, Cluster(), None)  # now its paths are those of the copy
+    (run / "export").mkdir()
+    (run / "export" / "model.onnx").touch()
+    before = files_of(run)
+    caplog.clear()
+    report = train(relative_config(), run, Cluster(), None)
+    assert report == read_report(run) and files_of(run) == before
+    assert "This run is finished" in caplog.text and "Resumed" not in caplog.text
+    with pytest.raises(ConfigError, match=r"num_epochs is 2.0 there and 1.0 here; .* may be raised\); .* --from "):
+        train(relative_config(train={"num_epochs": 1}), run, Cluster(), None)
+    assert files_of(run) == before
+    longer = train(relative_config(train={"num_epochs": 3}), run, Cluster(), None)
+    assert "The run is extended from 2 to 3 epochs" in caplog.text and "Resumed at step 20" in caplog.text
+    assert longer["made_from"]["step"] == 30
+
+
+def test_a_run_starts_from_the_base_or_the_newest_state_of_another(there, monkeypatch, logged, caplog):
+    monkeypatch.chdir(there)
+    caplog.set_level(logging.INFO)
+    run, config = there / "run", relative_config(train={"num_epochs": 3}, prune={"target_macs_fraction": 0.4})
+    base = train(from_run(config, run), there / "new", Cluster(), None)["base"]
+    assert base["top1"] == read_report(run)["base"]["top1"] and "Resumed" not in caplog.text
+    newest = train(from_run(config, run), there / "newest", Cluster(), None, newest_of=run)
+    assert "Resumed at step 20" in caplog.text and newest["made_from"]["step"] == 30
+    with pytest.raises(ConfigError, match=r"--from \S*nothing: no base/model.h5"):
+        from_run(config, there / "nothing")
 
 
 def test_a_run_resumes_by_any_name_of_its_files_and_not_with_others(there, tmp_path, monkeypatch):

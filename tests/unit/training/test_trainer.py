@@ -75,6 +75,21 @@ def test_masks_stop_in_time_for_the_last_ones_to_die():
     assert trainer.pruner.num_masked_alive() == 0
 
 
+def test_with_nothing_but_a_target_the_masks_are_complete_and_every_masked_row_dies(caplog):
+    caplog.set_level(logging.INFO)
+    logging.getLogger("resrep_dist").propagate = True
+    document = small_config(train={"num_epochs": 20}).to_dict()
+    config = resrep_dist.build_config({**document, "prune": {"target_macs_fraction": 0.4}})
+    model = small_network()
+    trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), config, random_source(), random_source(64, seed=1))
+    assert isinstance(trainer.config.prune.lasso_strength, float), "the configuration of the run has numbers"
+    assert "Chosen: prune.lasso_strength" in caplog.text and "too weak" not in caplog.text
+    trainer.run()
+    assert trainer.step == trainer.num_steps, "no extension was needed"
+    assert trainer.pruner.num_masked_alive() == 0
+    assert trainer.pruner.macs_fraction(trainer.pruner.living_widths()) <= 0.4
+
+
 def test_a_penalty_that_is_too_weak_to_kill_is_said_at_the_start(caplog):
     logging.getLogger("resrep_dist").propagate = True
     make_trainer(prune={"lasso_strength": 1e-6, "mask_stop_fraction": None})

@@ -1,0 +1,68 @@
+"""Keeps the checkpoint with the highest validation accuracy of a phase, apart from the newest ones."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.checkpoints.writer import CheckpointWriter
+from resrep_dist.config import Config
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.graph import Graph
+from resrep_dist.pruning.pruner import Pruner
+
+_log = logging.getLogger(__name__)
+BEST_NAME = "best"
+"""Name of the folder of the best checkpoint, beside that of the newest ones."""
+
+
+class BestCheckpoint:
+    """Keeps one checkpoint: that of the evaluation with the highest top-1.
+
+    In a phase that prunes, only states count whose masks reach the target and whose masked rows are all dead, so that
+    a merge gives the model that was asked for.
+
+    Args:
+        folder: Folder of the phase; None to keep nothing.
+        cluster: The ranks.
+        graph: Trace of the original model; None in a phase that does not prune.
+        config: Configuration of the run, saved with the checkpoint for the record.
+    """
+
+    def __init__(self, folder: Path | None, cluster: Cluster, graph: Graph | None, config: Config) -> None:
+        self._folder = folder / BEST_NAME if folder else None
+        self._cluster, self._graph, self._config = cluster, graph, config.to_dict()
+        self._target = config.prune.target_macs_fraction if config.prune else 1.0
+        self._top1: float | None = None
+        self._has_read = False
+
+    def consider(self, state: TrainState, top1: float, pruner: Pruner | None) -> None:
+        """Keep a state if it is the best so far. A collective.
+
+        Args:
+            state: The state that was evaluated.
+            top1: Its top-1 on the validation set, percent.
+            pruner: Chooses the masks; None in a phase that does not prune.
+        """
+        if self._folder is None:
+            return
+        if pruner is not None:
+            is_pruned = pruner.macs_fraction(pruner.living_widths()) <= self._target
+            if not is_pruned or pruner.num_masked_alive():
+                return
+        if not self._has_read:
+            self._top1, self._has_read = self._cluster.from_root(self._earlier_top1), True
+        if self._top1 is not None and top1 <= self._top1:
+            return
+        self._top1 = top1
+        # A writer of its own for each, so that failures do not add up: a full disk must not end the run for this.
+        writer = CheckpointWriter(self._folder, 1, self._cluster, self._graph, self._config)
+        writer.save(state, top1=top1)
+        writer.wait()
+
+    def _earlier_top1(self) -> float | None:
+        assert self._folder is not None
+        position: dict[str, Any] | None = CheckpointFolder(self._folder).newest_position()
+        top1 = position.get("top1") if position else None
+        return float(top1) if isinstance(top1, int | float) else None

@@ -1,0 +1,91 @@
+"""A schedule that nobody set reaches its target, and a schedule that somebody set wrongly is told so in numbers."""
+
+import dataclasses
+import re
+
+from resrep_dist.config import PruneConfig
+from resrep_dist.graph import trace
+from resrep_dist.pruning.rules import last_step_to_die, steps_to_die, strength_to_die
+from resrep_dist.pruning.schedule import plan_masks, update_rate
+from tests.networks import small_network
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return trace(small_network())
+
+
+def cosine(num_steps, peak=0.02):
+    return 0.5 * peak * (1.0 + np.cos(np.pi * np.arange(num_steps) / num_steps))
+
+
+def steps(num_steps, peak=0.02):
+    return peak * 0.1 ** (np.arange(num_steps) >= num_steps // 2)
+
+
+@pytest.mark.parametrize("rates", [cosine, steps])
+@pytest.mark.parametrize("num_steps", [12, 60, 943, 20_000])
+@pytest.mark.parametrize("hand_set", [{}, {"mask_start_epochs": 0.5}, {"mask_stop_fraction": 0.5}, {"min_channels": 4}])
+def test_what_is_chosen_can_mask_every_channel_and_kill_the_last_row(graph, rates, num_steps, hand_set):
+    rates, config = rates(num_steps), PruneConfig(target_macs_fraction=0.5, **hand_set)
+    plan = plan_masks(config, graph, rates, steps_per_epoch=10.0)
+    assert plan.problems() == []
+    least = config.min_channels * len(graph.groups)
+    assert plan.num_updates * plan.config.channels_per_update >= sum(graph.widths) - least
+    options = {"lasso_strength": plan.lasso_strength, "momentum": 0.99}
+    assert plan.first_step <= plan.last_step <= last_step_to_die(rates, **options)
+    assert plan.death_steps == steps_to_die(rates, plan.first_step, **options) <= num_steps - plan.first_step
+    assert plan.first_step < num_steps / 2, "half of the phase is left for the rest"
+    # The resolved numbers give the same schedule when they are read again.
+    again = plan_masks(plan.config, graph, rates, steps_per_epoch=10.0)
+    assert again.chosen == () and dataclasses.replace(again, chosen=plan.chosen) == plan
+
+
+def test_numbers_of_the_user_stay_and_the_paper_bounds_the_penalty(graph):
+    config = PruneConfig(target_macs_fraction=0.5, lasso_strength=0.5, channels_per_update=1)
+    plan = plan_masks(config, graph, cosine(900), steps_per_epoch=10.0)
+    assert (plan.config.lasso_strength, plan.config.channels_per_update) == (0.5, 1)
+    assert plan.chosen == ("mask_start_epochs", "mask_interval_steps")
+    assert "Chosen: prune.mask_start_epochs 4.5, prune.mask_interval_steps" in plan.describe()
+    long = plan_masks(PruneConfig(target_macs_fraction=0.5), graph, cosine(400_000), steps_per_epoch=1000.0)
+    assert (long.lasso_strength, long.config.mask_start_epochs, long.interval_steps) == (1e-4, 5.0, 200)
+
+
+@pytest.mark.parametrize("hand_set", [{}, {"mask_stop_fraction": 0.6}, {"mask_start_epochs": 30}])
+def test_a_weak_penalty_is_told_the_strength_that_is_enough(graph, hand_set):
+    config = PruneConfig(
+        target_macs_fraction=0.5, lasso_strength=1e-4, mask_interval_steps=10, channels_per_update=2, **hand_set
+    )
+    (problem,) = plan_masks(config, graph, cosine(900), steps_per_epoch=10.0).problems()
+    assert "a row of norm 1 does not die within the phase, the masks need " in problem
+    enough = float(re.search(r"raise prune.lasso_strength \(0.0001\) to at least ([0-9.e-]+)", problem)[1])
+    enough = dataclasses.replace(config, lasso_strength=enough)
+    assert plan_masks(enough, graph, cosine(900), steps_per_epoch=10.0).problems() == []
+    assert ("lower prune.mask_stop_fraction" in problem) == (config.mask_stop_fraction is not None)
+
+
+def test_too_few_updates_are_told_what_to_change(graph):
+    config = PruneConfig(
+        target_macs_fraction=0.2, lasso_strength=0.5, mask_start_epochs=1, mask_interval_steps=50, channels_per_update=1
+    )
+    (problem,) = plan_masks(config, graph, cosine(100), steps_per_epoch=10.0).problems()
+    assert problem.startswith("The target will be missed: a row of norm 1 dies in about 15 steps, the masks need ")
+    assert "raise prune.channels_per_update, lower prune.mask_interval_steps" in problem
+
+
+def test_steps_and_strength_are_the_inverse_of_the_last_step_in_time():
+    rates = cosine(500)
+    strength = strength_to_die(rates, 123, momentum=0.99)
+    assert last_step_to_die(rates, lasso_strength=1.0001 * strength, momentum=0.99) == 123
+    assert steps_to_die(rates, 123, lasso_strength=1.0001 * strength, momentum=0.99) <= 500 - 123
+    assert steps_to_die(rates, 123, lasso_strength=0.99 * strength, momentum=0.99) is None
+    assert strength_to_die(rates, 500, momentum=0.99) is None
+
+
+def test_fit_knows_only_the_steps_and_gets_an_interval_for_them(graph):
+    interval_steps, max_channels = update_rate(PruneConfig(target_macs_fraction=0.5), graph, 100, 600)
+    assert interval_steps == 20
+    assert (600 // 20 - 99 // 20) * max_channels >= sum(graph.widths) - 3
