@@ -1,6 +1,8 @@
 """Image files in a folder per class, like ImageNet: `train/<class>/*.JPEG` and `val/<class>/*.JPEG`."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,11 @@ import tensorflow as tf
 
 # Longer lists of classes are compared by their checksum.
 _MAX_NAMED = 100
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
+_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".pjpeg", ".png", ".bmp", ".gif")
+
+
+_HOW_TO_READ = "TensorFlow decodes JPEG, PNG, BMP and GIF; convert other images to one of them."
+_log = logging.getLogger(__name__)
 
 
 class ImageFolder(EncodedSource):
@@ -52,7 +58,11 @@ class ImageFolder(EncodedSource):
         super().__init__(len(self.classes), image_size, crop_fraction, normalization)
         self._folder = folder
         files = [(name, label) for label, name in enumerate(self.classes) if name in held]
-        names = [_file_names(folder / name) for name, _ in files]
+        left_out: Counter[str] = Counter()
+        names = [_file_names(folder / name, left_out) for name, _ in files]
+        if left_out:
+            counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common(10))
+            _log.warning("%s: %d files are left out (%s). %s", folder, left_out.total(), counts, _HOW_TO_READ)
         self._names = [name for group in names for name in group]
         self._labels = np.repeat([label for _, label in files], [len(group) for group in names]).astype(np.int64)
         with tf.device("CPU:0"):
@@ -124,9 +134,12 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _file_names(folder: Path) -> list[str]:
+def _file_names(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Return the names of a class' images; count the endings of its other files, but for hidden ones."""
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith("."))
+        visible = [entry.name for entry in entries if not entry.name.startswith(".")]
+    names = sorted(name for name in visible if name.lower().endswith(_SUFFIXES))
+    left_out.update(Path(name).suffix.lower() for name in visible if not name.lower().endswith(_SUFFIXES))
     if not names:
         raise DataError(f"{folder}: no images ({', '.join(_SUFFIXES)}); fill this class or remove its folder")
     return names

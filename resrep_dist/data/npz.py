@@ -57,6 +57,10 @@ def npz(path: Path, num_classes: int, normalization: Normalization | None = None
 
 
 def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    if len(images) == 0:
+        raise DataError(
+            f"data.path {path}: {name} is empty; a training set and a validation set with at least one image are needed"
+        )
     if images.ndim == 3:
         images = images[..., np.newaxis]
     is_number = np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)

@@ -112,7 +112,9 @@ class Source(ImageSource):
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels) or len(self.images) == 0:
+        if len(self.images) == 0:
+            raise DataError("the set is empty; expected at least one image with its label")
+        if len(self.images) != len(self.labels):
             raise DataError(f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}")
         if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
             raise DataError(

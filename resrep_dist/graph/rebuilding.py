@@ -96,7 +96,7 @@ def rebuild(
     require_functional(model)
     shapes = input_shapes or [tuple(t.shape) for t in model.inputs]
     inputs = [
-        keras.Input(batch_shape=shape, dtype=t.dtype, name=(names or {}).get(t.node.layer.name, t.node.layer.name))
+        keras.Input(batch_shape=shape, dtype=_dtype_of(t), name=(names or {}).get(t.node.layer.name, t.node.layer.name))
         for t, shape in zip(model.inputs, shapes, strict=True)
     ]
     outputs = _Rebuilding(model, call or _call_clone, names or {}).run(model, inputs, None)
@@ -183,6 +183,11 @@ class _Tensor:
 
     def pop(self) -> Any:
         return self._value
+
+
+def _dtype_of(tensor: Any) -> Any:
+    # Images come in the usual type, and Keras would round them to that of the input.
+    return keras.backend.floatx() if tensor.dtype.is_floating else tensor.dtype
 
 
 def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:

@@ -3,9 +3,10 @@
 from collections.abc import Collection
 from typing import Any
 
-from resrep_dist.graph import joins, kinds, weighted
+from resrep_dist.graph import joins, kinds, per_channel, weighted
 from resrep_dist.graph.kinds import Kind
 
+import numpy as np
 from tensorflow import keras
 
 _layers = keras.layers
@@ -88,9 +89,11 @@ def _passing(node: Any) -> Kind | None:
         return kinds.ZeroPadding()
     if type(layer) in ACTIVATIONS:
         return kinds.Elementwise()
-    if type(layer) is _layers.Rescaling and isinstance(layer.scale, int | float):
+    if type(layer) is _layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
         return kinds.Elementwise(known_to_kerassurgeon=False)
-    if type(layer) is _layers.BatchNormalization and list(layer.axis) == [rank - 1]:
+    if type(layer) is _layers.Rescaling and _is_per_channel(node):
+        return per_channel.PerChannel()
+    if type(layer) is _layers.BatchNormalization and is_channelwise_batch_norm(node):
         return kinds.BatchNorm()
     if type(layer) is _layers.DepthwiseConv2D and layer.depth_multiplier == 1:
         return kinds.Depthwise()
@@ -105,6 +108,24 @@ def _passing(node: Any) -> Kind | None:
     if type(layer) is _layers.Concatenate and layer.axis in (-1, rank - 1):
         return joins.Concatenate()
     return None
+
+
+def is_channelwise_batch_norm(node: Any) -> bool:
+    """Return True for a batch norm that is an affine function of each channel in inference.
+
+    Args:
+        node: Keras' record of the call. With `training=True` it uses the statistics of the batch in inference too.
+    """
+    layer = node.layer
+    if not isinstance(layer, _layers.BatchNormalization) or node.call_kwargs.get("training") is True:
+        return False
+    return list(layer.axis) == [len(node.output_shapes) - 1]
+
+
+def _is_per_channel(node: Any) -> bool:
+    """True for a Rescaling by one number for each channel, or by one for all."""
+    sizes = [np.shape(value) for value in (node.layer.scale, node.layer.offset)]
+    return all(size in ((), (node.output_shapes[-1],)) for size in sizes)
 
 
 def _keeps_channels_last(node: Any) -> bool:

@@ -25,9 +25,10 @@ from resrep_dist.graph.counting import count_macs
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
 from resrep_dist.graph.structure import Graph, Group, LayerChannels, PrunableLayer
-from resrep_dist.graph.table import kind_of
+from resrep_dist.graph.table import is_channelwise_batch_norm, kind_of
 from resrep_dist.graph.weighted import Weighted
 
+import tensorflow as tf
 from tensorflow import keras
 
 
@@ -46,10 +47,11 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
         activations inside of layers, have the names that `insert_compactors` gives them.
 
     Raises:
-        ModelError: If the model is subclassed or its input size is not fixed, or if it has no layer of a name in
-            `exclude`.
+        ModelError: If the model is subclassed or its input size is not fixed, if it has no layer of a name in
+            `exclude`, or if its outputs are random in inference too.
     """
     flat = flatten(model)
+    _require_repeatable(flat)
     unknown = sorted(set(exclude) - {layer.name for layer in flat.layers})
     if unknown:
         raise ModelError(f"prune.exclude: received '{unknown[0]}', expected names of convolutions of {model.name}")
@@ -70,6 +72,18 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
         ) from None
 
 
+def _require_repeatable(model: keras.Model) -> None:
+    """Refuse a model with random layers that are called with `training=True`: no two of its outputs are the same."""
+    for node in nodes(model):
+        is_random = isinstance(node.layer, keras.__internal__.layers.BaseRandomLayer)
+        if is_random and node.call_kwargs.get("training") is True:
+            raise ModelError(
+                f"layer {node.layer.name}: a {type(node.layer).__name__} that is called with training=True, so the "
+                "outputs are random and no slim model can be compared with them; call it without, and build the slim "
+                "model with it afterwards"
+            )
+
+
 class _Tracing:
     def __init__(self, model: keras.Model, exclude: Collection[str], sets: ChannelSets) -> None:
         self.sets, self._nodes = sets, list(nodes(model))
@@ -83,7 +97,11 @@ class _Tracing:
             inputs = self._inputs(node)
             # The compactor is inserted behind this batch norm, so dead channels are zero there.
             segments = inputs[0] if node.layer.name in behind else kind.trace(node, inputs, sets)
-            self._segments |= dict.fromkeys(node.flat_output_ids, segments)
+            if len(node.flat_output_ids) > 1:
+                # Of a layer of unknown effect; its outputs can have different widths.
+                self._segments |= {str(id(t)): sets.fixed(_width_of(t)) for t in tf.nest.flatten(node.outputs)}
+            else:
+                self._segments[node.flat_output_ids[0]] = segments
         for tensor in model.outputs:
             sets.keep(self._segments[str(id(tensor))], "its channels are an output of the model")
 
@@ -130,6 +148,10 @@ class _Tracing:
         return result
 
 
+def _width_of(tensor: Any) -> int:
+    return int(tensor.shape[-1] or 0) if tensor.shape.rank else 0
+
+
 def _batch_norms_behind(
     all_nodes: list[Any], kinds: list[Kind], model: keras.Model, shared: Collection[str]
 ) -> dict[str, str]:
@@ -145,6 +167,6 @@ def _batch_norms_behind(
         following = followers.get(key, [])
         if isinstance(kind, Weighted) and kind.own_reason is None and len(following) == 1 and key not in outputs:
             layer = following[0].layer
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in shared:
+            if is_channelwise_batch_norm(following[0]) and layer.name not in shared:
                 result[node.layer.name] = layer.name
     return result

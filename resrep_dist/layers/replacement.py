@@ -36,16 +36,32 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         model: A functional model, which is not changed.
         precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
     """
-    is_mixed = any(layer.dtype_policy.name.startswith("mixed") for layer in model.layers)
-    if precision == "float32" and not is_mixed:
+    # Models of pure float16 or float64 too: their weights become float32.
+    is_other = any(layer.dtype_policy.name != keras.backend.floatx() for layer in model.layers if not _is_input(layer))
+    if precision == "float32" and not is_other:
         return model
     in_full = set(model.output_names)
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer | None:
         config = layer.get_config()
-        if isinstance(layer, keras.layers.InputLayer) or "dtype" not in config:
+        if _is_input(layer) or "dtype" not in config:
             return None
-        policy = "float32" if layer.name in in_full else precision
+        policy = keras.backend.floatx() if precision == "float32" or layer.name in in_full else precision
         return layer.__class__.from_config({**config, "dtype": policy})
 
     return replace_layers(model, convert)
+
+
+def pure_precision(model: keras.Model) -> str | None:
+    """Return the type of a model's weights if it is another than the usual one: `float16`, `bfloat16` or `float64`.
+
+    Args:
+        model: A functional model.
+    """
+    usual = keras.backend.floatx()
+    types = {str(weight.dtype.name) for weight in model.weights if weight.dtype.is_floating}
+    return min(types - {usual}, default=None)
+
+
+def _is_input(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.InputLayer)

@@ -1,6 +1,7 @@
 """The certificate: a measured comparison of the outputs of the slim model with those of the trained one."""
 
 import dataclasses
+from typing import Any
 
 from resrep_dist.errors import CertificateError
 from resrep_dist.models.softmax import with_logits
@@ -55,40 +56,53 @@ def check_certificate(certificate: Certificate, tolerance: float) -> None:
         )
 
 
-def certify(
-    trained: keras.Model, slim: keras.Model, images: np.ndarray, channels: dict[str, dict[str, int]]
-) -> Certificate:
+def certify(trained: keras.Model, slim: keras.Model, images: Any, channels: dict[str, dict[str, int]]) -> Certificate:
     """Compare the logits of two models on the same images, without TF32, whatever the training used.
+
+    Of several outputs the worst one counts.
 
     Args:
         trained: The trained model with compactors.
         slim: The merged model.
-        images: float32 [N, height, width, channels].
+        images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
         channels: For `Certificate.channels`.
     """
     with strict_float32():
-        expected, received = logits(trained, images), logits(slim, images)
-    difference = float(np.max(np.abs(expected - received)))
+        pairs = list(zip(_outputs(trained, images), _outputs(slim, images), strict=True))
+    largest = [max(float(np.max(np.abs(expected))), 1e-30) for expected, _ in pairs]
+    differences = [float(np.max(np.abs(expected - received))) for expected, received in pairs]
+    agreements = [float(np.mean(a.argmax(-1) == b.argmax(-1))) for a, b in pairs]
     return Certificate(
-        num_images=len(images),
-        max_abs_difference=difference,
-        max_relative_difference=difference / max(float(np.max(np.abs(expected))), 1e-30),
-        argmax_agreement=float(np.mean(expected.argmax(-1) == received.argmax(-1))),
+        num_images=len(tf.nest.flatten(images)[0]),
+        max_abs_difference=max(differences),
+        # A NaN in any output makes it a NaN.
+        max_relative_difference=float(np.max(np.divide(differences, largest))),
+        argmax_agreement=min(agreements),
         channels=channels,
     )
 
 
-def logits(model: keras.Model, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Return the model's outputs before the softmax or sigmoid.
+def logits(model: keras.Model, images: Any, batch_size: int = 64) -> np.ndarray:
+    """Return the outputs of a model with one output, before the softmax or sigmoid.
 
     Args:
         model: A model with or without one at its end.
-        images: float32 [N, height, width, channels].
+        images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
         batch_size: Number of images that are computed at once.
 
     Returns:
         [N, num_classes].
     """
+    (outputs,) = _outputs(model, images, batch_size)
+    return outputs
+
+
+def _outputs(model: keras.Model, images: Any, batch_size: int = 64) -> list[np.ndarray]:
     model = with_logits(model)
-    run = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return np.concatenate([run(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
+    run = tf.function(lambda batch: tf.nest.flatten(model(batch, training=False)), reduce_retracing=True)
+
+    def part(start: int) -> Any:
+        return tf.nest.map_structure(lambda array: tf.constant(array[start : start + batch_size]), images)
+
+    parts = [run(part(start)) for start in range(0, len(tf.nest.flatten(images)[0]), batch_size)]
+    return [np.concatenate([output.numpy() for output in outputs]) for outputs in zip(*parts, strict=True)]

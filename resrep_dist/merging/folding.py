@@ -23,6 +23,7 @@ from resrep_dist.graph.weighted import Weighted
 from resrep_dist.layers.compactor import Compactor
 
 import numpy as np
+import tensorflow as tf
 from tensorflow import keras
 
 
@@ -210,5 +211,9 @@ def dead_constants(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray])
                 constants = np.where(channels_where(dead, channels.inputs[0], False), inputs[0], 0.0)
                 if constants.any():
                     found[name] = constants
-        values |= dict.fromkeys(node.flat_output_ids, output)
+        if len(node.flat_output_ids) > 1:
+            # Of a layer of unknown effect, which no dead channel reaches.
+            values |= {str(id(t)): np.zeros(t.shape[-1] or 0) for t in tf.nest.flatten(node.outputs)}
+        else:
+            values[node.flat_output_ids[0]] = output
     return found

@@ -1,5 +1,7 @@
 """Merges a trained model with compactors into a slim plain Keras model, and compares their outputs."""
 
+from typing import Any
+
 from resrep_dist.graph import Graph
 from resrep_dist.layers.insertion import live_graph
 from resrep_dist.layers.replacement import with_precision
@@ -9,14 +11,13 @@ from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.pruning.deadness import dead_channels
 
-import numpy as np
 from tensorflow import keras
 
 
 def merge(
     model: keras.Model,
     graph: Graph,
-    images: np.ndarray,
+    images: Any,
     *,
     tolerance: float = 1e-4,
     dead_row_norm: float = 0.0,
@@ -27,7 +28,8 @@ def merge(
         model: The trained model with compactors, shrunken or not. It is not changed; whatever its precision, it is
             merged and compared in float32.
         graph: Graph of the original model.
-        images: Images for the comparison, float32 [N, height, width, channels].
+        images: Images for the comparison, float32 [N, height, width, channels]; for a model with several inputs a list
+            or dict of arrays.
         tolerance: Largest accepted difference of the logits, relative to the largest absolute logit.
         dead_row_norm: Rows of a compactor with at most this norm are deleted.
 

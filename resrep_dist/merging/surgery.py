@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import CallInputs, Graph, copy_weights, rebuild
+from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
 from resrep_dist.graph.kinds import Narrowed
 from resrep_dist.graph.table import ACTIVATIONS
 from resrep_dist.layers.compactor import Compactor
@@ -17,6 +17,9 @@ from resrep_dist.merging.folding import channels_where
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
+
+# Keras' layers for calls of TensorFlow's functions, whose arguments are part of what they compute.
+_OPERATORS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 
 
 def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
@@ -32,7 +35,7 @@ def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]
     """
     if not any(channels.any() for channels in dead):
         return model
-    if kerassurgeon_can(graph):
+    if kerassurgeon_can(graph) and _has_plain_calls(model):
         return _delete_with_kerassurgeon(model, graph, dead)
     return keep_channels(model, graph, [~channels for channels in dead])
 
@@ -48,6 +51,17 @@ def kerassurgeon_can(graph: Graph) -> bool:
     is_plain = all(len(group.layers) == 1 for group in graph.groups)
     is_plain = is_plain and not any(channels.is_shared for channels in graph.channels.values())
     return is_plain and all(kind.known_to_kerassurgeon for kind in reached)
+
+
+def _has_plain_calls(model: keras.Model) -> bool:
+    """Return True if every layer is called with its inputs alone, as kerassurgeon calls them."""
+    is_single = len(model.inputs) == len(model.outputs) == 1
+    return is_single and not any(
+        len(node.call_args) > 1
+        or any(value is not None for value in node.call_kwargs.values())
+        or type(node.layer).__name__ in _OPERATORS
+        for node in nodes(model)
+    )
 
 
 def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) -> keras.Model:

@@ -19,8 +19,9 @@ _STOCK = """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling2D BatchNormalization Concatenate
     Conv2D Conv2DTranspose Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise
     GlobalAveragePooling2D GlobalMaxPooling2D LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply
-    Normalization PReLU Permute ReLU Rescaling Reshape SeparableConv2D Softmax SpatialDropout2D Subtract
-    ThresholdedReLU UpSampling2D ZeroPadding2D
+    Normalization PReLU Permute ReLU RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
+    RandomZoom Rescaling Reshape SeparableConv2D Softmax SpatialDropout2D Subtract ThresholdedReLU UpSampling2D
+    ZeroPadding2D
 """.split()
 _LAYERS = {**{name: getattr(keras.layers, name) for name in _STOCK}, "resrep_dist>Compactor": Compactor}
 _ACTIVATIONS = """

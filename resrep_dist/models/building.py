@@ -12,6 +12,7 @@ from resrep_dist.config import ModelConfig
 from resrep_dist.config.model_names import did_you_mean, unknown_model
 from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import flatten
+from resrep_dist.layers.replacement import pure_precision, with_precision
 from resrep_dist.models.files import load_model
 from resrep_dist.models.mobilenet import mobilenet_v1
 from resrep_dist.models.naming import renumbered
@@ -72,6 +73,10 @@ def _restart_numbers() -> None:
 
 def _finished(model: keras.Model, config: ModelConfig) -> keras.Model:
     _check(model, config)
+    precision = pure_precision(model)
+    if precision is not None:
+        _log.info("The weights of %s are %s; they become float32, see training.precision.", model.name, precision)
+        model = with_precision(model, "float32")
     # Flat, as it is traced, trained and saved.
     return _logits_only(flatten(model))
 

@@ -8,7 +8,7 @@ from resrep_dist.errors import ModelError, one_line
 
 from tensorflow import keras
 
-FIX = "rebuild the model with stock layers, or give it as python:<module>:<function>"
+FIX = "rebuild the model with stock layers, or train it from a program by resrep_dist.Trainer, which needs no file"
 """What a user can do about a model that is refused."""
 
 

@@ -1,10 +1,11 @@
 """SGD with momentum for a whole model, with the rule of ResRep for its compactors."""
 
+from collections import UserList
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ModelError, UserError
 from resrep_dist.layers.compactor import Compactor, GroupLasso
 from resrep_dist.pruning.rules import row_norms, update_compactor
 
@@ -67,7 +68,9 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 )
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.cluster = cluster
-        self.compactors = list(compactors)
+        # No list: Keras would save the compactors as a part of the optimizer, and not find them in the model again.
+        self.compactors: Sequence[Compactor] = UserList(compactors)
+        self._num_lost = 0
         self.momentum, self.decay = momentum, decay
         self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
 
@@ -122,7 +125,11 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
         Returns:
             The number of steps, which counts skipped steps too.
+
+        Raises:
+            UserError: If the optimizer was loaded from a file and had compactors.
         """
+        self._require_compactors()
         pairs = list(grads_and_vars)
         with tf.init_scope():
             self.build([variable for _, variable in pairs])
@@ -207,7 +214,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Return the settings from which Keras builds the optimizer again; compactors and ranks are not among them."""
         return {
-            **super().get_config(),
+            "name": self.name,
+            "num_compactors": len(self.compactors),
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
             "momentum": self.momentum,
             "decay": self.decay,
@@ -215,3 +223,24 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             "compactor_momentum": self.compactor_momentum,
             "rule": self.rule,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "ResRepOptimizer":
+        """Create an optimizer from settings, for a loaded model: it can be used, and trained only without compactors.
+
+        Args:
+            config: What `get_config` returned.
+            custom_objects: As in Keras.
+        """
+        config = dict(config)
+        num_compactors = config.pop("num_compactors", 0)
+        optimizer: ResRepOptimizer = super().from_config(config, custom_objects)
+        optimizer._num_lost = num_compactors
+        return optimizer
+
+    def _require_compactors(self) -> None:
+        if self._num_lost:
+            raise UserError(
+                f"the optimizer: it was loaded from a file and has lost the {self._num_lost} compactors that it "
+                "trained; compile the model again with resrep_dist.ResRepOptimizer(rate, compactors)"
+            )

@@ -24,7 +24,7 @@ from resrep_dist.runs.results import finish_run, finished_report
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
 from resrep_dist.training.determinism import enable_determinism
-from resrep_dist.training.phase import check_images, plan_phase, pruning_of
+from resrep_dist.training.phase import check_images, check_loss_and_metrics, plan_phase, pruning_of
 from resrep_dist.training.trainer import Trainer
 
 from rich.console import Console
@@ -96,6 +96,8 @@ def train(
             "accepts_changed_data": accepts_changed_data,
         }
         if graph:
+            # As above: before a base model is trained.
+            cluster.everywhere(lambda: check_loss_and_metrics(model, config))
             obtain_base(model, config, stop, setting)
         elif config.model.weights is not None:
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
@@ -137,6 +139,6 @@ def _check_file(model: keras.Model, workdir: Path) -> None:
         save_model(model, path)
         load_model(path)
     except ModelError as error:
-        raise ModelError(f"model {model.name}: it could not be loaded from its own file: {error}") from None
+        raise ModelError(f"model {model.name}: it could not be written and loaded again: {error}") from None
     finally:
         path.unlink(missing_ok=True)

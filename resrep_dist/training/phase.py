@@ -13,6 +13,7 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
 from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
+from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
 import tensorflow as tf
@@ -148,6 +149,20 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
             num_images,
             _MIN_IMAGES_PER_GPU,
         )
+
+
+def check_loss_and_metrics(model: keras.Model, config: Config) -> None:
+    """Check what all phases need before the first one is trained.
+
+    Args:
+        model: The model.
+        config: The configuration of the run.
+
+    Raises:
+        ConfigError: If the loss or a metric is unknown, or does not fit the model.
+    """
+    make_loss(config.training, model)
+    make_metrics(config.training.metrics, model)
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:

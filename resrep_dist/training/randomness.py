@@ -149,7 +149,7 @@ class _Generator(_RandomGenerator):
         return _fraction(self._bits(shape))
 
     def _bits(self, shape: Any) -> tf.Tensor:
-        """Draw 64 random bits for each number, int64 of the given shape."""
+        """Draw 63 random bits for each number, int64 of the given shape."""
         assert self._positions is not None
         shape = tf.convert_to_tensor(shape, tf.int32)
         rows = self._positions[:1] // self._global_batch_size if self._is_shared else self._positions
@@ -161,9 +161,8 @@ class _Generator(_RandomGenerator):
 
 
 def _fraction(bits: tf.Tensor) -> tf.Tensor:
-    """Make float32 numbers in [0, 1) of the highest 24 of 64 bits."""
-    # A shift of signed numbers fills with copies of the highest bit.
-    highest = tf.bitwise.bitwise_and(right_shift(bits, 40), tf.constant((1 << 24) - 1, bits.dtype))
+    """Make float32 numbers in [0, 1) of 24 of the bits; the highest bit of a hash is always 0."""
+    highest = tf.bitwise.bitwise_and(right_shift(bits, 39), tf.constant((1 << 24) - 1, bits.dtype))
     return tf.cast(highest, tf.float32) * tf.constant(2.0**-24, tf.float32)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 
+@keras.utils.register_keras_serializable("resrep_dist")
 class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then a cosine to zero, or milestones at which the rate is multiplied by a factor.
 

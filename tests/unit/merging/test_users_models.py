@@ -1,0 +1,204 @@
+"""What users' models hold that a merge must carry: arguments of calls, other axes, vectors, several heads, types."""
+
+import resrep_dist
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.config import ModelConfig, TrainingConfig
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ModelError
+from resrep_dist.graph import trace
+from resrep_dist.layers.insertion import compactors_of, insert_compactors
+from resrep_dist.models import building
+from resrep_dist.models.building import build_model
+from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.training.step import TrainStep
+from resrep_dist.training.trainer import Trainer
+from tests.networks import random_source, randomise, small_config, with_dead_channels
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+layers = keras.layers
+IMAGES = np.random.default_rng(0).normal(size=(64, 16, 16, 3)).astype(np.float32)
+
+
+def classifier(between):
+    """Two convolutions that can be pruned, and something between the second one and the end."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input([16, 16, 3])
+    for number in range(2):
+        x = layers.Conv2D(8, 3, 2, name=f"conv{number}")(x)
+        x = layers.ReLU()(layers.BatchNormalization(name=f"bn{number}")(x))
+    x = between(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    randomise(model)
+    return model
+
+
+def merged(model):
+    graph = trace(model)
+    trained = with_dead_channels(model, graph)
+    return graph, *resrep_dist.merge(trained, graph, IMAGES)
+
+
+CALLS = {
+    "reduce_mean": lambda x: tf.reduce_mean(x, -1, keepdims=True),
+    "reduce_max": lambda x: tf.reduce_max(x, axis=[1, 2], keepdims=True),
+    "split": lambda x: layers.Concatenate()(tf.split(x, 2, axis=-1)),
+    "split_one": lambda x: tf.split(x, [2, 6], axis=-1)[1],
+    "pad": lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]]),
+    "resize": lambda x: tf.image.resize(x, [5, 7], method="nearest"),
+    "transpose": lambda x: tf.transpose(x, perm=[0, 2, 1, 3]),
+    "slice": lambda x: x[:, 1:, :, ::2],
+    "reversed": lambda x: 1.0 - x,
+    "power": lambda x: x**2,
+    "clip": lambda x: tf.clip_by_value(x, -0.5, 0.5),
+    "frozen_call": lambda x: layers.BatchNormalization(name="frozen")(x, training=False),
+    "dropout_off": lambda x: layers.Dropout(0.5)(x, training=False),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_arguments_of_calls_are_carried_through_the_merge(call):
+    graph, slim, certificate = merged(classifier(CALLS[call]))
+    assert "conv0" in [group.name for group in graph.groups]
+    assert certificate.max_relative_difference < 1e-5
+    assert slim.get_layer("conv0").filters < 8
+
+
+def test_a_batch_norm_with_the_statistics_of_the_batch_stays_and_keeps_the_layer_before_it():
+    def between(x):
+        x = layers.Conv2D(8, 1, name="before")(x)
+        return layers.ReLU()(layers.BatchNormalization(name="live")(x, training=True))
+
+    graph, _, certificate = merged(classifier(between))
+    assert graph.refused["before"] == "its channels reach live, a BatchNormalization"
+    assert certificate.max_relative_difference < 1e-5
+
+
+def test_outputs_that_are_random_in_inference_are_refused_by_trace():
+    with pytest.raises(ModelError, match="a Dropout that is called with training=True"):
+        trace(classifier(lambda x: layers.Dropout(0.5)(x, training=True)))
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_batch_norm_on_another_axis_keeps_the_convolution_before_it(axis):
+    def between(x):
+        return layers.BatchNormalization(axis=axis, name="other")(layers.Conv2D(8, 1, name="before")(x))
+
+    graph, _, certificate = merged(classifier(between))
+    assert graph.refused["before"] == "its channels reach other, a BatchNormalization"
+    assert [group.name for group in graph.groups] == ["conv0", "conv1"]
+    assert certificate.max_relative_difference < 1e-5
+
+
+VECTORS = {
+    "offset": layers.Rescaling(1 / 64, offset=np.arange(8.0).tolist()),
+    "scale": layers.Rescaling(np.arange(1.0, 9.0).tolist()),
+    "both": layers.Rescaling(np.arange(1.0, 9.0), offset=np.arange(8.0)),
+    "numpy_scalar": layers.Rescaling(np.float32(0.5), offset=np.float32(0.1)),
+    "arithmetic": lambda x: (x - np.arange(8.0, dtype=np.float32)) / np.arange(1.0, 9.0, dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("form", VECTORS)
+def test_one_number_for_each_channel_is_narrowed_with_the_channels(form):
+    graph, slim, certificate = merged(classifier(VECTORS[form]))
+    assert [group.name for group in graph.groups] == ["conv0", "conv1"]
+    assert certificate.max_relative_difference < 1e-5 and slim.get_layer("conv1").filters < 8
+
+
+def test_vectors_at_the_input_are_carried(tmp_path):
+    inputs = keras.Input([16, 16, 3])
+    x = layers.Rescaling(1 / 64, offset=[0.1, 0.2, 0.3])(inputs)
+    x = layers.ReLU()(layers.Conv2D(8, 3, name="conv")((x - [0.4, 0.5, 0.6]) * [1.0, 2.0, 3.0]))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    randomise(model)
+    graph, slim, certificate = merged(model)
+    assert [group.name for group in graph.groups] == ["conv"] and certificate.max_relative_difference < 1e-5
+    resrep_dist.save_model(slim, tmp_path / "slim.h5")
+    again = build_model(ModelConfig(f"file:{tmp_path}/slim.h5", 10, 16))
+    np.testing.assert_allclose(again(IMAGES), slim(IMAGES), atol=1e-5)
+
+
+def test_several_inputs_and_heads_are_merged_and_each_output_is_compared():
+    keras.utils.set_random_seed(0)
+    first, second = keras.Input([16, 16, 3], name="first"), keras.Input([4], name="second")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, name="conv")(first)))
+    pooled = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.Conv2D(12, 3, name="trunk")(x)))
+    boxes = layers.Dense(4, name="boxes")(pooled)
+    classes = layers.Dense(10, activation="sigmoid", name="classes")(layers.Concatenate()([pooled, second]))
+    model = keras.Model([first, second], [classes, boxes])
+    randomise(model)
+    graph = trace(model)
+    trained = with_dead_channels(model, graph)
+    images = [IMAGES, IMAGES[:, 0, :4, 0]]
+    slim, certificate = resrep_dist.merge(trained, graph, images)
+    assert certificate.num_images == 64 and certificate.max_relative_difference < 1e-5
+    for received, expected in zip(slim(images), trained(images), strict=True):
+        np.testing.assert_allclose(received, expected, atol=1e-4)
+    slim.get_layer("boxes").bias.assign_add([0.0, 0.0, 0.0, 10.0])
+    from resrep_dist.merging.certificate import certify
+
+    assert certify(trained, slim, images, {}).max_relative_difference > 0.1, "the second output counts too"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_models_of_another_type_are_trained_in_float32(monkeypatch, dtype):
+    def build():
+        keras.utils.set_random_seed(0)
+        x = inputs = keras.Input([16, 16, 3], dtype=dtype)
+        x = layers.Conv2D(8, 3, dtype=dtype, name="conv")(x)
+        x = layers.ReLU(dtype=dtype)(layers.BatchNormalization(dtype=dtype, name="bn")(x))
+        x = layers.GlobalAveragePooling2D(dtype=dtype)(x)
+        return keras.Model(inputs, layers.Dense(10, dtype=dtype)(x))
+
+    monkeypatch.setattr(building, "_call_users_function", lambda name, config: build())
+    built = build_model(ModelConfig("python:mine:build", 10, 16))
+    assert {weight.dtype.name for weight in built.weights} == {"float32"} and built.inputs[0].dtype == tf.float32
+    np.testing.assert_allclose(built(IMAGES), np.asarray(build()(IMAGES), np.float32), atol=1e-2)
+    model, config = build(), small_config(data={"source": "arrays"})
+    trainer = Trainer(model, trace(model), config, random_source(), random_source(64))
+    trainer.start()
+    trainer.train_until(2)
+    assert all(weight.dtype == tf.float32 for weight in trainer.model.weights)
+
+
+def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_on_without_its_compactors(tmp_path):
+    model = classifier(layers.ReLU())
+    graph = trace(model)
+    pruned = insert_compactors(model, graph)
+    schedule = keras.optimizers.schedules.CosineDecay(0.01, 100)
+    optimizer = ResRepOptimizer(schedule, compactors_of(pruned, graph), momentum=0.8, decay=1e-3, rule="paper")
+    pruned.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    source = random_source()
+    pruned.fit(source.images[:64], source.labels[:64], verbose=0)
+    for name in ("model.h5", "model.keras"):
+        pruned.save(tmp_path / name)
+        loaded = keras.models.load_model(tmp_path / name)
+        np.testing.assert_allclose(loaded.predict(IMAGES, verbose=0), pruned.predict(IMAGES, verbose=0), atol=1e-6)
+        assert (loaded.optimizer.momentum, loaded.optimizer.rule) == (0.8, "paper")
+        assert loaded.optimizer.rate_at(50) == pytest.approx(optimizer.rate_at(50))
+        # Keras makes an error of its own of it, with its text.
+        with pytest.raises(Exception, match="has lost the 2 compactors that it trained"):
+            loaded.fit(source.images[:64], source.labels[:64], verbose=0)
+
+
+def test_an_optimizer_without_compactors_is_loaded_and_trains_on(tmp_path):
+    model = classifier(layers.ReLU())
+    model.compile(ResRepOptimizer(0.01), "mse")
+    model.fit(IMAGES, np.zeros([64, 10]), verbose=0)
+    model.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(tmp_path / "model.h5")
+    before = loaded.get_layer("conv0").kernel.numpy()
+    loaded.fit(IMAGES, np.ones([64, 10]), verbose=0)
+    assert not np.array_equal(loaded.get_layer("conv0").kernel.numpy(), before)
+
+
+def test_an_images_type_does_not_change_the_step():
+    model = classifier(layers.ReLU())
+    step = TrainStep(Cluster(), TrainingConfig(), 32)
+    step.follow(TrainState(model, ResRepOptimizer(0.01), shared=step.variables))
+    step.run(tf.constant(IMAGES[:32]), tf.zeros([32], tf.int64))
+    assert step.read_metrics()["skipped_steps"] == 0
