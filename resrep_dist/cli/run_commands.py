@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import KEYS, add_command, add_config, add_overrides, config_of, start_terminal
+from resrep_dist.cli.options import KEYS, add_command, add_config, add_overrides, add_strict, config_of, start_terminal
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
@@ -28,7 +28,7 @@ def add_run_commands(commands: Any) -> None:
         "--from", type=Path, dest="run", metavar="DIR", help="another run, whose base model this one starts from"
     )
     train.add_argument("--newest", action="store_true", help="with --from: start from its newest state, at its step")
-    _add_strict(train)
+    add_strict(train)
     train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
     train.set_defaults(command=_train)
 
@@ -42,7 +42,7 @@ def add_run_commands(commands: Any) -> None:
         "--checkpoint", type=_checkpoint, default="newest", metavar="best|newest|STEP",
         help="which one; best: the highest top-1 among those whose target is reached (default: newest)",
     )  # fmt: skip
-    _add_strict(merge)
+    add_strict(merge)
     merge.set_defaults(command=_merge)
 
     evaluate = add_command(
@@ -100,34 +100,20 @@ def _checkpoint(text: str) -> str:
     return text
 
 
-def _add_strict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--strict", action="store_true", help="exit code 9 if the target is missed, 10 if a model is broken"
-    )
-
-
 def _train(options: argparse.Namespace) -> int:
     if options.newest and not options.run:
         raise UserError("--newest: given without --from; it says what of that run to start from")
     config = config_of(options, to_start=not options.run)
     console = start_terminal(options.quiet)
+    from resrep_dist.cli.running import run_training
     from resrep_dist.distributed.cluster import Cluster
-    from resrep_dist.reporting.problems import require_success
-    from resrep_dist.reporting.table import print_report
     from resrep_dist.runs.start import from_run
-    from resrep_dist.runs.train import train
 
     cluster = Cluster()
     if options.run:
         config = cluster.everywhere(lambda: from_run(config, options.run))
-    shown = None if options.quiet else console
-    report = train(config, options.workdir, cluster, shown, options.run if options.newest else None)
-    if cluster.is_root:
-        print_report(console, report, options.workdir)
-    cluster.shutdown()
-    if options.strict:
-        require_success(report)
-    return 0
+    newest_of = options.run if options.newest else None
+    return run_training(config, options, options.workdir, cluster, console, newest_of)
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -64,6 +64,18 @@ def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
+def default_console(is_root: bool) -> Console:
+    """Create the console of a program, and show the log if the program does not set up one itself.
+
+    Args:
+        is_root: True on rank 0.
+    """
+    console = make_console()
+    if not logging.getLogger("resrep_dist").hasHandlers():
+        configure_logging(console, is_root)
+    return console
+
+
 class Monitor:
     """Curves and progress of one phase.
 

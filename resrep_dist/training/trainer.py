@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
@@ -20,6 +20,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.defaults import default_hooks
 from resrep_dist.monitoring.hooks import Hook, Hooks
+from resrep_dist.monitoring.monitor import default_console
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
@@ -54,7 +55,7 @@ class Trainer:
         cluster: The ranks; by default those that the launcher started.
         workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
             nothing.
-        console: Where progress is shown; None to show none.
+        console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
 
     Raises:
@@ -72,7 +73,7 @@ class Trainer:
         *,
         cluster: Cluster | None = None,
         workdir: Path | None = None,
-        console: Console | None = None,
+        console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.cluster = cluster or Cluster()
@@ -98,6 +99,7 @@ class Trainer:
         )
         self._best = BestCheckpoint(folder, self.cluster, graph, config)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
+        console = default_console(self.cluster.is_root) if console == "default" else console
         options: dict[str, Any] = {"cluster": self.cluster, "folder": folder, "sweep_row": sweep_row}
         own = default_hooks(config, graph, self.description, self.num_steps, console=console, **options)
         self._hooks = Hooks([*own, *hooks])
