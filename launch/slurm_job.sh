@@ -56,5 +56,6 @@ check_end() { # srun 22.05 returns 0 even where a node could not start its task
 }
 trap 'check_end; come_back' EXIT
 
-launcher=(srun "--mpi=${MPI:-pmix}" --kill-on-bad-exit=1)
+# Neighboring ranks on one socket of one node: their sums then take the short links first.
+launcher=(srun "--mpi=${MPI:-pmix}" --kill-on-bad-exit=1 --distribution=block:block)
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=cores); fi

@@ -7,7 +7,7 @@ resizes or mirrors, the number can be read from the pixels.
 import base64
 from pathlib import Path
 
-from resrep_dist.data.encoded import IMAGENET_MEAN, IMAGENET_STD
+from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 import numpy as np
 import tensorflow as tf

@@ -111,6 +111,8 @@ def _describe(hint: Any) -> str:
         return " or ".join("`null`" if part is type(None) else _describe(part) for part in arguments)
     if origin is tuple:
         return f"list; each {_describe(arguments[0])}"
+    if dataclasses.is_dataclass(hint):
+        return "a section with " + " and ".join(f"`{field.name}`" for field in dataclasses.fields(hint))
     return _TYPES[hint]
 
 

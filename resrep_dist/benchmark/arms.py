@@ -18,6 +18,7 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.building import build_model
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.surgery import with_channels
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase, pruning_of
@@ -84,8 +85,8 @@ def prepare(config: Config) -> tuple[keras.Model, Graph]:
     Raises:
         UserError: If the model cannot be built or has nothing to prune.
     """
-    tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
+    enable_determinism(config.training, config.seed)
     model = build_model(config.model)
     prune = pruning_of(config)
     graph = trace(model, prune.exclude, prune.residual_groups)

@@ -1,7 +1,8 @@
 """Reads the arrays of a checkpoint, if their headers say that they fit the variables."""
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ import numpy as np
 if TYPE_CHECKING:
     # Only for annotations: reading needs no TensorFlow.
     import tensorflow as tf
+
+# The array of a layer that Keras has numbered, or of its compactor.
+_NUMBERED = re.compile(
+    r"(?P<before>velocity/)?(?P<base>[a-z][a-z0-9_]*?)(?:_(?P<number>[0-9]{1,9}))?(?P<rest>(?:_compactor)?/.*)"
+)
 
 
 def read_arrays(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bool) -> dict[str, np.ndarray]:
@@ -30,16 +36,48 @@ def read_arrays(path: Path, variables: Mapping[str, "tf.Variable"], is_whole: bo
         Exception: Of any kind, if the file is malformed.
     """
     with zipfile.ZipFile(path / "state.npz") as file:
-        _check_fit(path, file, variables, is_whole)
+        stored = _stored_names({member.removesuffix(".npy") for member in file.namelist()}, variables.keys())
+        _check_fit(path, file, stored, variables, is_whole)
         # This takes no more memory than the variables do: arrays of another size were refused by their headers.
-        return {name: _read_array(file, name) for name in variables}
+        return {name: _read_array(file, stored[name]) for name in variables}
 
 
-def _check_fit(path: Path, file: zipfile.ZipFile, variables: Mapping[str, "tf.Variable"], is_whole: bool) -> None:
-    names = {member.removesuffix(".npy") for member in file.namelist()}
+def _stored_names(stored: Set[str], wanted: Set[str]) -> dict[str, str]:
+    """Return the arrays in the file by the names that they have here.
+
+    Keras numbers layers without a name by what the process has built before. If the names differ, only the order of the
+    numbers has to be the same.
+    """
+    if wanted <= stored:
+        return {name: name for name in stored}
+    ours = {plain: name for name, plain in _with_plain_numbers(wanted).items()}
+    return {ours.get(plain, name): name for name, plain in _with_plain_numbers(stored).items()}
+
+
+def _with_plain_numbers(names: Set[str]) -> dict[str, str]:
+    """Return for each name the same one with the layer's number counted from 0 among those in `names`."""
+    matches = {name: match for name in names if (match := _NUMBERED.fullmatch(name))}
+    numbers: dict[str, set[int]] = {}
+    for match in matches.values():
+        numbers.setdefault(match["base"], set()).add(int(match["number"] or 0))
+    order = {base: {number: index for index, number in enumerate(sorted(found))} for base, found in numbers.items()}
+    plain = {name: name for name in names}
+    for name, match in matches.items():
+        index = order[match["base"]][int(match["number"] or 0)]
+        plain[name] = f"{match['before'] or ''}{match['base']}#{index}{match['rest']}"
+    return plain
+
+
+def _check_fit(
+    path: Path,
+    file: zipfile.ZipFile,
+    stored: Mapping[str, str],
+    variables: Mapping[str, "tf.Variable"],
+    is_whole: bool,
+) -> None:
     # Of the arrays without a variable, one is enough for the message.
-    others = sorted(names - variables.keys())[:1] if is_whole else []
-    found = {name: _header(file, name) for name in [*(names & variables.keys()), *others]}
+    others = sorted(stored.keys() - variables.keys())[:1] if is_whole else []
+    found = {name: _header(file, stored[name]) for name in [*(stored.keys() & variables.keys()), *others]}
     expected = {name: (tuple(v.shape), v.dtype.as_numpy_dtype) for name, v in variables.items()}
     if expected != found:
         name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
+from resrep_dist.checkpoints.same_data import check_same_data
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError
@@ -35,6 +36,8 @@ class CheckpointWriter:
         cluster: The ranks.
         graph: Trace of the original model; None in a phase that does not prune.
         config: Configuration of the run, saved with each checkpoint for the record.
+        data: For each set its fingerprint, saved with each checkpoint and compared when a run resumes.
+        accepts_changed_data: True to resume with other data than before, which is logged.
     """
 
     def __init__(
@@ -44,9 +47,13 @@ class CheckpointWriter:
         cluster: Cluster,
         graph: Graph | None = None,
         config: Mapping[str, Any] | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        accepts_changed_data: bool = False,
     ) -> None:
         self._folder = CheckpointFolder(folder, num_kept) if folder else None
         self._cluster, self._graph, self._config = cluster, graph, config
+        self._data, self._accepts_changed_data = data, accepts_changed_data
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[float | None] | None = None
         # Step of the last checkpoint passed to the thread, and the number of failed writes in a row before it.
@@ -61,6 +68,7 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: On every rank, if all checkpoints are damaged, or the newest is of another model.
+            DataError: On every rank, if the data is not the one that the checkpoint was trained on.
         """
         states: list[TrainState] = []
 
@@ -94,6 +102,7 @@ class CheckpointWriter:
             "num_chosen": state.num_chosen,
             "layout": state.channels.to_json(self._graph) if state.channels and self._graph else None,
             "config": self._config,
+            "data": self._data,
             **notes,
         }
         # The result of the previous write is sent with this one, so no rank waits for the disk.
@@ -116,6 +125,9 @@ class CheckpointWriter:
         if self._folder:
             self._folder.delete_partial()
             position = self._folder.restore_newest(variables_at)
+        if position:
+            accepts = self._accepts_changed_data
+            check_same_data(position.get("data"), self._data, position["step"], accepts_change=accepts)
         return {key: position.get(key) for key in _NEW} if position else _NEW
 
     def _hand_over(self, state: TrainState, position: Mapping[str, Any], is_last: bool) -> dict[str, int]:

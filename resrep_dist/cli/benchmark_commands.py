@@ -117,7 +117,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.benchmark:
         steps = benchmark.read_steps(options.benchmark, config)
     else:
-        cluster = Cluster()
+        cluster = Cluster(config.training.deterministic)
         if cluster.size > 1:
             raise UserError(
                 f"resrep plan: started on {cluster.size} ranks, expected 1, since their steps include a "
@@ -150,7 +150,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:
@@ -167,7 +167,7 @@ def _benchmark_replay(options: argparse.Namespace) -> int:
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     result = benchmark.benchmark_replay(config, options.log, cluster, options.num_steps, options.num_rounds)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, {"replay": result})))
     if cluster.is_root:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import KEYS, add_command, add_overrides, add_strict, positive, start_terminal
+from resrep_dist.cli.options import KEYS, add_command, add_overrides, add_running, positive, start_terminal
 
 
 def add_first_commands(commands: Any) -> None:
@@ -27,8 +27,7 @@ def add_first_commands(commands: Any) -> None:
     _add_choices(prune)
     prune.add_argument("--workdir", type=Path, help="folder of the run (default: runs/ and the model's name)")
     add_overrides(prune)
-    add_strict(prune)
-    prune.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
+    add_running(prune)
     prune.set_defaults(command=_prune)
 
     init = add_command(

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import KEYS, add_command, add_config, add_overrides, add_strict, config_of, start_terminal
+from resrep_dist.cli.options import (
+    KEYS,
+    add_command,
+    add_config,
+    add_overrides,
+    add_running,
+    add_strict,
+    config_of,
+    start_terminal,
+)
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
@@ -28,8 +37,7 @@ def add_run_commands(commands: Any) -> None:
         "--from", type=Path, dest="run", metavar="DIR", help="another run, whose base model this one starts from"
     )
     train.add_argument("--newest", action="store_true", help="with --from: start from its newest state, at its step")
-    add_strict(train)
-    train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
+    add_running(train)
     train.set_defaults(command=_train)
 
     merge = add_command(
@@ -109,7 +117,7 @@ def _train(options: argparse.Namespace) -> int:
     from resrep_dist.distributed.cluster import Cluster
     from resrep_dist.runs.start import from_run
 
-    cluster = Cluster()
+    cluster = Cluster(config.training.deterministic)
     if options.run:
         config = cluster.everywhere(lambda: from_run(config, options.run))
     newest_of = options.run if options.newest else None

@@ -24,7 +24,7 @@ def run_training(
 
     Args:
         config: The configuration of the run.
-        options: `quiet` and `strict` of the command line.
+        options: what `add_running` adds to the command line.
         workdir: Folder of the run.
         cluster: The ranks, which are shut down at the end.
         console: Where the table is printed.
@@ -37,7 +37,9 @@ def run_training(
         TargetMissedError: With `strict`, if the target was missed.
         BrokenModelError: With `strict`, if a model is broken.
     """
-    report = train(config, workdir, cluster, None if options.quiet else console, newest_of)
+    shown = None if options.quiet else console
+    accepts = options.accept_changed_data
+    report = train(config, workdir, cluster, shown, newest_of, accepts_changed_data=accepts)
     if cluster.is_root:
         print_report(console, report, workdir)
     cluster.shutdown()

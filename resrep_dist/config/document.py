@@ -5,10 +5,11 @@ import io
 import itertools
 from typing import Annotated, Any
 
+from resrep_dist.config.data_section import DataConfig
 from resrep_dist.config.model_names import unknown_model
+from resrep_dist.config.normalization import default_normalization
 from resrep_dist.config.schema import (
     CheckpointConfig,
-    DataConfig,
     FaultsConfig,
     LoggingConfig,
     MergeConfig,
@@ -66,6 +67,9 @@ class Config:
     """Seed of the weights, the order of the samples and their augmentation."""
 
     def __post_init__(self) -> None:
+        if self.data.normalization == "default":
+            name: Any = default_normalization(self.data.source, self.model.name)
+            object.__setattr__(self, "data", dataclasses.replace(self.data, normalization=name))
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config.document import Config, check_start
+from resrep_dist.config.normalization import ChannelStatistics
 from resrep_dist.errors import ConfigError, one_line
 
 from pydantic import TypeAdapter, ValidationError
@@ -79,7 +80,7 @@ def build_config(document: dict[str, Any], origin: str = "config", *, to_start: 
     try:
         config: Config = TypeAdapter(Config).validate_json(text)
     except ValidationError as error:
-        raise _error(f"{origin}: {_describe(min(error.errors(), key=_is_no_unknown_key))}") from None
+        raise _error(f"{origin}: {_describe(min(_of_one_branch(error.errors()), key=_is_no_unknown_key))}") from None
     try:
         if to_start:
             check_start(config)
@@ -154,6 +155,25 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     section[parts[-1]] = _parse_yaml(text, f"--set {override}")
 
 
+def _of_one_branch(errors: list[Any]) -> list[Any]:
+    """Leave out what pydantic says of the other kind of value where a name or a section is possible."""
+    # Its place has the kind as a part that is no key: `literal['a','b']`, or the name of the section's class.
+    cleaned = [{**error, "loc": tuple(part for part in error["loc"] if not _is_kind(part))} for error in errors]
+    named = [error["loc"] for error in cleaned if error["type"] == "literal_error"]
+    sections = [error["loc"] for error in cleaned if isinstance(error["input"], dict)]
+    kept = [
+        error
+        for error in cleaned
+        if not (error["type"] == "dataclass_type" and error["loc"] in named)
+        and not (error["type"] == "literal_error" and error["loc"] in sections)
+    ]
+    return kept or cleaned
+
+
+def _is_kind(part: Any) -> bool:
+    return isinstance(part, str) and (part.startswith("literal[") or part == ChannelStatistics.__name__)
+
+
 def _is_no_unknown_key(error: Any) -> bool:
     # The first to be told of: a misspelled key that is required is missing as well.
     return error["type"] not in _UNKNOWN_KEY
@@ -200,7 +220,8 @@ def _type_at(location: tuple[Any, ...]) -> Any:
         hints = typing.get_type_hints(current)
         current = hints.get(str(part))
         if typing.get_origin(current) in (typing.Union, types.UnionType):
-            current = next(arg for arg in typing.get_args(current) if arg is not type(None))
+            kinds = [arg for arg in typing.get_args(current) if arg is not type(None)]
+            current = next((arg for arg in kinds if dataclasses.is_dataclass(arg)), kinds[0])
         if current is None or not dataclasses.is_dataclass(current):
             return None
     return current

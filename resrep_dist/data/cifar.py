@@ -8,22 +8,30 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source
 from resrep_dist.errors import DataError
 
 import numpy as np
 
 _NUM_PIXELS = 32 * 32 * 3
-# Mean and standard deviation of all pixels of the training set, as fractions of 255.
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
-def cifar10(path: Path) -> tuple[Source, Source]:
+def _of_fractions(mean: Sequence[float], std: Sequence[float]) -> Normalization:
+    return Normalization([255.0 * value for value in mean], [255.0 * value for value in std])
+
+
+# Mean and standard deviation of all pixels of the training set.
+_CIFAR10 = _of_fractions((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR100 = _of_fractions((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def cifar10(path: Path, normalization: Normalization | None = None) -> tuple[Source, Source]:
     """Read CIFAR-10, 10 classes and 32 pixels.
 
     Args:
         path: Folder or tar archive with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
+        normalization: Scale of the pixels. None for mean and standard deviation of the training set.
 
     Returns:
         Training set and validation set.
@@ -32,14 +40,16 @@ def cifar10(path: Path) -> tuple[Source, Source]:
         DataError: If a file is missing, cannot be read or is not of the binary version.
     """
     train = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    return _source(path, train, 1, 10, _CIFAR10), _source(path, ["test_batch.bin"], 1, 10, _CIFAR10)
+    scale = normalization or _CIFAR10
+    return _source(path, train, 1, 10, scale), _source(path, ["test_batch.bin"], 1, 10, scale)
 
 
-def cifar100(path: Path) -> tuple[Source, Source]:
+def cifar100(path: Path, normalization: Normalization | None = None) -> tuple[Source, Source]:
     """Read CIFAR-100, 100 classes (the fine labels) and 32 pixels.
 
     Args:
         path: Folder or tar archive with `train.bin` and `test.bin`.
+        normalization: Scale of the pixels. None for mean and standard deviation of the training set.
 
     Returns:
         Training set and validation set.
@@ -47,7 +57,8 @@ def cifar100(path: Path) -> tuple[Source, Source]:
     Raises:
         DataError: If a file is missing, cannot be read or is not of the binary version.
     """
-    return _source(path, ["train.bin"], 2, 100, _CIFAR100), _source(path, ["test.bin"], 2, 100, _CIFAR100)
+    scale = normalization or _CIFAR100
+    return _source(path, ["train.bin"], 2, 100, scale), _source(path, ["test.bin"], 2, 100, scale)
 
 
 def _source(
@@ -55,10 +66,9 @@ def _source(
     names: Sequence[str],
     num_labels: int,
     num_classes: int,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    normalization: Normalization,
 ) -> Source:
     """Read records with `num_labels` bytes before the pixels, of which the last one is the label."""
-    mean, std = ([255.0 * value for value in values] for values in statistics)
     records = []
     for name, data in zip(names, _read(path, names), strict=True):
         if len(data) == 0 or len(data) % (num_labels + _NUM_PIXELS):
@@ -69,7 +79,10 @@ def _source(
         records.append(np.frombuffer(data, np.uint8).reshape(-1, num_labels + _NUM_PIXELS))
     table = np.concatenate(records)
     images = table[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Source(np.ascontiguousarray(images), table[:, num_labels - 1].astype(np.int64), num_classes, mean, std)
+    if normalization.is_bgr:
+        images = images[..., ::-1]
+    labels = table[:, num_labels - 1].astype(np.int64)
+    return Source(np.ascontiguousarray(images), labels, num_classes, normalization.mean, normalization.std)
 
 
 def _read(path: Path, names: Sequence[str]) -> list[bytes]:

@@ -10,13 +10,12 @@ is an error, since its missing part would be filled with gray; a crop that ends 
 import abc
 from typing import Any
 
-from resrep_dist.data.augmentation import PADDING, augment, is_mirrored, normalize
+from resrep_dist.data.augmentation import PADDING, augment, is_mirrored
+from resrep_dist.data.normalization import IMAGENET, Normalization
 from resrep_dist.data.source import ImageSource
 
 import tensorflow as tf
 
-IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 # Gives exactly the pixels of Pillow; TensorFlow's default differed by up to 5 of 255 and was not faster.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
@@ -28,10 +27,13 @@ class EncodedSource(ImageSource):
         num_classes: Number of classes.
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        normalization: Scale of the pixels.
     """
 
-    def __init__(self, num_classes: int, image_size: int, crop_fraction: float) -> None:
-        self.num_classes = num_classes
+    def __init__(
+        self, num_classes: int, image_size: int, crop_fraction: float, normalization: Normalization = IMAGENET
+    ) -> None:
+        self.num_classes, self._normalize = num_classes, normalization
         self._image_size, self._crop_fraction = image_size, crop_fraction
 
     @abc.abstractmethod
@@ -66,11 +68,11 @@ class EncodedSource(ImageSource):
                 image = tf.cond(coin, lambda: tf.reverse(crop, [1]), lambda: crop)
             else:
                 image = center_crop(encoded, self._image_size, self._crop_fraction)
-            return image if is_padded else normalize(image, IMAGENET_MEAN, IMAGENET_STD), label, position
+            return image if is_padded else self._normalize(image), label, position
 
         def finish(images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if is_padded:
-                images = normalize(augment(images, augmentation, positions, seed), IMAGENET_MEAN, IMAGENET_STD)
+                images = self._normalize(augment(images, augmentation, positions, seed))
             return images, labels
 
         parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}

@@ -3,13 +3,18 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.data.encoded import EncodedSource
+from resrep_dist.data.normalization import IMAGENET, Normalization
+from resrep_dist.data.source import checksum_of
 from resrep_dist.errors import DataError
 
 import numpy as np
 import tensorflow as tf
 
+# Longer lists of classes are compared by their checksum.
+_MAX_NAMED = 100
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 
 
@@ -21,13 +26,19 @@ class ImageFolder(EncodedSource):
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
         classes: Names of the classes in their order. None for the folders in `folder`.
+        normalization: Scale of the pixels.
 
     Raises:
         DataError: If the folder is missing or has no folders, or one of them is empty or not of these classes.
     """
 
     def __init__(
-        self, folder: Path, image_size: int, crop_fraction: float, classes: Sequence[str] | None = None
+        self,
+        folder: Path,
+        image_size: int,
+        crop_fraction: float,
+        classes: Sequence[str] | None = None,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         found = _class_names(folder)
         self.classes = list(classes) if classes is not None else found
@@ -38,7 +49,7 @@ class ImageFolder(EncodedSource):
                 f"{folder / unknown[0]}: no such class in the training set ({len(self.classes)} classes); "
                 "its folders must have the same names"
             )
-        super().__init__(len(self.classes), image_size, crop_fraction)
+        super().__init__(len(self.classes), image_size, crop_fraction, normalization)
         self._folder = folder
         files = [(name, label) for label, name in enumerate(self.classes) if name in held]
         names = [_file_names(folder / name) for name, _ in files]
@@ -53,6 +64,14 @@ class ImageFolder(EncodedSource):
 
     def describe(self, index: int) -> str:
         return str(self._folder / self.classes[self._labels[index]] / self._names[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            **super().fingerprint(),
+            "class names": self.classes if len(self.classes) <= _MAX_NAMED else checksum_of(self.classes),
+            "checksum of the labels": checksum_of(self._labels),
+            "checksum of the file names": checksum_of(self._names),
+        }
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Paths are joined when they are needed: all of ImageNet's 1.28 million would take 100 MB on every rank.
@@ -72,13 +91,16 @@ class ImageFolder(EncodedSource):
         return tf.io.read_file(sample)
 
 
-def image_folders(folder: Path, image_size: int, crop_fraction: float) -> tuple[ImageFolder, ImageFolder]:
+def image_folders(
+    folder: Path, image_size: int, crop_fraction: float, normalization: Normalization = IMAGENET
+) -> tuple[ImageFolder, ImageFolder]:
     """Find the images of a folder with `train` and `val`.
 
     Args:
         folder: The folder.
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        normalization: Scale of the pixels.
 
     Returns:
         Training set and validation set.
@@ -86,8 +108,8 @@ def image_folders(folder: Path, image_size: int, crop_fraction: float) -> tuple[
     Raises:
         DataError: As `ImageFolder`.
     """
-    train = ImageFolder(folder / "train", image_size, crop_fraction)
-    return train, ImageFolder(folder / "val", image_size, crop_fraction, train.classes)
+    train = ImageFolder(folder / "train", image_size, crop_fraction, None, normalization)
+    return train, ImageFolder(folder / "val", image_size, crop_fraction, train.classes, normalization)
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from resrep_dist.config import DataConfig, ModelConfig
 from resrep_dist.data.cifar import cifar10, cifar100
 from resrep_dist.data.digits import digits
 from resrep_dist.data.imagefolder import image_folders
+from resrep_dist.data.normalization import IMAGENET, normalization_of
 from resrep_dist.data.npz import npz
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.data.synthetic import synthetic
@@ -30,15 +31,17 @@ def load_sources(data: DataConfig, model: ModelConfig) -> tuple[ImageSource, Ima
     path = Path(data.path or "")
     index_folder = Path(data.index_folder) if data.index_folder else None
     crop = (model.image_size, data.crop_fraction)
+    own = normalization_of(data.normalization)
+    scale = own or IMAGENET
     sources: dict[str, Callable[[], tuple[ImageSource, ImageSource]]] = {
         "digits": lambda: digits(model.image_size),
-        "imagefolder": lambda: image_folders(path, *crop),
-        "tfrecord": lambda: imagenet_records(path, model.num_classes, *crop, index_folder),
-        "tfds": lambda: prepared_set(data.name or "", path, *crop, index_folder),
-        "cifar10": lambda: cifar10(path),
-        "cifar100": lambda: cifar100(path),
-        "npz": lambda: npz(path, model.num_classes),
-        "synthetic": lambda: synthetic(data.num_samples, model.num_classes, model.image_size),
+        "imagefolder": lambda: image_folders(path, *crop, scale),
+        "tfrecord": lambda: imagenet_records(path, model.num_classes, *crop, index_folder, scale),
+        "tfds": lambda: prepared_set(data.name or "", path, *crop, index_folder, scale),
+        "cifar10": lambda: cifar10(path, own),
+        "cifar100": lambda: cifar100(path, own),
+        "npz": lambda: npz(path, model.num_classes, own),
+        "synthetic": lambda: synthetic(data.num_samples, model.num_classes, model.image_size, own),
     }
     train, validation = sources[data.source]()
     _check_image_size(train, data, model)

@@ -3,6 +3,7 @@
 import zipfile
 from pathlib import Path
 
+from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source
 from resrep_dist.errors import DataError
 
@@ -11,15 +12,16 @@ import numpy as np
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
-def npz(path: Path, num_classes: int) -> tuple[Source, Source]:
+def npz(path: Path, num_classes: int, normalization: Normalization | None = None) -> tuple[Source, Source]:
     """Read images [N, height, width] or [N, height, width, 1 or 3] and integer labels [N] or [N, 1].
 
-    Integer images are normalized by mean and standard deviation of the training set's channels. Floating-point images
-    are used as they are. A single channel is repeated three times.
+    Integer images are normalized, by default by mean and standard deviation of the training set's channels.
+    Floating-point images are used as they are. A single channel is repeated three times.
 
     Args:
         path: The file; pickled arrays in it are refused.
         num_classes: Number of classes.
+        normalization: Scale of integer images, from 0 to 255. None for mean and standard deviation of the training set.
 
     Returns:
         Training set and validation set.
@@ -37,8 +39,16 @@ def npz(path: Path, num_classes: int) -> tuple[Source, Source]:
     train, test = (_images(path, name, arrays[name]) for name in ("x_train", "x_test"))
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"data.path {path}: x_train holds images of {train.shape[1:]}, x_test of {test.shape[1:]}")
+    _require_one_scale(path, train, test)
+    is_integer = np.issubdtype(train.dtype, np.integer)
     mean = std = None
-    if np.issubdtype(train.dtype, np.integer):
+    if normalization is not None and not is_integer:
+        _require_as_they_are(path, normalization)
+    elif normalization is not None:
+        mean, std = normalization.mean, normalization.std
+        if normalization.is_bgr:
+            train, test = train[..., ::-1], test[..., ::-1]
+    elif is_integer:
         mean = train.mean((0, 1, 2), np.float64).tolist()
         # A channel that is constant becomes 0 instead of NaN.
         std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
@@ -58,6 +68,27 @@ def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _require_one_scale(path: Path, train: np.ndarray, test: np.ndarray) -> None:
+    """Check that both sets have values of one kind and scale, since they are normalized alike."""
+    kinds = ["whole numbers" if np.issubdtype(images.dtype, np.integer) else "fractions" for images in (train, test)]
+    largest = [float(np.max(np.abs(images), initial=0.0)) for images in (train, test)]
+    # Values from 0 to 1 beside values from 0 to 255.
+    is_other_scale = min(largest) <= 1.0 and max(largest) > 100.0
+    if kinds[0] != kinds[1] or is_other_scale:
+        raise DataError(
+            f"data.path {path}: x_train holds {train.dtype} up to {largest[0]:g}, x_test {test.dtype} up to "
+            f"{largest[1]:g}; expected the same type and scale in both, as both are normalized alike; save them again"
+        )
+
+
+def _require_as_they_are(path: Path, normalization: Normalization) -> None:
+    if any(normalization.mean) or any(value != 1.0 for value in normalization.std):
+        raise DataError(
+            f"data.path {path}: x_train holds floating-point images, which are used as they are; remove "
+            "data.normalization, or save the pixels as uint8 from 0 to 255"
+        )
 
 
 def _labels(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:

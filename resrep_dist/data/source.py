@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from resrep_dist.errors import DataError, SampleError
 
 import numpy as np
 import tensorflow as tf
+
+_NUM_FINGERPRINT_IMAGES = 2048
 
 
 class ImageSource(abc.ABC):
@@ -57,6 +60,15 @@ class ImageSource(abc.ABC):
     def describe(self, index: int) -> str:
         """Return where a sample is stored, for an error message."""
         return f"sample {index}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe the samples and their order, which must not change within a run.
+
+        Returns:
+            JSON values by names that a user understands; checksums for what is long. Samples that are moved to another
+            folder have the same.
+        """
+        return {"number of samples": len(self), "number of classes": self.num_classes}
 
     def first_images(self, num_images: int) -> np.ndarray:
         """Load the first images as for evaluation.
@@ -111,6 +123,16 @@ class Source(ImageSource):
     def __len__(self) -> int:
         return len(self.images)
 
+    def fingerprint(self) -> dict[str, Any]:
+        # All pixels of a large set would take minutes.
+        chosen = np.linspace(0, len(self) - 1, min(len(self), _NUM_FINGERPRINT_IMAGES)).astype(np.int64)
+        return {
+            **super().fingerprint(),
+            "shape of the images": list(self.images.shape[1:]),
+            "checksum of the labels": checksum_of(self.labels),
+            "checksum of the images": checksum_of(self.images[chosen]),
+        }
+
     def load(self, places: tf.data.Dataset, batch_size: int, augmentation: str, seed: int) -> tf.data.Dataset:
         images, labels = self._tensors
 
@@ -127,6 +149,13 @@ class Source(ImageSource):
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device("CPU:0"):
             return tf.constant(self.images), tf.constant(self.labels, tf.int64)
+
+
+def checksum_of(values: np.ndarray | Sequence[str]) -> str:
+    """Return the SHA-256 checksum of an array, or of names in their order, hexadecimal, the first 16 digits."""
+    if isinstance(values, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]
+    return hashlib.sha256("\0".join(values).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class NamedErrors:

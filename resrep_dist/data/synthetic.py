@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from resrep_dist.data.augmentation import augment, normalize
+from resrep_dist.data.augmentation import augment
+from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import ImageSource
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 _NUM_DIFFERENT = 64
 _NUM_VALIDATION = 1024
+_OWN = Normalization((127.5,) * 3, (73.9,) * 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Synthetic(ImageSource):
         num_samples: Number of images.
         num_classes: Number of classes.
         image_size: Height and width of the RGB images, pixels.
+        normalization: Scale of the pixels.
     """
 
     num_samples: int
     num_classes: int
     image_size: int
+    normalization: Normalization = _OWN
 
     def __len__(self) -> int:
         return self.num_samples
@@ -36,11 +40,22 @@ class Synthetic(ImageSource):
 
         def batch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             images = augment(tf.gather(pixels, indices % _NUM_DIFFERENT), augmentation, positions, seed)
-            return normalize(images, (127.5,) * 3, (73.9,) * 3), indices % self.num_classes
+            return self.normalization(images), indices % self.num_classes
 
         return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def synthetic(num_samples: int, num_classes: int, image_size: int) -> tuple[Synthetic, Synthetic]:
-    """Return a training set of `num_samples` images and a validation set of 1,024, of `image_size` pixels."""
-    return Synthetic(num_samples, num_classes, image_size), Synthetic(_NUM_VALIDATION, num_classes, image_size)
+def synthetic(
+    num_samples: int, num_classes: int, image_size: int, normalization: Normalization | None = None
+) -> tuple[Synthetic, Synthetic]:
+    """Return a training set of `num_samples` images and a validation set of 1,024, of `image_size` pixels.
+
+    Args:
+        num_samples: Number of training images.
+        num_classes: Number of classes.
+        image_size: Height and width of the RGB images, pixels.
+        normalization: Scale of the pixels. None for mean 0 and deviation 1.
+    """
+    sizes = (num_samples, _NUM_VALIDATION)
+    train, validation = (Synthetic(size, num_classes, image_size, normalization or _OWN) for size in sizes)
+    return train, validation

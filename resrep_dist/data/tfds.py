@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.data.normalization import IMAGENET, Normalization
 from resrep_dist.data.record_index import index_records
 from resrep_dist.data.tfrecord import Parse, RecordSource
 from resrep_dist.errors import DataError, one_line
@@ -12,7 +13,12 @@ import tensorflow as tf
 
 
 def prepared_set(
-    name: str, data_dir: Path, image_size: int, crop_fraction: float, index_folder: Path | None
+    name: str,
+    data_dir: Path,
+    image_size: int,
+    crop_fraction: float,
+    index_folder: Path | None,
+    normalization: Normalization = IMAGENET,
 ) -> tuple[RecordSource, RecordSource]:
     """Open a set with the features `image` and `label`.
 
@@ -22,6 +28,7 @@ def prepared_set(
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
         index_folder: Folder in which the index of the records is kept. None to scan the files at every start.
+        normalization: Scale of the pixels.
 
     Returns:
         The split `train`, and the split `validation`, or `test` if there is none.
@@ -50,6 +57,7 @@ def prepared_set(
             features["label"].num_classes,
             image_size,
             crop_fraction,
+            normalization,
         )
         for split in ("train", validation)
     )

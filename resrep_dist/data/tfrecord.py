@@ -7,9 +7,12 @@ known, records are read like files: in one order for all ranks, from any step.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.data.encoded import EncodedSource
+from resrep_dist.data.normalization import IMAGENET, Normalization
 from resrep_dist.data.record_index import RecordIndex, RecordReader, index_records
+from resrep_dist.data.source import checksum_of
 from resrep_dist.errors import DataError
 
 import tensorflow as tf
@@ -27,12 +30,19 @@ class RecordSource(EncodedSource):
         num_classes: Number of classes.
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
+        normalization: Scale of the pixels.
     """
 
     def __init__(
-        self, index: RecordIndex, parse: Parse, num_classes: int, image_size: int, crop_fraction: float
+        self,
+        index: RecordIndex,
+        parse: Parse,
+        num_classes: int,
+        image_size: int,
+        crop_fraction: float,
+        normalization: Normalization = IMAGENET,
     ) -> None:
-        super().__init__(num_classes, image_size, crop_fraction)
+        super().__init__(num_classes, image_size, crop_fraction, normalization)
         self._index, self._reader, self._parse = index, RecordReader(index), parse
 
     def __len__(self) -> int:
@@ -40,6 +50,13 @@ class RecordSource(EncodedSource):
 
     def describe(self, index: int) -> str:
         return self._index.describe(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            **super().fingerprint(),
+            "checksum of the file names": checksum_of([path.name for path in self._index.paths]),
+            "checksum of the records' lengths": checksum_of(self._index.lengths),
+        }
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Stateless, since a record depends on its index only. With a stateful function TensorFlow's op determinism
@@ -62,7 +79,12 @@ class RecordSource(EncodedSource):
 
 
 def imagenet_records(
-    folder: Path, num_classes: int, image_size: int, crop_fraction: float, index_folder: Path | None
+    folder: Path,
+    num_classes: int,
+    image_size: int,
+    crop_fraction: float,
+    index_folder: Path | None,
+    normalization: Normalization = IMAGENET,
 ) -> tuple[RecordSource, RecordSource]:
     """Open ImageNet's shards, whose labels start at 1, since 0 is the background.
 
@@ -72,6 +94,7 @@ def imagenet_records(
         image_size: Height and width of the images after cropping, pixels.
         crop_fraction: For evaluation the short side is resized to image_size / crop_fraction and the center is cropped.
         index_folder: Folder in which the index of the records is kept. None to scan the shards at every start.
+        normalization: Scale of the pixels.
 
     Returns:
         Training set and validation set.
@@ -86,6 +109,7 @@ def imagenet_records(
             num_classes,
             image_size,
             crop_fraction,
+            normalization,
         )
         for prefix in ("train", "validation")
     )

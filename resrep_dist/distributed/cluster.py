@@ -5,6 +5,7 @@ A run of a single process is a cluster of one, which does not import Horovod.
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -38,20 +39,34 @@ class Cluster:
         local_rank: Number of this rank on its host, counted from 0.
         watchdog: Ends this process if training makes no progress.
 
+    Args:
+        deterministic: True if sums over the ranks have to be the same bits in every run (`training.deterministic`).
+
     Raises:
         HostError: If Horovod cannot be imported, or the GPUs of the host do not fit its ranks.
         UserError: If Horovod does not see all processes, or TensorFlow has already initialized the GPUs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deterministic: bool = True) -> None:
         self.rank, self.size, self.local_rank = 0, 1, 0
         self._horovod: Any = None
-        presence = None
+        presence, error = None, None
         if launched_size() > 1:
+            if deterministic:
+                # NVLink's switches add in an order of their own. Set unless the user has set it.
+                os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
             self._start_horovod()
+        # Before the first operation, since TensorFlow then takes all GPUs and as many threads as there are cores.
+        try:
+            _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+        except UserError as raised:
+            error = raised
+        if self.size > 1:
+            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed.
             presence = Presence(self.rank, self.size, self._from_root)
         self.watchdog = Watchdog(self.is_root, presence)
-        _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+        if error is not None:
+            raise error
 
     @property
     def is_root(self) -> bool:
@@ -237,7 +252,7 @@ def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
         return 0
     raise HostError(
         f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
-        "(where each rank sees a GPU of its own only, start them with `srun --gpus-per-task=1`)",
+        "(with Slurm: --gpus-per-node=N --ntasks-per-node=N, which shows each rank the GPUs of all)",
         local_rank,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
 from resrep_dist.export.inference import from_keras, open_model_file
+from resrep_dist.models.strict_float32 import strict_float32
 
 import numpy as np
 import tensorflow as tf
@@ -98,10 +99,11 @@ def _convert(model: keras.Model, format_name: str, path: Path) -> None:
 
 def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: float) -> Export:
     starts = range(0, len(images), _BATCH_SIZE)
-    expected, received = (
-        np.concatenate([inference.run(images[start : start + _BATCH_SIZE]) for start in starts])
-        for inference in (from_keras(model), open_model_file(path))
-    )
+    with strict_float32():
+        expected, received = (
+            np.concatenate([inference.run(images[start : start + _BATCH_SIZE]) for start in starts])
+            for inference in (from_keras(model), open_model_file(path))
+        )
     difference = float(np.max(np.abs(expected - received)))
     relative = difference / max(float(np.max(np.abs(expected))), 1e-30)
     # `not <=` instead of `>`, so that a NaN is refused as well.

@@ -12,6 +12,7 @@ _WITH_NUMBER: dict[str, Callable[[float], keras.layers.Layer]] = {
     "subtract": lambda number: _layers.Rescaling(1.0, offset=-number),
     "multiply": lambda number: _layers.Rescaling(number),
     "truediv": lambda number: _layers.Rescaling(1.0 / number),
+    "leaky_relu": lambda number: _layers.LeakyReLU(number),
 }
 _OF_TWO: dict[str, type[keras.layers.Layer]] = {
     "add": _layers.Add,
@@ -24,6 +25,13 @@ _OF_ONE: dict[str, Callable[[], keras.layers.Layer]] = {
     "math.sigmoid": lambda: _layers.Activation("sigmoid"),
     "math.tanh": lambda: _layers.Activation("tanh"),
     "nn.silu": lambda: _layers.Activation("swish"),
+    "nn.elu": lambda: _layers.Activation("elu"),
+    "nn.gelu": lambda: _layers.Activation("gelu"),
+    "nn.selu": lambda: _layers.Activation("selu"),
+    "math.softplus": lambda: _layers.Activation("softplus"),
+    "nn.leaky_relu": lambda: _layers.LeakyReLU(0.2),
+    "nn.softmax": lambda: _layers.Softmax(),
+    "identity": lambda: _layers.Activation("linear"),
 }
 _COMMUTES = ("add", "multiply")
 
@@ -50,6 +58,10 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
     if len(tensors) == 1 and len(numbers) == 1 and operator in _WITH_NUMBER:
         is_first = is_symbolic(node.call_args[0])
         return _WITH_NUMBER[operator](numbers[0]) if is_first or operator in _COMMUTES else None
+    if symbol == "nn.softmax" and numbers == [-1.0]:
+        return _layers.Softmax()
+    if symbol == "clip_by_value" and numbers[:1] == [0.0] and len(numbers) == 2 and numbers[1] > 0:
+        return _layers.ReLU(numbers[1])
     if len(tensors) == 2 and not numbers and operator in _OF_TWO and _have_same_rank(tensors):
         return _OF_TWO[operator]()
     if len(tensors) == 1 and not numbers and symbol in _OF_ONE:

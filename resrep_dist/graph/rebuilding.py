@@ -1,11 +1,11 @@
 """Rebuilds functional Keras models layer by layer: the one way in which this package changes models.
 
-A rebuilt model is flat: it has the layers of inner models, and built-in activations and arithmetic on tensors are
-layers of their own.
+A rebuilt model is flat: it has the layers of inner models, and built-in activations, arithmetic on tensors and
+regularizers of what comes out of them are layers of their own.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
@@ -48,6 +48,7 @@ def flatten(model: keras.Model) -> keras.Model:
     is_flat = all(
         not isinstance(node.layer, keras.Model)
         and not _has_activation_to_split(node.layer)
+        and not _has_activity_to_move(node.layer)
         and operator_as_layer(node) is None
         for node in nodes(model)
     )
@@ -75,7 +76,10 @@ def with_input_size(model: keras.Model, size: tuple[int, int]) -> keras.Model:
 
 
 def rebuild(
-    model: keras.Model, call: Call | None = None, input_shapes: Sequence[Sequence[int | None]] | None = None
+    model: keras.Model,
+    call: Call | None = None,
+    input_shapes: Sequence[Sequence[int | None]] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> keras.Model:
     """Rebuild a functional model, flat, from the configurations of its layers, with new weights.
 
@@ -84,6 +88,7 @@ def rebuild(
         call: Called with a layer of `model`, its clone (not built yet, with a name that is unique in the flat model)
             and the inputs for the clone; returns the outputs that replace those of the layer. None calls the clone.
         input_shapes: Shapes of the inputs with the batch dimension; None for those of the model.
+        names: New names of layers by the names that they have in a flat copy. None to change none.
 
     Raises:
         ModelError: If the model is subclassed or not built, or a layer cannot be copied from its configuration.
@@ -91,10 +96,10 @@ def rebuild(
     require_functional(model)
     shapes = input_shapes or [tuple(t.shape) for t in model.inputs]
     inputs = [
-        keras.Input(batch_shape=shape, dtype=t.dtype, name=t.node.layer.name)
+        keras.Input(batch_shape=shape, dtype=t.dtype, name=(names or {}).get(t.node.layer.name, t.node.layer.name))
         for t, shape in zip(model.inputs, shapes, strict=True)
     ]
-    outputs = _Rebuilding(model, call or _call_clone).run(model, inputs, None)
+    outputs = _Rebuilding(model, call or _call_clone, names or {}).run(model, inputs, None)
     return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
 
 
@@ -128,10 +133,10 @@ def require_functional(model: keras.Model) -> None:
 
 
 class _Rebuilding:
-    def __init__(self, model: keras.Model, call: Call) -> None:
-        self._names = {id(layer): name for layer, name in _flat_names(model)}
+    def __init__(self, model: keras.Model, call: Call, names: Mapping[str, str]) -> None:
+        self._names = {id(layer): names.get(name, name) for layer, name in _flat_names(model)}
         self._call_back = call
-        self._clones: dict[int, tuple[keras.layers.Layer, keras.layers.Layer | None]] = {}
+        self._clones: dict[int, list[keras.layers.Layer]] = {}
 
     def run(self, model: keras.Model, inputs: Sequence[Any], training: bool | None) -> list[Any]:
         """Call the clones of a model's layers on `inputs`; `training` is what the model was called with."""
@@ -160,9 +165,11 @@ class _Rebuilding:
             kwargs["training"] = training
         if id(layer) not in self._clones:
             self._clones[id(layer)] = _clone(layer, name)
-        clone, activation = self._clones[id(layer)]
+        clone, *behind = self._clones[id(layer)]
         outputs = self._call_back(layer, clone, CallInputs(args, kwargs))
-        return activation(outputs) if activation is not None else outputs
+        for split in behind:
+            outputs = split(outputs)
+        return outputs
 
 
 class _Tensor:
@@ -182,18 +189,44 @@ def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Ca
     return clone(*inputs.args, **inputs.kwargs)
 
 
-def _clone(layer: keras.layers.Layer, name: str) -> tuple[keras.layers.Layer, keras.layers.Layer | None]:
+def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
+    """Return the copy of a layer, and the layers that follow it for what is split off."""
+    behind: list[keras.layers.Layer] = []
     try:
         config = {**layer.get_config(), "name": name}
-        if not _has_activation_to_split(layer):
-            return layer.__class__.from_config(config), None
-        clone = layer.__class__.from_config({**config, "activation": "linear"})
+        if _has_activation_to_split(layer):
+            config["activation"] = "linear"
+            behind.append(_layers.Activation(layer.activation, name=f"{name}_activation"))
+        if _has_activity_to_move(layer):
+            if "activity_regularizer" in config:
+                config["activity_regularizer"] = None
+            behind.append(_activity_regularization(layer, f"{name}_activity"))
+        return [layer.__class__.from_config(config), *behind]
+    except ModelError:
+        raise
     except (NotImplementedError, TypeError, ValueError, KeyError) as error:
         raise ModelError(
             f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration "
             f"({one_line(error, 120)}); give its class get_config and from_config"
         ) from None
-    return clone, _layers.Activation(layer.activation, name=f"{name}_activation")
+
+
+def _has_activity_to_move(layer: keras.layers.Layer) -> bool:
+    """Return True for an activity regularizer that the copy of a layer would lose, or apply before the activation."""
+    if getattr(layer, "activity_regularizer", None) is None or isinstance(layer, _layers.ActivityRegularization):
+        return False
+    return _has_activation_to_split(layer) or "activity_regularizer" not in layer.get_config()
+
+
+def _activity_regularization(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    regularizer = layer.activity_regularizer
+    if type(regularizer) not in (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2):
+        raise ModelError(
+            f"layer {layer.name}: its activity_regularizer is a {type(regularizer).__name__}, expected L1, L2 or L1L2; "
+            "use one of these, or put the activation into a layer of its own"
+        )
+    strengths = {key: float(getattr(regularizer, key, 0.0)) for key in ("l1", "l2")}
+    return _layers.ActivityRegularization(**strengths, name=name)
 
 
 def _has_activation_to_split(layer: keras.layers.Layer) -> bool:

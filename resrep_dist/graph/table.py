@@ -18,7 +18,9 @@ _PASSING = (
     _layers.GaussianNoise,
     _layers.GaussianDropout,
     _layers.UpSampling2D,
+    _layers.ActivityRegularization,
 )
+_UNKNOWN_TO_KERASSURGEON = (_layers.GaussianNoise, _layers.UpSampling2D, _layers.ActivityRegularization)
 _GLOBAL_POOLING = (_layers.GlobalAveragePooling2D, _layers.GlobalMaxPooling2D)
 ACTIVATIONS = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
 _JOINS = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Maximum, _layers.Minimum)
@@ -79,7 +81,7 @@ def _passing(node: Any) -> Kind | None:
     layer = node.layer
     rank = len(node.input_shapes) if isinstance(node.input_shapes, tuple) else len(node.input_shapes[0])
     if type(layer) in _PASSING:
-        return kinds.Passing(type(layer) not in (_layers.GaussianNoise, _layers.UpSampling2D))
+        return kinds.Passing(type(layer) not in _UNKNOWN_TO_KERASSURGEON)
     if type(layer) in _GLOBAL_POOLING:
         return kinds.Passing(not layer.keepdims)
     if type(layer) is _layers.ZeroPadding2D:

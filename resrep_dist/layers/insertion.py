@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph, copy_weights, rebuild
 from resrep_dist.layers.compactor import Compactor
 
@@ -16,6 +17,9 @@ def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
     Args:
         model: The model that was traced, which is not changed.
         graph: Its graph.
+
+    Raises:
+        ModelError: If the graph is that of a model with other layers.
     """
     sites = {layer.site: layer for layer in graph.layers}
 
@@ -26,6 +30,12 @@ def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
         return Compactor(name=sites[clone.name].compactor, groups=sites[clone.name].num_groups)(outputs)
 
     pruned = rebuild(model, with_compactor)
+    names = {layer.name for layer in pruned.layers}
+    if missing := [layer.site for layer in graph.layers if layer.compactor not in names]:
+        raise ModelError(
+            f"model {model.name}: it has no layer {missing[0]}, which is in the graph; give the model that was traced, "
+            "or name its layers: Keras numbers layers without a name anew each time a model is built"
+        )
     copy_weights(model, pruned)
     return pruned
 

@@ -144,7 +144,9 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
         if layer.name in skipped:
             return inputs.args[0]
         if layer.name in compacted or layer.name in constants:
-            clone = type(layer).from_config({**clone.get_config(), "use_bias": True, **widths.get(layer.name, {})})
+            clone = type(layer).from_config(
+                {**clone.get_config(), **_folded_options(clone), **widths.get(layer.name, {})}
+            )
         return clone(*inputs.args, **inputs.kwargs)
 
     plain = rebuild(model, without_compactor)
@@ -158,6 +160,13 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
             kernels[-1], bias = fold(kernels[-1], bias, batch_norm, model.get_layer(layer.compactor).matrix())
         plain.get_layer(name).set_weights([*kernels, bias])
     return plain
+
+
+def _folded_options(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the options of a folded layer, whose weights are others than those that were constrained in training."""
+    lost = ("kernel_constraint", "depthwise_constraint", "pointwise_constraint", "bias_constraint")
+    config = layer.get_config()
+    return {"use_bias": True, **{key: None for key in (*lost, "activity_regularizer") if key in config}}
 
 
 def _without_dead_inputs(

@@ -1,4 +1,4 @@
-"""Builds models by name. All of them return logits: there is no softmax at the end."""
+"""Builds models by name. There is no softmax at their end: they return logits, or what a sigmoid makes of them."""
 
 import importlib
 import inspect
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.config import ModelConfig
 from resrep_dist.config.model_names import did_you_mean, unknown_model
@@ -13,14 +14,18 @@ from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import flatten
 from resrep_dist.models.files import load_model
 from resrep_dist.models.mobilenet import mobilenet_v1
+from resrep_dist.models.naming import renumbered
 from resrep_dist.models.resnet_cifar import cifar_resnet
 from resrep_dist.models.resnet_imagenet import imagenet_resnet
-from resrep_dist.models.softmax import ends_in_softmax, without_softmax
+from resrep_dist.models.softmax import ends_in_sigmoid, ends_in_softmax, without_softmax
 from resrep_dist.models.vgg_cifar import cifar_vgg16
 
+import numpy as np
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
+_MAX_TRIES = 10
+_WITH_LOGITS = (keras.layers.Dense, keras.layers.Conv2D, keras.layers.Add)
 
 _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 56, 110)},
@@ -31,7 +36,7 @@ _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
 
 
 def build_model(config: ModelConfig) -> keras.Model:
-    """Build the model that a configuration names, flat and without a softmax.
+    """Build the model that a configuration names, flat and without a softmax; a sigmoid stays.
 
     Args:
         config: The section `model`. Its `weights` are not loaded.
@@ -42,10 +47,10 @@ def build_model(config: ModelConfig) -> keras.Model:
 
     Raises:
         ConfigError: If the name is not known, or the model cannot be built for images of this size.
-        ModelError: If a file or a function does not give a model with one such input and output.
+        ModelError: If a file or a function does not give a model with one such input and output, or one whose outputs
+            are probabilities in a way that is not known.
     """
-    # Layers without a name get the same ones however often the process has built the model: checkpoints hold them.
-    keras.backend.reset_uids()
+    _restart_numbers()
     kind, _, rest = config.name.partition(":")
     if config.name in _BUILDERS:
         model = _build(_BUILDERS, config.name, config)
@@ -57,10 +62,18 @@ def build_model(config: ModelConfig) -> keras.Model:
         model = load_model(Path(rest), open_size=config.image_size)
     else:
         model = _call_users_function(rest, config)
-    model = _logits_only(model)
+    return _finished(model, config)
+
+
+def _restart_numbers() -> None:
+    """Give layers without a name the same ones however often the process builds a model: checkpoints hold them."""
+    keras.backend.reset_uids()
+
+
+def _finished(model: keras.Model, config: ModelConfig) -> keras.Model:
     _check(model, config)
     # Flat, as it is traced, trained and saved.
-    return flatten(model)
+    return logits_only(flatten(model))
 
 
 def _build(builders: dict[str, Callable[[int, int], keras.Model]], name: str, config: ModelConfig) -> keras.Model:
@@ -106,7 +119,7 @@ def _call_users_function(name: str, config: ModelConfig) -> keras.Model:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"model.name: module '{module_name}' has no function '{function_name}'")
-    model = function(image_size=config.image_size, num_classes=config.num_classes)
+    model = _with_one_set_of_names(partial(function, image_size=config.image_size, num_classes=config.num_classes))
     if not isinstance(model, keras.Model):
         raise ModelError(
             f"model {config.name}: returned a {type(model).__module__}.{type(model).__name__}, expected a Keras 2 "
@@ -115,12 +128,50 @@ def _call_users_function(name: str, config: ModelConfig) -> keras.Model:
     return model
 
 
-def _logits_only(model: keras.Model) -> keras.Model:
-    """Return the model without its softmax, since loss and certificate are computed from logits."""
-    if not ends_in_softmax(model):
-        return model
-    _log.info("The softmax at the end of %s is left out: training and comparison take its logits.", model.name)
-    return without_softmax(model)
+def _with_one_set_of_names(build: Callable[[], Any]) -> Any:
+    """Call a function that builds a model, so that its layers have the same names in every call."""
+    # Again, after the import of the module, which may build layers too, but only once.
+    _restart_numbers()
+    for number in range(_MAX_TRIES):
+        try:
+            model = build()
+        except ValueError as error:
+            # A layer that the module has kept has the name of one that was created now. Keras counts on from there.
+            if "should be unique" not in str(error) or number == _MAX_TRIES - 1:
+                raise
+        else:
+            return renumbered(model) if number else model
+    raise AssertionError("the loop returns or raises")
+
+
+def logits_only(model: keras.Model) -> keras.Model:
+    """Return a model without its softmax, since loss and certificate are computed from logits.
+
+    Args:
+        model: A flat functional model.
+
+    Raises:
+        ModelError: If its outputs are probabilities in a way that is not known.
+    """
+    if ends_in_softmax(model):
+        _log.info("The softmax at the end of %s is left out: training and comparison take its logits.", model.name)
+        return without_softmax(model)
+    last = model.outputs[0].node.layer
+    # What comes out of these is no probability, and a forward pass of a large model takes its time.
+    if not ends_in_sigmoid(model) and not isinstance(last, _WITH_LOGITS):
+        _require_logits(model, last)
+    return model
+
+
+def _require_logits(model: keras.Model, last: keras.layers.Layer) -> None:
+    """Refuse a model whose outputs for noise are probabilities, made by a layer that cannot be taken off."""
+    noise = np.random.default_rng(0).normal(scale=50.0, size=(8, *model.input_shape[1:])).astype(np.float32)
+    outputs = np.asarray(model(noise, training=False), np.float64)
+    if np.isfinite(outputs).all() and outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-2):
+        raise ModelError(
+            f"model {model.name}: its outputs are probabilities, made by {last.name}, a {type(last).__name__}, which "
+            "is no softmax that can be taken off; end the model in logits, or in keras.layers.Softmax()"
+        )
 
 
 def _check(model: keras.Model, config: ModelConfig) -> None:
@@ -133,6 +184,11 @@ def _check(model: keras.Model, config: ModelConfig) -> None:
         raise ModelError(
             f"{received}inputs and outputs have shapes {shapes}, expected one input [None, {size}, {size}, channels] "
             "(channels last) and one output; model.image_size must be that of the model"
+        )
+    if shapes[1][1:] == (1,):
+        raise ModelError(
+            f"{received}its output is a single number, as with two classes and a sigmoid; expected one output for each "
+            "class: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 and 1"
         )
     if shapes[1][1:] != (config.num_classes,):
         raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from resrep_dist.errors import ModelError, one_line
 from resrep_dist.models.architecture import layers_of, rebuild_model
 from resrep_dist.models.archive import open_archive
-from resrep_dist.models.keras3 import make_readable_by_keras3
+from resrep_dist.models.keras3 import make_readable_by_keras3, with_keras3_meaning
 from resrep_dist.models.torch_weights import load_torch_weights
 
 import numpy as np
@@ -24,7 +24,9 @@ def save_model(model: keras.Model, path: Path) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+        ModelError: If a layer means something else in Keras 3 and cannot be replaced by one that does not.
     """
+    model = with_keras3_meaning(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.h5")
     with warnings.catch_warnings():

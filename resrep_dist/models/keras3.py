@@ -1,10 +1,19 @@
-"""Changes HDF5 model files that Keras 2 has written so that Keras 3 can read them too."""
+"""Makes files of Keras 2 models that Keras 3 reads too, with the same meaning.
+
+Tried with all layers and activations that a file may hold: only those of `with_keras3_meaning` mean something else.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.errors import ModelError
+from resrep_dist.graph import CallInputs, copy_weights, flatten, rebuild
+
 import h5py
+from tensorflow import keras
+
+_layers = keras.layers
 
 # Options that Keras 2 writes and that the class of Keras 3 refuses; none of them changes the outputs.
 _UNKNOWN_TO_KERAS_3 = {
@@ -13,6 +22,65 @@ _UNKNOWN_TO_KERAS_3 = {
     "Conv2DTranspose": ("groups",),
     "SpatialDropout2D": ("trainable", "noise_shape"),
 }
+
+
+def with_keras3_meaning(model: keras.Model) -> keras.Model:
+    """Return a model of layers that compute the same in Keras 3.
+
+    Keras 3 has another `hard_sigmoid` and no ThresholdedReLU.
+
+    Args:
+        model: A functional model, which is not changed.
+
+    Returns:
+        A copy with equal weights; the model itself if nothing has to be replaced.
+
+    Raises:
+        ModelError: If a layer means something else in Keras 3 and cannot be replaced.
+    """
+    if not any(map(_means_something_else, model._flatten_layers())):
+        return model
+    replaced: dict[int, list[keras.layers.Layer]] = {}
+
+    def replace(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+        if not _means_something_else(clone):
+            return clone(*inputs.args, **inputs.kwargs)
+        # A layer that is called several times is replaced once.
+        if id(layer) not in replaced:
+            replaced[id(layer)] = _replacement(clone)
+        outputs = inputs.args[0]
+        for part in replaced[id(layer)]:
+            outputs = part(outputs)
+        return outputs
+
+    flat = flatten(model)
+    result = rebuild(flat, replace)
+    copy_weights(flat, result)
+    return result
+
+
+def _means_something_else(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, _layers.LayerNormalization):
+        # Keras 3 does not read weights of several axes.
+        return isinstance(layer.axis, list | tuple) and len(layer.axis) > 1
+    is_hard = getattr(layer, "activation", None) is keras.activations.hard_sigmoid
+    return is_hard or isinstance(layer, _layers.ThresholdedReLU)
+
+
+def _replacement(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    if isinstance(layer, _layers.ThresholdedReLU):
+        return [_layers.ReLU(threshold=float(layer.theta), name=layer.name)]
+    if type(layer) is _layers.Activation:
+        # Keras 2: 0.2 x + 0.5, from 0 to 1.
+        return [_layers.Rescaling(0.2, offset=0.5, name=f"{layer.name}_scale"), _layers.ReLU(1.0, name=layer.name)]
+    if isinstance(layer, _layers.LayerNormalization):
+        raise ModelError(
+            f"layer {layer.name}: a LayerNormalization of several axes cannot be read by Keras 3; normalize one axis"
+        )
+    raise ModelError(
+        f"layer {layer.name}: the hard_sigmoid in a {type(layer).__name__} is another function in Keras 3; put it into "
+        "a layer of its own, keras.layers.Activation('hard_sigmoid')"
+    )
 
 
 def make_readable_by_keras3(path: Path) -> None:

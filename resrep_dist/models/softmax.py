@@ -1,27 +1,106 @@
-"""Finds and removes a softmax at the end of a model."""
+"""Finds and removes a softmax or a sigmoid at the end of a model, in whatever form it is there."""
 
 from typing import Any
 
+from resrep_dist.graph import CallInputs, copy_weights, flatten, rebuild
+from resrep_dist.graph.operators import operator_as_layer
+
 from tensorflow import keras
+
+_layers = keras.layers
+# Layers that may follow it and only move its values, or do nothing in inference.
+_MOVING = (_layers.Reshape, _layers.Flatten, _layers.Dropout, _layers.ActivityRegularization)
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
-    """Return True if the last layer of a model is, or ends in, a softmax."""
-    last: Any = model.layers[-1] if model.layers else None
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+    """Return True if the outputs of a model are those of a softmax over its classes."""
+    return _last(model, "softmax") is not None
+
+
+def ends_in_sigmoid(model: keras.Model) -> bool:
+    """Return True if each output of a model is that of a sigmoid."""
+    return _last(model, "sigmoid") is not None
+
+
+def ends_in_probabilities(model: keras.Model) -> bool:
+    """Return True if the outputs of a model are those of a softmax or a sigmoid, False for logits."""
+    return ends_in_softmax(model) or ends_in_sigmoid(model)
 
 
 def without_softmax(model: keras.Model) -> keras.Model:
     """Return a model without its softmax; the model itself if it has none at its end.
 
-    The layers are shared with `model`, except for a last layer with a built-in softmax, which is copied.
+    Args:
+        model: A functional model; the result is a flat copy with equal weights.
     """
-    if not ends_in_softmax(model):
-        return model
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
-        return keras.Model(model.inputs, last.input, name=model.name)
-    linear = last.__class__.from_config({**last.get_config(), "activation": "linear"})
-    result = keras.Model(model.inputs, linear(last.input), name=model.name)
-    linear.set_weights(last.get_weights())
+    flat = flatten(model)
+    last = _last(flat, "softmax")
+    return model if last is None else _without(flat, last)
+
+
+def with_logits(model: keras.Model) -> keras.Model:
+    """Return a model without the softmax or sigmoid at its end; the model itself if it has neither.
+
+    Args:
+        model: As in `without_softmax`.
+    """
+    flat = flatten(model)
+    last = _last(flat, "softmax") or _last(flat, "sigmoid")
+    return model if last is None else _without(flat, last)
+
+
+def _without(model: keras.Model, last: keras.layers.Layer) -> keras.Model:
+    def linear(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
+        if layer is not last:
+            return clone(*inputs.args, **inputs.kwargs)
+        if not layer.weights:
+            return inputs.args[0]
+        clone = layer.__class__.from_config({**clone.get_config(), "activation": "linear"})
+        return clone(*inputs.args, **inputs.kwargs)
+
+    result = rebuild(model, linear)
+    copy_weights(model, result)
     return result
+
+
+def _last(model: keras.Model, function: str) -> keras.layers.Layer | None:
+    """Return the layer at the end of a model that is, or ends in, a softmax or a sigmoid."""
+    if len(model.outputs) != 1:
+        return None
+    tensor = model.outputs[0]
+    num_classes = tensor.shape[-1]
+    while not tensor.node.is_input:
+        layer = tensor.node.layer
+        if isinstance(layer, keras.Model):
+            return _last(layer, function)
+        if _is(layer, tensor.node, function):
+            return layer if tensor.shape[-1] == num_classes else None
+        if not _is_moving(layer):
+            return None
+        tensor = tensor.node.keras_inputs[0]
+    return None
+
+
+def _is_moving(layer: keras.layers.Layer) -> bool:
+    """Return True for a layer that leaves the values of its one input as they are in inference."""
+    if type(layer).__name__ == "TFOpLambda":
+        return layer.get_config()["function"] in ("cast", "identity")
+    is_linear = type(layer) is _layers.Activation and layer.activation is keras.activations.linear
+    return is_linear or isinstance(layer, _MOVING)
+
+
+def _is(layer: keras.layers.Layer, node: Any, function: str) -> bool:
+    layer = operator_as_layer(node) or layer
+    if isinstance(layer, _layers.Softmax) and function == "softmax":
+        return layer.axis in (-1, len(node.output_shapes) - 1)
+    activation = getattr(layer, "activation", None)
+    # TensorFlow's own function is another object than Keras' one.
+    is_stock = str(getattr(activation, "__module__", "")).startswith(("tensorflow.", "keras.", "tf_keras."))
+    return (
+        is_stock
+        and getattr(activation, "__name__", "")
+        in {
+            "softmax": ("softmax", "softmax_v2"),
+            "sigmoid": ("sigmoid", "hard_sigmoid"),
+        }[function]
+    )

@@ -18,7 +18,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
 
     For a compactor, G is the reset gradient with the lasso penalty (section 3.3). It has its own momentum and no weight
     decay. For all other weights G is the gradient of the objective. Only weights of two and more dimensions decay, so
-    biases and batch norms do not.
+    biases and batch norms do not. A weight with a constraint is projected after its update, as by Keras' optimizers.
 
     The trainer averages gradients and row norms over the ranks before it calls the optimizer. In `fit` the optimizer
     averages them itself, in one collective of `cluster`. If the averaged gradients are not finite, all ranks skip the
@@ -178,6 +178,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             grad=gradient,
             momentum=tf.constant(self.momentum, variable.dtype),
         )
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable))
 
     def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
         # Compactors of one shape are stacked and updated together. The update is a series of small operations; so their

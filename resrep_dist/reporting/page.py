@@ -178,4 +178,7 @@ def _certificate(run: RunRecord, suffix: str) -> Section | None:
         ("tolerance for that", f"{run.config.merge.tolerance:.2g}"),
         ("images with the same class", f"{100 * certificate['argmax_agreement']:.1f} %"),
     ]
+    if certificate.get("keras3_version") is not None:
+        difference = f"{certificate['keras3_max_relative_difference']:.2g}"
+        rows.append((f"the slim file in Keras {certificate['keras3_version']}, as such a fraction", difference))
     return Section("Certificate", table=Table(("trained and slim model on the same images", ""), rows))

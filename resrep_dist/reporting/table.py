@@ -105,6 +105,11 @@ def _print_certificate(console: Console, report: dict[str, Any]) -> None:
         f"{certificate['max_relative_difference']:.2g} of the largest, on {certificate['num_images']} images; "
         f"the same class for {100 * certificate['argmax_agreement']:.1f} %."
     )
+    if certificate.get("keras3_version") is not None:
+        console.print(
+            f"The slim file in Keras {certificate['keras3_version']}: largest difference from the trained model "
+            f"{certificate['keras3_max_relative_difference']:.2g} of the largest output."
+        )
     if report["target_missed"]:
         console.print(
             f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / report['base']['macs']:.1f} % of the "

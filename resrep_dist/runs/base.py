@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.same_data import check_same_data
 from resrep_dist.config import Config
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
@@ -15,7 +16,7 @@ from resrep_dist.graph import copy_weights
 from resrep_dist.models.files import load_weights, save_model
 from resrep_dist.reporting.problems import guessing_limit
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import pruning_of
+from resrep_dist.training.phase import fingerprints, pruning_of
 from resrep_dist.training.trainer import Trainer
 
 from tensorflow import keras
@@ -43,6 +44,7 @@ def obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: 
     path = workdir / "base" / "model.h5"
     weights = config.model.weights
     if cluster.from_root(path.exists):
+        cluster.from_root(lambda: _check_data(setting))
         cluster.from_root(lambda: load_weights(model, path))
     elif weights is not None:
         cluster.from_root(lambda: load_weights(model, Path(weights)))
@@ -96,6 +98,17 @@ def check_base(model: keras.Model, config: Config, validation_data: ImageSource,
         f"the base model: validation top-1 {top1:.2f} % on {num_images} images, guessing gives {guessing:.2f} %; "
         f"{wanted}, so it is not pruned. {_likely_causes(config)}. To prune it all the same, set prune.min_base_top1: 0"
     )
+
+
+def _check_data(setting: dict[str, Any]) -> None:
+    """Check the data of a run that was stopped after the base model was trained and before its first checkpoint."""
+    workdir = setting["workdir"]
+    if CheckpointFolder(workdir / "checkpoints").newest_step() is None:
+        position = CheckpointFolder(workdir / "base" / "checkpoints").restore_newest({}, is_whole=False)
+        if position is not None:
+            current = fingerprints(setting["train_data"], setting["validation_data"])
+            accepts = setting["accepts_changed_data"]
+            check_same_data(position.get("data"), current, position["step"], accepts_change=accepts)
 
 
 def _likely_causes(config: Config) -> str:

@@ -10,11 +10,11 @@ from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import DataError
-from resrep_dist.graph import Graph, trace, with_input_size
+from resrep_dist.graph import Graph, flatten, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
+from resrep_dist.models.building import logits_only
 from resrep_dist.models.files import save_model
-from resrep_dist.models.softmax import without_softmax
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.reporting.measurement import count_parameters
@@ -85,7 +85,7 @@ def prune(
     height, width = train_data.first_images(1).shape[1:3]
     if None in model.input_shape[1:3]:
         model = with_input_size(model, (height, width))
-    model = without_softmax(model)
+    model = logits_only(flatten(model))
     config = _config(model, len(train_data), height, target, num_epochs, settings or {})
     graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
     require_prunable(model.name, graph)

@@ -6,9 +6,10 @@ import math
 import os
 from pathlib import Path
 
-from resrep_dist.config import DataConfig
+from resrep_dist.config.normalization import default_normalization
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
+from resrep_dist.models.input_scale import scaling_layer
 
 import numpy as np
 
@@ -126,9 +127,10 @@ def propose(
     found = find_data(Path(data))
     is_file = model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model
     name = f"file:{model}" if is_file else model
-    size = image_size or found.image_size or _DEFAULT_IMAGE_SIZE
+    size, scaling = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None
     if is_file:
-        size = image_size or load_model(Path(model)).input_shape[1] or size
+        loaded = load_model(Path(model), open_size=size)
+        size, scaling = image_size or loaded.input_shape[1], scaling_layer(loaded)
     batch_size = proposed_batch_size(found.num_images)
     epochs = num_epochs or proposed_epochs(found.num_images, batch_size)
     num_steps = max(1, round(epochs * found.num_images / batch_size))
@@ -145,7 +147,7 @@ def propose(
             f"  source: {found.source}",
             *([f"  path: {json.dumps(found.path)}"] if found.path else []),
             f"  global_batch_size: {batch_size}      # on all ranks together, for {found.num_images:,} training images",
-            *_normalization(),
+            _normalization(found.source, name, scaling),
             "",
             *([] if is_file or weights else _base(epochs)),
             f"train:                        # the pruning phase, {num_steps:,} steps",
@@ -177,8 +179,9 @@ def _base(epochs: float) -> list[str]:
     ]
 
 
-def _normalization() -> list[str]:
-    """Return the line for the scale of the pixels, where configurations have such a key."""
-    if "normalization" not in {field.name for field in dataclasses.fields(DataConfig)}:
-        return []
-    return ["  normalization: default      # how pixels are scaled: as the model was trained"]
+def _normalization(source: str, name: str, scaling: str | None) -> str:
+    """Return the line for the scale of the pixels: none for a model that scales them itself."""
+    if scaling is not None and source != "digits":
+        return f"  normalization: none         # the model scales the pixels itself, in its layer {scaling}"
+    scale = default_normalization(source, name)
+    return f"  normalization: {scale:<12} # how the pixels are scaled; it must be as the model was trained"

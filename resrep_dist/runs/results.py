@@ -10,7 +10,7 @@ from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt, restore
 from resrep_dist.checkpoints.state import model_variables
-from resrep_dist.config import Config, load_config
+from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource
 from resrep_dist.errors import CheckpointError, ConfigError, ModelError
@@ -19,6 +19,7 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors, live_graph
 from resrep_dist.merging.certificate import certify, check_certificate
+from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
@@ -26,7 +27,7 @@ from resrep_dist.models.result_folder import EXPORT_NAME, current_folder, recove
 from resrep_dist.pruning.deadness import num_masked_alive
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
-from resrep_dist.runs.workdir import is_same_run
+from resrep_dist.runs.workdir import config_of_run, is_same_run
 from resrep_dist.shrinking.surgery import with_channels
 from resrep_dist.training.best import BEST_NAME
 
@@ -88,7 +89,7 @@ def finish_run(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         CertificateError: If the outputs of the slim model differ from those of the trained model.
         CheckpointError: If no checkpoint can be loaded.
     """
-    config = load_config(workdir / "config.yaml")
+    config = config_of_run(workdir)
     target = workdir / ("slim" if config.prune else "final")
     recover_folder(target)
     checkpoints = CheckpointFolder(workdir / "checkpoints")
@@ -121,7 +122,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         CheckpointError: If no checkpoint can be loaded.
         ConfigError: If the run does not prune.
     """
-    config = load_config(workdir / "config.yaml")
+    config = config_of_run(workdir)
     if config.prune is None:
         raise ConfigError(f"{workdir}: a run without the section `prune` has nothing to merge; see {workdir}/final")
     base = build_model(config.model)
@@ -138,6 +139,9 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     # The certificate must hold for the file, not only for the model in memory.
     slim = load_model(partial / "model.h5")
     certificate = certify(trained, slim, images, certificate.channels)
+    if (of_keras3 := compare_in_keras3(trained, partial / "model.h5", images)) is not None:
+        found = {f"keras3_{name}": value for name, value in of_keras3._asdict().items()}
+        certificate = dataclasses.replace(certificate, **found)
     check_certificate(certificate, config.merge.tolerance)
     models = {"base": base, "trained": trained, "slim": slim}
     files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
@@ -180,7 +184,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     Raises:
         CheckpointError: If no checkpoint can be loaded.
     """
-    config = load_config(workdir / "config.yaml")
+    config = config_of_run(workdir)
     model = build_model(config.model)
     source = _restore(workdir, model_variables(model))
     partial = _empty_folder(workdir / "final.partial")

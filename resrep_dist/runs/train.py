@@ -7,6 +7,7 @@ from typing import Any
 
 from resrep_dist.config import Config, with_absolute_paths
 from resrep_dist.data.loading import load_sources
+from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.launch_checks import check_launch
 from resrep_dist.distributed.lease import hold_lease
@@ -15,16 +16,17 @@ from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
+from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.base import obtain_base
 from resrep_dist.runs.results import finish_run, finished_report
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.phase import check_images, plan_phase, pruning_of
 from resrep_dist.training.trainer import Trainer
 
-import tensorflow as tf
 from rich.console import Console
 from tensorflow import keras
 
@@ -32,7 +34,13 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, workdir: Path, cluster: Cluster, console: Console | None, newest_of: Path | None = None
+    config: Config,
+    workdir: Path,
+    cluster: Cluster,
+    console: Console | None,
+    newest_of: Path | None = None,
+    *,
+    accepts_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Do everything in `workdir` that is not done yet: base training, pruning, merge, report. A collective.
 
@@ -42,6 +50,7 @@ def train(
         cluster: The ranks.
         console: Where progress is shown; None to show none.
         newest_of: Folder of another run whose newest state this one starts from, if it has none yet.
+        accepts_changed_data: True to resume with other data than before, which is logged.
 
     Returns:
         The report.
@@ -55,8 +64,8 @@ def train(
     report = cluster.from_root(lambda: finished_report(config, workdir))
     if report is not None:
         return report
-    tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
+    enable_determinism(config.training, config.seed)
     check_launch(cluster, workdir)
     _log.info("%s on %s, %s; results in %s.", config.model.name, config.data.source, cluster.description, workdir)
     with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
@@ -75,6 +84,8 @@ def train(
         if newest_of is not None:
             cluster.from_root(lambda: copy_newest_state(newest_of, workdir))
         cluster.everywhere(lambda: check_images(model, train_data))
+        if cluster.is_root:
+            _warn_if_scaled_twice(model, config, train_data)
         cluster.from_root(lambda: _check_file(model, workdir))
         setting = {
             "train_data": train_data,
@@ -82,6 +93,7 @@ def train(
             "cluster": cluster,
             "workdir": workdir,
             "console": console,
+            "accepts_changed_data": accepts_changed_data,
         }
         if graph:
             obtain_base(model, config, stop, setting)
@@ -89,6 +101,19 @@ def train(
             cluster.from_root(lambda: load_weights(model, Path(str(config.model.weights))))
         Trainer(model, graph, config, **setting).run(stop)
         return cluster.from_root(lambda: finish_run(workdir, validation_data))
+
+
+def _warn_if_scaled_twice(model: keras.Model, config: Config, train_data: ImageSource) -> None:
+    """Warn if the model begins by scaling its input, and the data does too."""
+    scale, layer = config.data.normalization, scaling_layer(model)
+    is_as_it_is = isinstance(train_data, Source) and train_data.mean is None
+    if layer is not None and scale != "none" and not is_as_it_is:
+        _log.warning(
+            "The model begins with %s, which scales the pixels, and data.normalization is %s, which scales them too. "
+            "Set data.normalization: none if the model was trained on pixels from 0 to 255.",
+            layer,
+            scale,
+        )
 
 
 def _with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, cluster: Cluster) -> Config:

@@ -3,10 +3,12 @@
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import Config, PruneConfig, load_config, with_absolute_paths, with_real_paths
+from resrep_dist.config.normalization import default_normalization
 from resrep_dist.distributed.lease import NAME as LEASE
 from resrep_dist.errors import ConfigError
 
@@ -31,13 +33,31 @@ def open_workdir(config: Config, workdir: Path) -> None:
     found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
     # A start that was refused leaves only its configuration, and the next one may have another.
     if found - {path.name} and path.exists():
-        _require_same_run(load_config(path), config, workdir)
+        _require_same_run(config_of_run(workdir), config, workdir)
     elif found - {path.name}:
         raise ConfigError(f"--workdir {workdir}: not empty and not a run (no config.yaml); use another folder")
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(".config.partial")
     partial.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
     os.replace(partial, path)
+
+
+def config_of_run(workdir: Path) -> Config:
+    """Read the configuration of a run.
+
+    Args:
+        workdir: Folder of the run. Runs of 0.2.0 and before have no `data.normalization`: they used ImageNet's for
+            image files, and the data set's own for all other sources, whatever the model.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    path = workdir / "config.yaml"
+    config = load_config(path)
+    if re.search(r"^ +normalization:", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return config
+    scale: Any = default_normalization(config.data.source, "")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization=scale))
 
 
 def earlier_choices(config: Config, workdir: Path) -> dict[str, Any]:
@@ -53,7 +73,7 @@ def earlier_choices(config: Config, workdir: Path) -> dict[str, Any]:
         The numbers by the names of settings in `prune`; empty if the folder has no run yet.
     """
     try:
-        prune = load_config(workdir / "config.yaml").prune
+        prune = config_of_run(workdir).prune
     except ConfigError:
         return {}  # none yet, or `open_workdir` will say what is wrong with it
     names = [field.name for field in dataclasses.fields(PruneConfig)] if config.prune and prune else []
@@ -69,7 +89,7 @@ def is_same_run(config: Config, workdir: Path) -> bool:
         workdir: The folder.
     """
     try:
-        old = load_config(workdir / "config.yaml")
+        old = config_of_run(workdir)
     except ConfigError:
         return False
     if config.prune is not None and old.prune is not None:

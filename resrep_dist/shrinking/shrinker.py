@@ -8,6 +8,7 @@ from typing import Any
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import ShrinkConfig
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import ConfigError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
@@ -147,6 +148,23 @@ class Shrinker:
                 "shrink.mode off; use off if they must be equal.",
                 "; ".join(reasons),
             )
+
+    def require_unconstrained(self, model: keras.Model) -> None:
+        """Check that no weight which a shrink makes smaller has a constraint, since its norm would be another one.
+
+        Args:
+            model: The model in training.
+
+        Raises:
+            ConfigError: If one has.
+        """
+        touched = [name for name, channels in self._graph.channels.items() if channels.is_in_a_group]
+        for layer in (model.get_layer(name) for name in touched if self._config.mode != "off"):
+            if constrained := [weight.name for weight in layer.trainable_weights if weight.constraint is not None]:
+                raise ConfigError(
+                    f"shrink.mode: received '{self._config.mode}', but {constrained[0]} has a constraint, which a "
+                    "smaller model would apply to fewer numbers; set shrink.mode: off, or leave out the constraint"
+                )
 
     def _is_worth(self, state: TrainState, channels: KeptChannels) -> bool:
         assert state.channels is not None

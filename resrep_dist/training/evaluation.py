@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from resrep_dist.data.order import evaluation_batches
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.models.softmax import ends_in_softmax
+from resrep_dist.models.softmax import ends_in_probabilities
 from resrep_dist.training.losses import make_metrics, update_metric
 
 import tensorflow as tf
@@ -17,7 +17,7 @@ class Evaluator:
 
     Args:
         model: A model with logits or probabilities as output, [B, classes].
-        metrics: Names of Keras metrics. They receive probabilities, even if the model returns logits.
+        metrics: Names of Keras metrics. They receive probabilities: those of the model, or a softmax of its logits.
 
     Raises:
         ConfigError: If a metric is unknown or cannot be used; see `make_metrics`.
@@ -71,7 +71,7 @@ class Evaluator:
     def _count(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         outputs = tf.cast(self._model(images, training=False), keras.backend.floatx())
         if self._metrics:
-            probabilities = outputs if ends_in_softmax(self._model) else tf.nn.softmax(outputs)
+            probabilities = outputs if ends_in_probabilities(self._model) else tf.nn.softmax(outputs)
             for name, metric in zip(self._names, self._metrics, strict=True):
                 update_metric(metric, name, labels, probabilities)
         # If outputs are equal, the class with the lower number wins, as in argmax.

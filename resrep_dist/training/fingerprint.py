@@ -56,5 +56,6 @@ def differ(summed: tf.Tensor, num_ranks: int) -> tf.Tensor:
     Returns:
         A scalar bool tensor.
     """
-    sums, squares = tf.split(tf.cast(summed, tf.int64), 2)
+    # Divided before the cast: TensorFlow cannot split whole numbers on a GPU, and would copy them to the host and back.
+    sums, squares = (tf.cast(half, tf.int64) for half in tf.split(summed, 2))
     return tf.reduce_any(num_ranks * squares != sums * sums)

@@ -43,7 +43,7 @@ class LiveModel:
         channels: KeptChannels | None = None,
     ) -> None:
         self._metrics = training.metrics
-        self.step = TrainStep(cluster, training, plan.global_batch_size)
+        self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed)
         if graph:
             channels = channels or KeptChannels.all_of(graph)
         state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables)

@@ -8,7 +8,7 @@ from typing import Any
 
 from resrep_dist.config import TrainingConfig
 from resrep_dist.errors import ConfigError, one_line
-from resrep_dist.models.softmax import ends_in_softmax
+from resrep_dist.models.softmax import ends_in_probabilities, ends_in_sigmoid, ends_in_softmax
 
 import tensorflow as tf
 from tensorflow import keras
@@ -37,13 +37,19 @@ def make_loss(config: TrainingConfig, model: keras.Model) -> SampleLoss:
 
     Raises:
         ConfigError: If the name is unknown, the loss does not return one number per sample, or it lacks a configured
-            option.
+            option or is not one for the end of the model.
     """
     name = config.loss
     if name == _DEFAULT_LOSS and config.label_smoothing:
         # It is the same loss, but the sparse form has no label smoothing.
         name = "categorical_crossentropy"
-    options = {"from_logits": not ends_in_softmax(model), "reduction": keras.losses.Reduction.NONE}
+    if ends_in_sigmoid(model) and "categorical" in name.lower():
+        raise ConfigError(
+            f"training.loss: '{config.loss}' is for a model that ends in logits or a softmax, but {model.name} ends "
+            "in a sigmoid; set training.loss: binary_crossentropy, which trains each class against the rest, or leave "
+            "out the sigmoid"
+        )
+    options = {"from_logits": not ends_in_probabilities(model), "reduction": keras.losses.Reduction.NONE}
     if config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
     found = _named("losses", name, "training.loss")

@@ -1,6 +1,8 @@
 """What a phase of a run consists of: its section of the configuration, its plan, its data, its model."""
 
 import dataclasses
+import logging
+from typing import Any
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
@@ -10,11 +12,16 @@ from resrep_dist.graph import Graph, flatten
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
+from resrep_dist.models.softmax import ends_in_softmax
 from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
+from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
 import tensorflow as tf
 from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+_MIN_IMAGES_PER_GPU = 32
 
 
 def phase_of(config: Config, graph: Graph | None) -> PhaseConfig:
@@ -63,6 +70,8 @@ class PhasePlan:
     """Number of steps with the full extension, which is made while masked rows are still alive."""
     schedule: PhaseSchedule
     """Learning rate of each step."""
+    seed: int
+    """Seed of the order of the samples, their augmentation, and the random numbers of layers."""
     masks: MaskSchedule | None = None
     """When masks change, and the penalty; None for a phase that does not prune."""
 
@@ -101,11 +110,44 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     if graph and prune:
         rates = schedule(tf.range(num_steps)).numpy()
         masks = plan_masks(prune, graph, rates, steps_per_epoch, phase.warmup_epochs)
-    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, num_steps + extension_steps, schedule, masks)
+    # Base training and pruning use different orders of the samples.
+    seed = 2 * config.seed + (graph is not None)
+    max_steps = num_steps + extension_steps
+    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, masks)
+
+
+def check_start(
+    config: Config, model: keras.Model, graph: Graph | None, train_data: ImageSource, num_ranks: int
+) -> None:
+    """Check that a phase can start: its data, its model and its settings fit together.
+
+    A softmax at the end of the model is said: it is no error, since the loss then takes its probabilities.
+
+    Args:
+        config: The configuration of the run.
+        model: The model.
+        graph: What the phase prunes; None for training without pruning.
+        train_data: The training set.
+        num_ranks: Number of ranks.
+
+    Raises:
+        ConfigError: As in `check_data` and `check_images`.
+        ModelError: If the graph has nothing to prune.
+    """
+    check_data(config, train_data, num_ranks)
+    check_images(model, train_data)
+    if graph:
+        require_prunable(model.name, graph)
+    if ends_in_softmax(model):
+        _log.warning(
+            "The model %s ends in a softmax, so that the loss and the comparison of the slim model take probabilities. "
+            "Give one that ends in logits; resrep_dist.prune and the command line take the softmax off by themselves.",
+            model.name,
+        )
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
-    """Check that the training data fits the settings.
+    """Check that the training data fits the settings, and warn of parts that are too small for a GPU.
 
     Args:
         config: The configuration of the run.
@@ -127,6 +169,17 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
             f"data.global_batch_size: received {config.data.global_batch_size}, expected at least one sample for each "
             f"of the {num_ranks} ranks in each of {config.training.gradient_accumulation_steps} accumulation steps"
         )
+    num_images = config.data.global_batch_size / min_batch_size
+    if num_images < _MIN_IMAGES_PER_GPU and tf.config.list_physical_devices("GPU"):
+        _log.warning(
+            "data.global_batch_size: %d on %d ranks is %.3g image(s) at a time for a GPU, which mostly waits with "
+            "less than %d. Take fewer ranks, or a larger batch with train.reference_batch_size and "
+            "train.warmup_epochs.",
+            config.data.global_batch_size,
+            num_ranks,
+            num_images,
+            _MIN_IMAGES_PER_GPU,
+        )
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:
@@ -145,6 +198,16 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
             f"model.name: {model.name} takes images of height, width and channels {expected}, but those of data.source "
             f"are {received}; give another model or other data"
         )
+
+
+def fingerprints(train_data: ImageSource, validation_data: ImageSource) -> dict[str, dict[str, Any]]:
+    """Return the fingerprints of both sets, by the names that messages give them.
+
+    Args:
+        train_data: The training set.
+        validation_data: The validation set.
+    """
+    return {"training": train_data.fingerprint(), "validation": validation_data.fingerprint()}
 
 
 def model_for_training(model: keras.Model, graph: Graph | None, config: Config, cluster: Cluster) -> keras.Model:

@@ -1,6 +1,5 @@
 """One training step: forward, backward, one collective, update."""
 
-import logging
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -10,18 +9,17 @@ from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import NonFiniteError
+from resrep_dist.training.determinism import check_determinism
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
+from resrep_dist.training.randomness import LayerRandomness
 from resrep_dist.training.reduction import ClusterSums, RankSums, is_finite, sum_over_ranks
+from resrep_dist.training.skipping import SkippedSteps
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-_log = logging.getLogger(__name__)
-MAX_SKIPPED_STEPS_IN_A_ROW = 10
 # Results of a step, the same on all ranks: applied; skipped to lower the loss scale, which is normal; skipped since a
 # value is not finite; skipped since the ranks differ.
 _GOOD, _RESCALED, _NOT_FINITE, _DRIFTED = range(4)
@@ -54,14 +52,16 @@ class TrainStep:
         cluster: The ranks.
         config: Loss, precision, accumulation, compression and clipping.
         global_batch_size: Number of samples per step, over all ranks.
+        seed: Seed of the random numbers of layers, such as Dropout.
     """
 
-    def __init__(self, cluster: Cluster, config: TrainingConfig, global_batch_size: int) -> None:
-        self._cluster, self._config, self._global_batch_size = cluster, config, global_batch_size
+    def __init__(self, cluster: Cluster, config: TrainingConfig, global_batch_size: int, seed: int = 0) -> None:
+        self._cluster, self._config = cluster, config
+        self._global_batch_size, self._seed = global_batch_size, seed
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
-        self._num_skipped_in_a_row = 0
+        self._skipped = SkippedSteps(cluster)
         # loss sum, correct, samples, skipped steps
         self._totals = tf.Variable(tf.zeros([4], self._dtype), trainable=False)
         self._stop_requested = tf.Variable(0.0, trainable=False, dtype=self._dtype)
@@ -75,6 +75,7 @@ class TrainStep:
         """
         self._state, self._model, self._optimizer = state, state.model, state.optimizer
         self._loss = make_loss(self._config, state.model)
+        self._randomness = LayerRandomness(state.model, self._seed, self._global_batch_size, self._cluster)
         self._statistics = batch_norm_statistics(state.model)
         weights = [f"the gradient of {plain_name(variable)}" for variable in state.model.trainable_variables]
         self._names = ["the loss", *weights, *map(plain_name, self._statistics)]
@@ -88,6 +89,7 @@ class TrainStep:
             self._apply = tf.function(self._apply, jit_compile=True)
         self._compiled = tf.function(self._run, reduce_retracing=True)
         self._collective_alone: Any = None
+        self._is_traced = False
 
     def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Make one step. A collective; there is a second one only if the step failed, to find out where.
@@ -97,15 +99,18 @@ class TrainStep:
             labels: Integer labels, int64 [B].
 
         Raises:
+            ConfigError: Before the first step, if it has to be deterministic and cannot be.
             NonFiniteError: On every rank, if too many steps in a row were skipped because values were not finite.
             DisagreementError: On every rank, if their compactors, masks or batch-norm statistics differ.
         """
+        if not self._is_traced:
+            self.trace(images, labels)
         outcome = self._compiled(images, labels)
         kind, self._num_stop_requests = int(outcome.kind), float(outcome.num_stop_requests)
         if kind == _GOOD:
-            self._num_skipped_in_a_row = 0
+            self._skipped.num_in_a_row = 0
         elif kind == _NOT_FINITE:
-            self._explain_skipped(outcome.are_finite.numpy())
+            self._skipped.explain(self._state.step + 1, self._names, outcome.are_finite.numpy())
         elif kind == _DRIFTED:
             digests = Digest({plain_name(variable): variable for variable in [*self._watched, *self._statistics]})
             self._cluster.agree(digests.names, digests())
@@ -124,7 +129,7 @@ class TrainStep:
             "loss": loss / count,
             "top1": 100.0 * correct / count,
             "skipped_steps": skipped,
-            "skipped_steps_in_a_row": float(self._num_skipped_in_a_row),
+            "skipped_steps_in_a_row": float(self._skipped.num_in_a_row),
         }
 
     def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
@@ -133,8 +138,13 @@ class TrainStep:
         Args:
             images: Images of the shape and type of this rank's part of a batch.
             labels: Their labels.
+
+        Raises:
+            ConfigError: If the step has to be deterministic and cannot be.
         """
-        self._compiled.get_concrete_function(images, labels)
+        graph = self._compiled.get_concrete_function(images, labels).graph
+        check_determinism(self._config, graph, [layer.name for layer in self._model.layers])
+        self._is_traced = True
 
     def collective_seconds(self) -> float:
         """Measure the time of the step's collective alone, without waiting for slower ranks. A collective."""
@@ -166,23 +176,6 @@ class TrainStep:
     def is_stop_requested(self) -> bool:
         """Return True, on all ranks alike, if a rank had called `request_stop` before the last step."""
         return self._num_stop_requests > 0
-
-    def _explain_skipped(self, are_finite: np.ndarray) -> None:
-        self._num_skipped_in_a_row += 1
-        found = []
-        for rank, row in enumerate(self._cluster.gather(are_finite.astype(np.uint8))):
-            names = [name for name, is_fine in zip(self._names, row, strict=True) if not is_fine]
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                found.append(f"rank {rank}: {', '.join(names[:3])}{more}")
-        where = "; ".join(found) or "a gradient of all ranks together is too large for float16"
-        step, in_a_row = self._state.step + 1, self._num_skipped_in_a_row
-        _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, in_a_row, where)
-        if in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
-            raise NonFiniteError(
-                f"step {step}: {in_a_row} steps in a row were not finite ({where}); lower the learning rate or look "
-                "at the data, and start again from the last checkpoint, which is good"
-            )
 
     def _run(self, images: tf.Tensor, labels: tf.Tensor) -> _Outcome:
         """Make the step, as one graph.
@@ -244,14 +237,16 @@ class TrainStep:
 
     def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: list[tf.Tensor]) -> RankSums:
         num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
+        positions = self._randomness.positions(self._optimizer.iterations, size)
         if num_micro_batches == 1:
-            return self._compute(images, labels)
+            return self._compute(images, labels, positions)
 
         def add(number: tf.Tensor, sums: RankSums) -> tuple[tf.Tensor, RankSums]:
             start, end = size * number // num_micro_batches, size * (number + 1) // num_micro_batches
             for statistic, value in zip(self._statistics, before, strict=True):
                 statistic.assign(value)
-            return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(images[start:end], labels[start:end]))
+            parts = [whole[start:end] for whole in (images, labels, positions)]
+            return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(*parts))
 
         zeros = RankSums(
             [tf.zeros(variable.shape, variable.dtype) for variable in self._model.trainable_variables],
@@ -262,11 +257,11 @@ class TrainStep:
         _, sums = tf.while_loop(lambda number, _: number < num_micro_batches, add, [0, zeros], parallel_iterations=1)
         return sums
 
-    def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor) -> RankSums:
+    def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> RankSums:
         count = tf.cast(tf.shape(labels)[0], self._dtype)
         # The 16-bit gradients are means over the samples, whose size does not depend on the number of samples.
         scale = tf.cast(self._loss_scale.value, self._dtype) / count if self._loss_scale else None
-        with tf.GradientTape() as tape:
+        with self._randomness.at(positions), tf.GradientTape() as tape:
             outputs = tf.cast(self._model(images, training=True), self._dtype)
             loss = tf.reduce_sum(tf.cast(self._loss(labels, outputs), self._dtype))
             # A sum over samples, which is divided by the global number of samples later: parts may differ in size.

@@ -22,11 +22,11 @@ from resrep_dist.monitoring.defaults import default_hooks
 from resrep_dist.monitoring.hooks import Hook, Hooks
 from resrep_dist.monitoring.monitor import default_console
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.best import BestCheckpoint
+from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
+from resrep_dist.training.phase import check_start, fingerprints, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -42,8 +42,7 @@ class Trainer:
         state: State of the run. Its model is a copy of `model` with compactors, in the configured precision.
         pruner: Chooses the masks; None without a graph.
         validation_top1: Top-1 accuracy of the last evaluation, percent; None before the first one.
-        collective_seconds: Time of the step's collective alone, measured at the last evaluation; None before, and on
-            one rank.
+        collective_seconds: Time of the step's collectives alone, at the last evaluation; None before, and on one rank.
 
     Args:
         model: A functional Keras model.
@@ -57,6 +56,7 @@ class Trainer:
             nothing.
         console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
+        accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.
 
     Raises:
         ConfigError: If data, model and settings do not fit together.
@@ -75,14 +75,13 @@ class Trainer:
         workdir: Path | None = None,
         console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
+        accepts_changed_data: bool = False,
     ) -> None:
-        self.cluster = cluster or Cluster()
+        self.cluster = cluster or Cluster(config.training.deterministic)
         self.graph = graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
-        check_data(config, train_data, self.cluster.size)
-        check_images(model, train_data)
-        if graph:
-            require_prunable(model.name, graph)
+        enable_determinism(config.training, config.seed)
+        check_start(config, model, graph, train_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
@@ -93,10 +92,9 @@ class Trainer:
             self._plan.masks.log()
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
-        checkpoints = folder / "checkpoints" if folder else None
-        self.checkpoints = CheckpointWriter(
-            checkpoints, config.checkpoint.num_kept, self.cluster, graph, config.to_dict()
-        )
+        checkpoints, num_kept = folder / "checkpoints" if folder else None, config.checkpoint.num_kept
+        data: Any = {"data": fingerprints(train_data, validation_data), "accepts_changed_data": accepts_changed_data}
+        self.checkpoints = CheckpointWriter(checkpoints, num_kept, self.cluster, graph, config.to_dict(), **data)
         self._best = BestCheckpoint(folder, self.cluster, graph, config)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
         console = default_console(self.cluster.is_root) if console == "default" else console
@@ -226,6 +224,7 @@ class Trainer:
 
     def _make_shrinker(self, graph: Graph) -> Shrinker:
         shrinker = Shrinker(graph, self.config.shrink, self._plan.require_masks().interval_steps, self.cluster)
+        shrinker.require_unconstrained(self.model)
         shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
         return shrinker
 
@@ -263,8 +262,7 @@ class Trainer:
             self._train_data,
             global_batch_size=self.config.data.global_batch_size,
             augmentation=self.config.data.augmentation,
-            # Base training and pruning use different orders of the samples.
-            seed=2 * self.config.seed + (self.graph is not None),
+            seed=self._plan.seed,
             rank=self.cluster.rank,
             num_ranks=self.cluster.size,
             first_step=self.step,

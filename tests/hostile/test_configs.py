@@ -63,7 +63,7 @@ def merge_bomb():
         ("seed: \0", "special characters are not allowed"),
         ("seed: 1\nseed: 2", "found duplicate key"),
         ("train: {a: 1, a: 2}", "found duplicate key"),
-        ("seed: " + "9" * 5000, "Exceeds the limit (4300 digits)"),
+        ("seed: " + "9" * 5000, "Exceeds the limit (4300"),
         ("seed: 0x" + "f" * 50_000, "Exceeds the limit"),
         ("seed: 1e99999", "seed"),
         ("seed: 100000000000000000000000000", "expected less than 1073741824"),

@@ -9,7 +9,7 @@ from tests.ranks.launcher import REPOSITORY
 
 import pytest
 
-pytestmark = pytest.mark.nccl_build
+pytestmark = [pytest.mark.nccl_build, pytest.mark.timeout(3600)]
 PROGRAM = """
 import sys, resrep_dist, horovod, horovod.tensorflow as hvd
 print("NCCL", hvd.nccl_built())

@@ -16,7 +16,7 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 # One launch for all scenarios of a number of ranks, since most of its time is TensorFlow's start. The last one ends it.
 SCENARIOS = {
     1: "trajectory",
-    2: "identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,flipped_bits",
+    2: "threads,identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,flipped_bits",
     4: "identical,trajectory,not_finite,flipped_bits",
 }
 
@@ -40,6 +40,10 @@ def worked(tmp_path_factory):
         return folder / scenario, code, log
 
     return result
+
+
+def test_a_rank_chooses_its_gpu_and_threads_before_tensorflow_starts(worked):
+    worked(2, "threads")
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])

@@ -11,6 +11,7 @@ from pathlib import Path
 from resrep_dist import errors
 from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.data.order import training_batches
+from resrep_dist.distributed import cluster as cluster_module
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
 from resrep_dist.graph import trace
@@ -183,7 +184,7 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     """One rank gets batches with a NaN: all skip those steps, statistics included, and after 10 of them stop."""
     trainer = make_trainer(cluster)
     lines: list[str] = []
-    logger = logging.getLogger("resrep_dist.training.step")
+    logger = logging.getLogger("resrep_dist.training.skipping")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})
@@ -308,6 +309,21 @@ def checkpoints(cluster: Cluster, folder: Path) -> None:
         assert trainer.step == 60 and "step 50: 3 checkpoint(s) in a row" in str(error), (trainer.step, error)
 
 
+def threads(cluster: Cluster, folder: Path) -> None:
+    """Each rank has the threads that it asked for."""
+    tf.constant(1.0) + 1.0  # starts TensorFlow, if nothing has yet
+    number = tf.config.threading.get_intra_op_parallelism_threads()
+    assert number == cluster.num_cores > 0, (number, cluster.num_cores)
+    assert os.environ["NCCL_NVLS_ENABLE"] == "0"
+
+
+def require_not_started(*arguments) -> None:
+    """In place of the choice of GPU and threads: it comes before TensorFlow starts, or it would be in vain."""
+    # Raises an error once TensorFlow has started.
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    limit_threads_and_pin_gpu(*arguments)
+
+
 def slow_root(cluster: Cluster, folder: Path) -> None:
     """Rank 0 works for longer than any time-out of Gloo or Horovod (30 and 60 s), as a merge may."""
     assert cluster.from_root(lambda: time.sleep(100) or "merged") == "merged"
@@ -316,6 +332,8 @@ def slow_root(cluster: Cluster, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    limit_threads_and_pin_gpu = cluster_module._limit_threads_and_pin_gpu
+    cluster_module._limit_threads_and_pin_gpu = require_not_started
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
     the_cluster = Cluster()

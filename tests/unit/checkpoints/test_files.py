@@ -155,3 +155,35 @@ def test_arrays_that_need_pickle_are_refused(tmp_path, variables):
     (path / "SHA256SUMS").write_text(sums)
     with pytest.raises(CheckpointError, match="pickle"):
         restore(path, variables)
+
+
+def numbered(*numbers):
+    """Variables as those of a model whose layers Keras has numbered."""
+    variables = {}
+    for index, number in enumerate(numbers):
+        layer = f"conv2d_{number}" if number else "conv2d"
+        for name in (f"{layer}/kernel", f"velocity/{layer}/kernel", f"{layer}_compactor/mask"):
+            variables[name] = tf.Variable(np.full(3, float(10 * index + len(name.split("/"))), np.float32))
+    return {**variables, "stage_1/kernel": tf.Variable([1.0]), "iterations": tf.Variable(7)}
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (1, 2, 3), (2, 5, 11), (9, 10, 11)])
+def test_numbers_of_layers_only_have_to_be_in_the_same_order(tmp_path, numbers):
+    folder, saved = CheckpointFolder(tmp_path), numbered(1, 2, 3)
+    folder.save(5, snapshot(saved), {"num_chosen": 0})
+    variables = numbered(*numbers)
+    expected = [variable.numpy() for variable in variables.values()]
+    for variable in variables.values():
+        variable.assign(tf.zeros_like(variable))
+    assert folder.restore_newest(variables)["step"] == 5
+    for received, value in zip(variables.values(), expected, strict=True):
+        np.testing.assert_array_equal(received.numpy(), value)
+
+
+def test_another_number_of_layers_or_another_layer_is_another_model(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(5, snapshot(numbered(1, 2, 3)), {"num_chosen": 0})
+    with pytest.raises(CheckpointError, match="it belongs to another model"):
+        folder.restore_newest(numbered(4, 5))
+    with pytest.raises(CheckpointError, match="it belongs to another model"):
+        folder.restore_newest({**numbered(4, 5, 6), "dense/kernel": tf.Variable([1.0])})

@@ -41,3 +41,14 @@ def test_the_papers_resnet50_has_its_published_hyper_parameters():
     prune = config.prune
     assert (prune.target_macs_fraction, prune.lasso_strength, prune.compactor_momentum) == (0.455, 1e-4, 0.99)
     assert (prune.mask_start_epochs, prune.mask_interval_steps, prune.channels_per_update) == (5, 200, 4)
+
+
+def test_large_batches_keep_the_learning_rate_of_a_sample_and_the_pace_of_the_masks():
+    small, large = (
+        load_config(next(path for path in CONFIGS if path.stem == name))
+        for name in ("resnet50_imagenet", "resnet50_imagenet_large_batch")
+    )
+    factor = large.data.global_batch_size / small.data.global_batch_size
+    assert large.train.reference_batch_size == small.data.global_batch_size and large.train.warmup_epochs > 0
+    assert large.train.learning_rate == small.train.learning_rate
+    assert large.prune.mask_interval_steps == int(small.prune.mask_interval_steps / factor)

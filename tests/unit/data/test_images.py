@@ -3,15 +3,9 @@
 import itertools
 
 from resrep_dist.data.augmentation import augment, is_mirrored, normalize
-from resrep_dist.data.encoded import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    _random_window,
-    center_crop,
-    decode,
-    random_resized_crop,
-)
+from resrep_dist.data.encoded import _random_window, center_crop, decode, random_resized_crop
 from resrep_dist.data.imagefolder import image_folders
+from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from resrep_dist.data.order import evaluation_batches, training_batches
 from resrep_dist.data.source import Source
 from resrep_dist.data.tfrecord import imagenet_records

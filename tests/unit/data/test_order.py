@@ -2,7 +2,7 @@
 
 import itertools
 
-from resrep_dist.data.encoded import IMAGENET_MEAN, IMAGENET_STD
+from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from resrep_dist.data.order import evaluation_batches, rank_part, sample_indices, training_batches
 from resrep_dist.data.source import Source
 from tests.images import LEVEL_STEP, label_of, numbers_of, write_image_folders, write_records

@@ -1,5 +1,6 @@
 """Models in other formats: equal outputs, and refusals."""
 
+import dataclasses
 import shutil
 import sys
 
@@ -15,6 +16,7 @@ from tests.networks import random_source, randomise, small_config, small_network
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 IMAGES = random_source(40).images
@@ -45,6 +47,21 @@ def test_a_file_gives_the_models_outputs_for_any_batch_and_evaluates_to_the_same
     values = Evaluator(load_any_model(result.path, 16, 10), metrics).evaluate(source, 16)
     expected = Evaluator(model, metrics).evaluate(source, 16)
     assert values == pytest.approx(expected, rel=1e-2 if is_float16 else 1e-4)
+
+
+def test_on_a_gpu_with_tf32_the_comparison_is_in_full_float32(tmp_path, monkeypatch):
+    is_enabled = tf.config.experimental.tensor_float_32_execution_enabled
+
+    def open_on_a_gpu(path):
+        inference = open_model_file(path)
+        # Rounding to 10 bits is worth this much.
+        run = lambda images: inference.run(images) * (1.0 + 1e-3 * is_enabled())  # noqa: E731
+        return dataclasses.replace(inference, run=run)
+
+    monkeypatch.setattr(export, "open_model_file", open_on_a_gpu)
+    assert is_enabled()
+    assert export_model(network(), "saved_model", tmp_path, IMAGES, 1e-4).max_relative_difference < 1e-5
+    assert is_enabled()
 
 
 def test_a_file_that_differs_is_refused_and_the_one_before_stays(tmp_path, monkeypatch):

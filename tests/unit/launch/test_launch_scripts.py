@@ -105,3 +105,36 @@ def test_on_several_hosts_the_launchers_own_code_says_nothing_against_a_clean_st
     process = start("mpirun", "exit 1", HOSTS="here:1,there:1")
     read_environment(process)
     assert stop(process) == 143
+
+
+@pytest.mark.parametrize(
+    "variables, has_gpus, expected",
+    [
+        ({"RANKS": "2"}, True, "slot:PE=4 --bind-to core"),
+        ({"RANKS": "16", "HOSTS": "here:4,there:12"}, True, "slot:PE=2 --bind-to core"),
+        ({"RANKS": "2", "CORES": "3"}, True, "slot:PE=3 --bind-to core"),
+        ({"RANKS": "2", "CORES": "0"}, True, "slot --bind-to none"),
+        ({"RANKS": "9"}, True, "slot --bind-to none"),
+        ({"RANKS": "2"}, False, "slot --bind-to none"),
+    ],
+)
+def test_mpirun_gives_each_rank_its_cores_where_there_are_gpus(tmp_path, variables, has_gpus, expected):
+    (tmp_path / "launch").mkdir()
+    for name in ("ranks.sh", "mpirun.sh"):
+        shutil.copy(REPOSITORY / "launch" / name, tmp_path / "launch")
+    (tmp_path / "launch" / "setup.sh").touch()
+    programs = {
+        "mpirun": 'echo "$*"',
+        "nvidia-smi": "exit 0" if has_gpus else "exit 9",
+        # Two sockets of four cores with two threads each.
+        "lscpu": "echo '# CORE,SOCKET'; for core in {0..7} {0..7}; do echo $core,$((core / 4)); done",
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKDIR": "run", **variables}
+    process = subprocess.run(
+        ["bash", "launch/mpirun.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 0 and f"--map-by {expected} -x" in process.stdout, process.stderr + process.stdout

@@ -6,12 +6,15 @@ from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.merging import folding, surgery
+from resrep_dist.merging.certificate import logits
 from resrep_dist.models.building import build_model
 from resrep_dist.pruning.deadness import dead_channels
+from tests import tensor_float_32
 from tests.networks import random_source, randomise, small_network
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 
@@ -126,3 +129,16 @@ def test_a_model_in_16_bits_is_merged_in_float32():
     slim, certificate = resrep_dist.merge(half, graph, images)
     assert certificate.max_relative_difference < 1e-5
     assert {layer.compute_dtype for layer in slim.layers} == {"float32"}
+
+
+def test_on_a_gpu_with_tf32_the_comparison_is_in_full_float32(monkeypatch):
+    model, graph = with_dead_rows(MODELS["resnet20"]())
+    images = random_source(64, 16).images
+    slim, certificate = merging.merge(model, graph, images)
+    tensor_float_32.emulate(monkeypatch)
+    difference = np.abs(logits(model, images) - logits(slim, images)).max()
+    # More than merge.tolerance, though the models are equal.
+    assert difference > 1e-4 * np.abs(logits(model, images)).max()
+    received = merging.merge(model, graph, images)[1]
+    assert received.max_relative_difference == certificate.max_relative_difference < 1e-5
+    assert tf.config.experimental.tensor_float_32_execution_enabled()

@@ -194,3 +194,44 @@ def test_a_function_with_unnamed_layers_gives_the_same_names_every_time(tmp_path
     config = ModelConfig("python:unnamed_layers:build", 10, 16)
     names = [[layer.name for layer in build_model(config).layers] for _ in range(3)]
     assert names[0] == names[1] == names[2] and "batch_normalization" in names[0]
+
+
+KEPT_LAYERS = """
+from tensorflow import keras
+
+kept = keras.layers.BatchNormalization()
+teacher = keras.Sequential([keras.Input([8, 8, 3]), keras.layers.Conv2D(2, 3), keras.layers.Dense(3)])
+lazy = []
+
+def build(image_size, num_classes):
+    x = inputs = keras.Input([image_size, image_size, 3])
+    x = kept(keras.layers.Conv2D(4, 3)(x))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3)(x))
+    if not lazy:
+        lazy.append(keras.layers.Conv2D(5, 3))
+    x = keras.layers.GlobalAveragePooling2D()(lazy[0](0.5 * x))
+    return keras.Model(inputs, keras.layers.Dense(num_classes)(x))
+"""
+
+
+def test_layers_that_a_module_keeps_do_not_change_the_names(tmp_path, monkeypatch):
+    (tmp_path / "kept_layers.py").write_text(KEPT_LAYERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = ModelConfig("python:kept_layers:build", 10, 16)
+    models = [build_model(config) for _ in range(3)]
+    names = [[layer.name for layer in model.layers] for model in models]
+    assert names[0] == names[1] == names[2]
+    assert {"batch_normalization", "batch_normalization_1", "conv2d", "conv2d_1", "dense", "input_1"} <= set(names[0])
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    assert np.isfinite(models[2].predict(images, verbose=0)).all()
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "InceptionV3", "RegNetX002", "EfficientNetV2B0"])
+def test_numbered_models_of_keras_applications_have_one_set_of_names(name):
+    names = []
+    for _ in range(2):
+        model = build_model(ModelConfig(f"keras:{name}", 7, 96))
+        names.append([*(layer.name for layer in model.layers), *(weight.name for weight in model.weights)])
+        keras.layers.Conv2D(3, 3)
+        trace(model)
+    assert names[0] == names[1]

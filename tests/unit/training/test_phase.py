@@ -3,11 +3,12 @@ from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
 from resrep_dist.layers.replacement import with_precision
-from resrep_dist.training.phase import check_images, model_for_training, plan_phase
+from resrep_dist.training.phase import check_data, check_images, model_for_training, plan_phase
 from tests.networks import random_source, randomise, small_config, small_network
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 layers = keras.layers
@@ -42,3 +43,15 @@ def test_no_extension_is_no_step_more():
         config = small_config(prune={"max_extension_epochs": num_epochs})
         plan = plan_phase(config, trace(small_network()), 320)
         assert (plan.num_steps, plan.max_steps) == (60, num_steps)
+
+
+@pytest.mark.parametrize(
+    "gpus, num_ranks, num_parts, expected",
+    [(["GPU"], 1, 1, ""), (["GPU"], 1, 2, "32 on 1 ranks is 16 image(s)"), (["GPU"], 2, 1, "32 on 2 ranks is 16"),
+     ([], 2, 1, "")],
+)  # fmt: skip
+def test_parts_too_small_for_a_gpu_are_warned_of(monkeypatch, caplog, gpus, num_ranks, num_parts, expected):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    config = small_config(training={"gradient_accumulation_steps": num_parts})
+    check_data(config, random_source(64), num_ranks)
+    assert expected in caplog.text and bool(expected) == bool(caplog.text)

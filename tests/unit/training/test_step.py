@@ -240,3 +240,19 @@ def test_a_gradient_too_large_for_its_way_does_not_lower_the_loss_scale():
     assert step.read_metrics()["skipped_steps"] == 2, "the averaged gradients are above 64"
     assert state["loss_scale"].numpy() == 8.0
     np.testing.assert_array_equal(state["conv0/kernel"].numpy(), before["conv0/kernel"])
+
+
+# Operations of TensorFlow that have a kernel for int64 on GPUs. Split, for one, has none: it would run on the host.
+_INT64_ON_GPUS = {
+    "AddV2", "ArgMax", "AssignAddVariableOp", "BitwiseAnd", "Cast", "ConcatV2", "Const", "Equal", "GreaterEqual",
+    "Identity", "LessEqual", "Mul", "NotEqual", "Placeholder", "Range", "ReadVariableOp", "Reshape", "RightShift",
+    "SelectV2", "SparseSoftmaxCrossEntropyWithLogits", "StridedSlice", "Sub", "Sum",
+}  # fmt: skip
+
+
+def test_no_operation_on_whole_numbers_leaves_the_gpu():
+    step, _, _ = make_step()
+    graph = step._compiled.get_concrete_function(*next(batches(1))).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    found = {node.op for node in nodes if any(value.type == tf.int64.as_datatype_enum for value in node.attr.values())}
+    assert "NotEqual" in found and found <= _INT64_ON_GPUS, found - _INT64_ON_GPUS
