@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from resrep_dist.monitoring.hooks import Hook as Hook
     from resrep_dist.monitoring.hooks import Watched as Watched
     from resrep_dist.pruning.optimizer import ResRepOptimizer as ResRepOptimizer
+    from resrep_dist.runs.library import PruneResult as PruneResult
+    from resrep_dist.runs.library import prune as prune
     from resrep_dist.training.keras_callbacks import ChannelMasks as ChannelMasks
     from resrep_dist.training.keras_callbacks import Checkpoints as Checkpoints
     from resrep_dist.training.keras_callbacks import PruningCurves as PruningCurves
@@ -64,6 +66,7 @@ _MODULES = {
     "monitoring.hooks": ("Hook", "Watched"),
     "models.files": ("save_model",),
     "pruning.optimizer": ("ResRepOptimizer",),
+    "runs.library": ("PruneResult", "prune"),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),
     "training.trainer": ("Trainer",),
 }

@@ -119,9 +119,8 @@ class CheckpointFolder:
 
     def newest_position(self) -> dict[str, Any] | None:
         """Return the position of the newest checkpoint; None if there is none, or it cannot be read."""
-        existing = self._existing()
         try:
-            return _read_position(existing[-1]) if existing else None
+            return next((_read_position(path) for path in reversed(self._existing())), None)
         except (OSError, ValueError, RecursionError):
             return None
 
@@ -134,9 +133,9 @@ class CheckpointFolder:
         Raises:
             CheckpointError: If there is none. The message has the steps that there are.
         """
-        path = self._folder / f"step-{step:08d}"
-        if path not in self._existing():
-            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self._existing())
+        path, existing = self._folder / f"step-{step:08d}", self._existing()
+        if path not in existing:
+            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in existing)
             raise CheckpointError(f"checkpoint {path}: there is none; expected one of the steps {steps or '(none)'}")
         return path
 

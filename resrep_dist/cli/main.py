@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from resrep_dist.cli.benchmark_commands import add_benchmark_commands
+from resrep_dist.cli.first_commands import add_first_commands
 from resrep_dist.cli.options import KEYS
 from resrep_dist.cli.quiet_import import quiet_tensorflow
 from resrep_dist.cli.run_commands import add_run_commands
@@ -74,12 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resrep",
         description="Prune convolutional networks while they train, on many processes or one.",
-        epilog=f"examples:\n  resrep inspect configs/digits_resnet20.yaml\n"
+        epilog=f"examples:\n  resrep prune mine.keras --data photos --target 0.5\n"
+        f"  resrep inspect configs/digits_resnet20.yaml\n"
         f"  resrep train configs/digits_resnet20.yaml --workdir runs/digits\n  resrep train --help\n\n{KEYS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"resrep {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_first_commands(commands)
     add_run_commands(commands)
     add_benchmark_commands(commands)
     return parser

@@ -62,6 +62,22 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add the option that gives a missed target and a broken model exit codes of their own."""
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 9 if the target is missed, 10 if a model is broken"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that train; `run_training` reads them."""
+    add_strict(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
+    parser.add_argument(
+        "--accept-changed-data", action="store_true", help="resume although the data is not that of the checkpoints"
+    )
+
+
 def positive(text: str) -> int:
     """Parse the value of an option that must be an integer of at least 1.
 

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import KEYS, add_command, add_config, add_overrides, config_of, start_terminal
+from resrep_dist.cli.options import (
+    KEYS,
+    add_command,
+    add_config,
+    add_overrides,
+    add_running,
+    add_strict,
+    config_of,
+    start_terminal,
+)
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
@@ -28,11 +37,7 @@ def add_run_commands(commands: Any) -> None:
         "--from", type=Path, dest="run", metavar="DIR", help="another run, whose base model this one starts from"
     )
     train.add_argument("--newest", action="store_true", help="with --from: start from its newest state, at its step")
-    _add_strict(train)
-    train.add_argument("--quiet", action="store_true", help="no progress: warnings, errors and the final table only")
-    train.add_argument(
-        "--accept-changed-data", action="store_true", help="resume although the data is not that of the checkpoints"
-    )
+    add_running(train)
     train.set_defaults(command=_train)
 
     merge = add_command(
@@ -45,7 +50,7 @@ def add_run_commands(commands: Any) -> None:
         "--checkpoint", type=_checkpoint, default="newest", metavar="best|newest|STEP",
         help="which one; best: the highest top-1 among those whose target is reached (default: newest)",
     )  # fmt: skip
-    _add_strict(merge)
+    add_strict(merge)
     merge.set_defaults(command=_merge)
 
     evaluate = add_command(
@@ -103,40 +108,20 @@ def _checkpoint(text: str) -> str:
     return text
 
 
-def _add_strict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--strict", action="store_true", help="exit code 9 if the target is missed, 10 if a model is broken"
-    )
-
-
 def _train(options: argparse.Namespace) -> int:
     if options.newest and not options.run:
         raise UserError("--newest: given without --from; it says what of that run to start from")
     config = config_of(options, to_start=not options.run)
     console = start_terminal(options.quiet)
+    from resrep_dist.cli.running import run_training
     from resrep_dist.distributed.cluster import Cluster
-    from resrep_dist.reporting.problems import require_success
-    from resrep_dist.reporting.table import print_report
     from resrep_dist.runs.start import from_run
-    from resrep_dist.runs.train import train
 
     cluster = Cluster(config.training.deterministic)
     if options.run:
         config = cluster.everywhere(lambda: from_run(config, options.run))
-    report = train(
-        config,
-        options.workdir,
-        cluster,
-        None if options.quiet else console,
-        options.run if options.newest else None,
-        accepts_changed_data=options.accept_changed_data,
-    )
-    if cluster.is_root:
-        print_report(console, report, options.workdir)
-    cluster.shutdown()
-    if options.strict:
-        require_success(report)
-    return 0
+    newest_of = options.run if options.newest else None
+    return run_training(config, options, options.workdir, cluster, console, newest_of)
 
 
 def _merge(options: argparse.Namespace) -> int:

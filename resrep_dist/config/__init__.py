@@ -1,12 +1,12 @@
 """The configuration of a run: sections, the whole, reading it, and its absolute paths."""
 
+from resrep_dist.config.data_section import DataConfig
 from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config
 from resrep_dist.config.normalization import ChannelStatistics
 from resrep_dist.config.paths import with_absolute_paths, with_real_paths
 from resrep_dist.config.schema import (
     CheckpointConfig,
-    DataConfig,
     LoggingConfig,
     MergeConfig,
     ModelConfig,

@@ -5,11 +5,11 @@ import io
 import itertools
 from typing import Annotated, Any
 
+from resrep_dist.config.data_section import DataConfig
 from resrep_dist.config.model_names import unknown_model
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.config.schema import (
     CheckpointConfig,
-    DataConfig,
     FaultsConfig,
     LoggingConfig,
     MergeConfig,

@@ -36,14 +36,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, to_start: bo
     Raises:
         ConfigError: If the file is missing or is not YAML, or has an unknown key, a wrong type or an invalid value.
     """
-    document = _parse_yaml(_read(Path(path)), str(path))
+    return parse_config(_read(Path(path)), str(path), overrides, to_start=to_start)
+
+
+def parse_config(text: str, origin: str, overrides: Sequence[str] = (), *, to_start: bool = True) -> Config:
+    """Read a configuration from the text of a YAML file.
+
+    Args:
+        text: The text.
+        origin: Where it comes from, as the beginning of an error.
+        overrides: As in `load_config`.
+        to_start: As in `load_config`.
+
+    Raises:
+        ConfigError: As in `load_config`, but for a missing file.
+    """
+    document = _parse_yaml(text, origin)
     if not isinstance(document, dict):
         raise _error(
-            f"config {path}: expected sections like `model:` and `train:`, received {one_line(repr(document))}"
+            f"config {origin}: expected sections like `model:` and `train:`, received {one_line(repr(document))}"
         )
     for override in overrides:
         _apply_override(document, override)
-    return build_config(document, str(path), to_start=to_start)
+    return build_config(document, origin, to_start=to_start)
 
 
 def build_config(document: dict[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:

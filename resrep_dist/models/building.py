@@ -78,7 +78,7 @@ def _finished(model: keras.Model, config: ModelConfig) -> keras.Model:
         _log.info("The weights of %s are %s; they become float32, see training.precision.", model.name, precision)
         model = with_precision(model, "float32")
     # Flat, as it is traced, trained and saved.
-    return _logits_only(flatten(model))
+    return logits_only(flatten(model))
 
 
 def _build(builders: dict[str, Callable[[int, int], keras.Model]], name: str, config: ModelConfig) -> keras.Model:
@@ -149,8 +149,15 @@ def _with_one_set_of_names(build: Callable[[], Any]) -> Any:
     raise AssertionError("the loop returns or raises")
 
 
-def _logits_only(model: keras.Model) -> keras.Model:
-    """Return the model without its softmax, since loss and certificate are computed from logits."""
+def logits_only(model: keras.Model) -> keras.Model:
+    """Return a model without its softmax, since loss and certificate are computed from logits.
+
+    Args:
+        model: A flat functional model.
+
+    Raises:
+        ModelError: If its outputs are probabilities in a way that is not known.
+    """
     if ends_in_softmax(model):
         _log.info("The softmax at the end of %s is left out: training and comparison take its logits.", model.name)
         return without_softmax(model)

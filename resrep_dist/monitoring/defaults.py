@@ -42,10 +42,8 @@ def default_hooks(
     """
     if graph:
         check_heat_maps(config.logging, graph)
-    is_seen = cluster.is_root and folder is not None
-    monitor = Monitor(
-        title, folder / "tensorboard" if folder and is_seen else None, console if is_seen else None, num_steps
-    )
+    curves = folder / "tensorboard" if folder and cluster.is_root else None
+    monitor = Monitor(title, curves, console if cluster.is_root else None, num_steps)
     hooks: list[Hook] = [
         Curves(monitor, config.logging, config.data.global_batch_size, sweep_row),
         Health(config.prune if graph else None, guessing_loss(config.training, config.model.num_classes)),

@@ -12,6 +12,7 @@ from typing import Any
 
 from resrep_dist.distributed.environment import launched_size
 from resrep_dist.errors import one_line
+from resrep_dist.monitoring.events import drop_events_after as drop_events_after
 
 import numpy as np
 import tensorflow as tf
@@ -62,6 +63,18 @@ def configure_logging(console: Console, is_root: bool, is_quiet: bool = False) -
     logger.propagate = False
     logger.setLevel(logging.ERROR if not is_root else logging.WARNING if is_quiet else logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def default_console(is_root: bool) -> Console:
+    """Create the console of a program, and show the log if the program does not set up one itself.
+
+    Args:
+        is_root: True on rank 0.
+    """
+    console = make_console()
+    if not logging.getLogger("resrep_dist").hasHandlers():
+        configure_logging(console, is_root)
+    return console
 
 
 class Monitor:
@@ -260,34 +273,3 @@ class Monitor:
                 self._writer.close()
         if self._progress is not None:
             self._progress.stop()
-
-
-def drop_events_after(folder: Path, step: int) -> None:
-    """Rewrite event files without the points after a step.
-
-    A killed run has usually written points after its last checkpoint. The resumed run makes these steps again, and
-    TensorBoard would draw both as one curve that goes back and forth.
-
-    Args:
-        folder: Folder of the event files.
-        step: Last step that is kept.
-    """
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        kept, num_dropped = [], 0
-        try:
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if Event.FromString(record).step > step:
-                    num_dropped += 1
-                else:
-                    kept.append(record)
-        except tf.errors.DataLossError:
-            # The last record of a killed run may be incomplete. Nothing after it can be read.
-            num_dropped += 1
-        if num_dropped:
-            partial = path.with_name(f"{path.name}.partial")
-            with tf.io.TFRecordWriter(str(partial)) as writer:
-                for record in kept:
-                    writer.write(record)
-            os.replace(partial, path)

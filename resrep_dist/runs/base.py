@@ -59,7 +59,7 @@ def obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: 
         cluster.from_root(lambda: save_model(model, path))
 
 
-def check_base(model: keras.Model, config: Config, validation_data: ImageSource, cluster: Cluster) -> None:
+def check_base(model: keras.Model, config: Config, validation_data: ImageSource, cluster: Cluster) -> float:
     """Evaluate the base before it is pruned, and refuse one that guesses. A collective.
 
     Args:
@@ -67,6 +67,9 @@ def check_base(model: keras.Model, config: Config, validation_data: ImageSource,
         config: The configuration of the run.
         validation_data: The validation set.
         cluster: The ranks.
+
+    Returns:
+        Its top-1 on the validation set, percent.
 
     Raises:
         ModelError: If its top-1 is below `prune.min_base_top1`, or near guessing. The message has likely causes.
@@ -89,7 +92,7 @@ def check_base(model: keras.Model, config: Config, validation_data: ImageSource,
         )
     limit = pruning_of(config).min_base_top1
     if top1 >= (guessing_limit(config.model.num_classes) if limit == "auto" else limit):
-        return
+        return top1
     wanted = "it is hardly better than guessing" if limit == "auto" else f"prune.min_base_top1 is {limit:g}"
     raise ModelError(
         f"the base model: validation top-1 {top1:.2f} % on {num_images} images, guessing gives {guessing:.2f} %; "

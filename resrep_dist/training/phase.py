@@ -12,7 +12,9 @@ from resrep_dist.graph import Graph, flatten
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
+from resrep_dist.models.softmax import ends_in_softmax
 from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
+from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
@@ -113,6 +115,36 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     seed = 2 * config.seed + (graph is not None)
     max_steps = num_steps + extension_steps
     return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, masks)
+
+
+def check_start(
+    config: Config, model: keras.Model, graph: Graph | None, train_data: ImageSource, num_ranks: int
+) -> None:
+    """Check that a phase can start: its data, its model and its settings fit together.
+
+    A softmax at the end of the model is said: it is no error, since the loss then takes its probabilities.
+
+    Args:
+        config: The configuration of the run.
+        model: The model.
+        graph: What the phase prunes; None for training without pruning.
+        train_data: The training set.
+        num_ranks: Number of ranks.
+
+    Raises:
+        ConfigError: As in `check_data` and `check_images`.
+        ModelError: If the graph has nothing to prune.
+    """
+    check_data(config, train_data, num_ranks)
+    check_images(model, train_data)
+    if graph:
+        require_prunable(model.name, graph)
+    if ends_in_softmax(model):
+        _log.warning(
+            "The model %s ends in a softmax, so that the loss and the comparison of the slim model take probabilities. "
+            "Give one that ends in logits; resrep_dist.prune and the command line take the softmax off by themselves.",
+            model.name,
+        )
 
 
 def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:

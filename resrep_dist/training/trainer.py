@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
@@ -20,13 +20,13 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.defaults import default_hooks
 from resrep_dist.monitoring.hooks import Hook, Hooks
+from resrep_dist.monitoring.monitor import default_console
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.best import BestCheckpoint
 from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_data, check_images, fingerprints, model_for_training, plan_phase
+from resrep_dist.training.phase import check_start, fingerprints, model_for_training, plan_phase
 
 import tensorflow as tf
 from rich.console import Console
@@ -54,7 +54,7 @@ class Trainer:
         cluster: The ranks; by default those that the launcher started.
         workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
             nothing.
-        console: Where progress is shown; None to show none.
+        console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
         accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.
 
@@ -73,7 +73,7 @@ class Trainer:
         *,
         cluster: Cluster | None = None,
         workdir: Path | None = None,
-        console: Console | None = None,
+        console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
         accepts_changed_data: bool = False,
     ) -> None:
@@ -81,10 +81,7 @@ class Trainer:
         self.graph = graph
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
-        check_data(config, train_data, self.cluster.size)
-        check_images(model, train_data)
-        if graph:
-            require_prunable(model.name, graph)
+        check_start(config, model, graph, train_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
@@ -100,6 +97,7 @@ class Trainer:
         self.checkpoints = CheckpointWriter(checkpoints, num_kept, self.cluster, graph, config.to_dict(), **data)
         self._best = BestCheckpoint(folder, self.cluster, graph, config)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None
+        console = default_console(self.cluster.is_root) if console == "default" else console
         options: dict[str, Any] = {"cluster": self.cluster, "folder": folder, "sweep_row": sweep_row}
         own = default_hooks(config, graph, self.description, self.num_steps, console=console, **options)
         self._hooks = Hooks([*own, *hooks])

@@ -72,6 +72,14 @@ def test_the_program_prunes_to_its_target(folder):
     assert difference < 1e-4
 
 
+def test_one_call_prunes_to_its_target(folder):
+    (program,) = of("python", "docs/quick_start.md")
+    printed = run(folder, program.text, "print(result.report['slim']['macs'] / result.report['base']['macs'])")
+    base, slim, fraction = map(float, printed.split()[-3:])
+    assert fraction <= 0.6 and slim > base - 3
+    assert "validation top-1" in printed, "a program without a console of its own shows its progress"
+
+
 def test_readme_has_the_same_program():
     assert of("python", "README.md")[0].text == of("python", "docs/own_model.md")[0].text
 

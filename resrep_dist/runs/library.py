@@ -1,0 +1,190 @@
+"""Prunes a model in one call of a Python program."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from resrep_dist.config import Config, build_config
+from resrep_dist.data.source import ImageSource, Source
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import DataError
+from resrep_dist.graph import Graph, flatten, trace, with_input_size
+from resrep_dist.merging.certificate import Certificate
+from resrep_dist.merging.merge import merge
+from resrep_dist.models.building import logits_only
+from resrep_dist.models.files import save_model
+from resrep_dist.monitoring.hooks import Hook, Watched
+from resrep_dist.pruning.targets import require_prunable, require_reachable_target
+from resrep_dist.reporting.measurement import count_parameters
+from resrep_dist.reporting.problems import problems_of
+from resrep_dist.runs.base import check_base
+from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs
+from resrep_dist.training.evaluation import Evaluator
+from resrep_dist.training.phase import pruning_of
+from resrep_dist.training.trainer import Trainer
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+_log = logging.getLogger(__name__)
+
+Data: TypeAlias = ImageSource | tuple[Any, Any] | Any
+"""Images and labels: a source, a pair of arrays, or a dataset of such pairs, batched or not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns."""
+
+    slim: keras.Model
+    """The slim model, which returns logits."""
+    certificate: Certificate
+    """Comparison of the slim model with the trained one."""
+    report: dict[str, Any]
+    """For `base` and `slim` the top-1 (percent), `macs` and `parameters`; `target_missed`; `problems`."""
+    history: list[dict[str, float]]
+    """For each evaluation its `step` and the values of `Hook.on_evaluation`."""
+
+
+def prune(
+    model: keras.Model,
+    train: Data,
+    validation: Data,
+    *,
+    target: float = 0.5,
+    num_epochs: float | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    workdir: Path | None = None,
+    cluster: Cluster | None = None,
+    **options: Any,
+) -> PruneResult:
+    """Prune a trained model, on one rank or under a launcher. A collective.
+
+    Args:
+        model: A functional or Sequential Keras model with its weights; a softmax at its end is left out.
+        train: The training set: a Source, `(images, labels)`, or a `tf.data.Dataset`, which is read into memory. The
+            images are as the model expects them, float [N, height, width, channels], the labels are classes or one-hot.
+        validation: The validation set, likewise.
+        target: Multiply-adds that may be left, as a fraction.
+        num_epochs: Length of the pruning; None for one that fits the number of images.
+        settings: Sections of a configuration whose keys replace the proposed ones, as in
+            `{"train": {"learning_rate": 0.02}}`.
+        workdir: Folder of checkpoints, curves and the slim model; the same call resumes. None to write nothing.
+        cluster: The ranks; None for those that the launcher started.
+        **options: Further arguments of `Trainer`: `console`, `hooks`.
+
+    Raises:
+        UserError: If the model cannot be pruned, the data does not fit, or the base guesses; see `check_base`.
+        CertificateError: If the outputs of the slim model differ from those of the trained one.
+    """
+    cluster = cluster or Cluster()
+    train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
+    height, width = train_data.first_images(1).shape[1:3]
+    if None in model.input_shape[1:3]:
+        model = with_input_size(model, (height, width))
+    model = logits_only(flatten(model))
+    config = _config(model, len(train_data), height, target, num_epochs, settings or {})
+    graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
+    require_prunable(model.name, graph)
+    require_reachable_target(graph, pruning_of(config))
+    history = _History()
+    options = {**options, "hooks": [history, *options.get("hooks", ())]}
+    trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, workdir=workdir, **options)
+    base_top1 = check_base(model, config, validation_data, cluster)
+    trainer.run()
+    images = validation_data.first_images(config.merge.num_images)
+    limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
+    slim, certificate = merge(trainer.model, graph, images, **limits)
+    report = _report(model, base_top1, slim, graph, config, validation_data, cluster)
+    if workdir is not None and cluster.is_root:
+        save_model(slim, workdir / "slim" / "model.h5")
+    return PruneResult(slim, certificate, report, history.values)
+
+
+class _History(Hook):
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+
+    def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
+        """Keep the values."""
+        self.values.append({"step": trainer.step, **values})
+
+
+def _config(
+    model: keras.Model,
+    num_images: int,
+    image_size: int,
+    target: float,
+    num_epochs: float | None,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Config:
+    batch_size = proposed_batch_size(num_images)
+    epochs = num_epochs or proposed_epochs(num_images, batch_size)
+    num_steps = max(1, round(epochs * num_images / batch_size))
+    num_classes = int(model.output_shape[-1])
+    proposed: dict[str, dict[str, Any]] = {
+        "model": {"name": model.name, "num_classes": num_classes, "image_size": image_size},
+        "data": {"source": "arrays", "global_batch_size": batch_size},
+        "train": {"num_epochs": float(epochs), "learning_rate": 0.01},
+        "prune": {"target_macs_fraction": target},
+        "logging": {
+            "interval_steps": min(100, max(1, num_steps // 50)),
+            "evaluation_epochs": max(1.0, epochs / 20),
+        },
+    }
+    sections = proposed.keys() | settings.keys()
+    document = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
+    return build_config(document, "settings", to_start=False)
+
+
+def _source(data: Data, num_classes: int) -> ImageSource:
+    if isinstance(data, ImageSource):
+        return data
+    if isinstance(data, tf.data.Dataset):
+        data = _read(data)
+    images, labels = (np.asarray(part) for part in data)
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        labels = labels.argmax(axis=1)
+    if images.ndim != 4 or labels.ndim != 1:
+        raise DataError(
+            f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
+            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs"
+        )
+    return Source(images.astype(np.float32), labels.astype(np.int64), num_classes)
+
+
+def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise DataError(f"data: a dataset of {spec}, expected pairs of images and labels")
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise DataError("data: the dataset is endless, expected each image once; leave out `repeat`")
+    samples = (dataset.unbatch() if spec[0].shape.rank == 4 else dataset).batch(256)
+    parts = [(images.numpy(), labels.numpy()) for images, labels in samples]
+    if not parts:
+        raise DataError("data: the dataset is empty")
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def _report(
+    base: keras.Model,
+    base_top1: float,
+    slim: keras.Model,
+    graph: Graph,
+    config: Config,
+    validation_data: ImageSource,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    slim_graph, target = trace(slim), pruning_of(config).target_macs_fraction
+    top1 = Evaluator(slim).top1(validation_data, config.data.evaluation_batch_size, cluster)
+    macs, slim_macs = graph.macs.total(graph.widths), slim_graph.macs.total(slim_graph.widths)
+    report: dict[str, Any] = {
+        "base": {"top1": base_top1, "macs": macs, "parameters": count_parameters(base)},
+        "slim": {"top1": top1, "macs": slim_macs, "parameters": count_parameters(slim)},
+        "target_macs_fraction": target,
+        "target_missed": slim_macs > target * macs,
+    }
+    return report | {"problems": problems_of(report, config.model.num_classes)}

@@ -1,0 +1,187 @@
+"""Proposes a configuration for data and a model: what a user would otherwise have to look up or guess."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+from resrep_dist.config.normalization import default_normalization
+from resrep_dist.errors import DataError
+from resrep_dist.models.files import load_model
+from resrep_dist.models.input_scale import scaling_layer
+
+import numpy as np
+
+_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
+_IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
+_DEFAULT_IMAGE_SIZE = 224
+_MIN_STEPS = 1500
+_MIN_EPOCHS, _MAX_EPOCHS = 20, 180
+# From so many training images on, batches of this size.
+_BATCH_SIZES = ((200_000, 256), (20_000, 128), (2_000, 64), (0, 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundData:
+    """A data set as it was found."""
+
+    source: str
+    """`data.source`."""
+    path: str | None
+    """`data.path`."""
+    num_classes: int
+    """Number of classes."""
+    num_images: int
+    """Number of training images."""
+    image_size: int | None = None
+    """Height and width of the images, pixels; None if they are resized."""
+
+
+def find_data(path: Path) -> FoundData:
+    """Find out what a folder or a file holds.
+
+    Args:
+        path: A folder with `train/<class>/` and `val/<class>/`, an `.npz` file, a folder of CIFAR's binary version, or
+            the word `digits`.
+
+    Raises:
+        DataError: If it is none of these. The message says what was found and what to do.
+    """
+    if str(path) == "digits" and not path.exists():
+        return FoundData("digits", None, 10, 1437)
+    if path.suffix == ".npz" and path.is_file():
+        return _find_arrays(path)
+    if (path / "train").is_dir() and (path / "val").is_dir():
+        classes = [entry for entry in os.scandir(path / "train") if entry.is_dir() and not entry.name.startswith(".")]
+        num_images = sum(
+            file.name.lower().endswith(_IMAGE_SUFFIXES) for entry in classes for file in os.scandir(entry.path)
+        )
+        if not num_images:
+            raise DataError(f"{path / 'train'}: no images in its folders; expected one folder for each class")
+        return FoundData("imagefolder", str(path), len(classes), num_images)
+    if (path / "data_batch_1.bin").exists():
+        return FoundData("cifar10", str(path), 10, 50_000, 32)
+    if (path / "train.bin").exists():
+        return FoundData("cifar100", str(path), 100, 50_000, 32)
+    held = sorted(entry.name for entry in os.scandir(path))[:5] if path.is_dir() else []
+    found = f"it holds {', '.join(held) or 'nothing'}" if path.is_dir() else "there is no such folder"
+    raise DataError(
+        f"data {path}: {found}; expected train/<class>/ and val/<class>/ with images (val may be every fifth of them), "
+        "an .npz file with x_train, y_train, x_test and y_test, or a folder of CIFAR's binary version"
+    )
+
+
+def _find_arrays(path: Path) -> FoundData:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            labels, images = arrays["y_train"], arrays["x_train"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data {path}: cannot be read ({error}); expected x_train, y_train, x_test and y_test"
+        ) from None
+    return FoundData("npz", str(path), int(labels.max()) + 1, len(labels), int(images.shape[1]))
+
+
+def proposed_batch_size(num_images: int) -> int:
+    """Return a global batch size for a number of training images.
+
+    Args:
+        num_images: The number.
+    """
+    return min(num_images, next(size for least, size in _BATCH_SIZES if num_images >= least))
+
+
+def proposed_epochs(num_images: int, batch_size: int) -> int:
+    """Return a length for the pruning phase: at least 1,500 steps, in 20 to 180 epochs.
+
+    Args:
+        num_images: Number of training images.
+        batch_size: Global batch size.
+    """
+    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS * batch_size / num_images)))
+
+
+def propose(
+    model: str,
+    data: Path,
+    target_macs_fraction: float = 0.5,
+    num_epochs: float | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+) -> str:
+    """Return a complete configuration with comments, as YAML.
+
+    Args:
+        model: A Keras file, or a name as in `model.name`.
+        data: See `find_data`.
+        target_macs_fraction: Multiply-adds that may be left.
+        num_epochs: Length of the pruning phase; None for one that fits the number of images.
+        weights: File with the weights of a model that is given by name; None to train it first.
+        image_size: Height and width of the images, pixels; None for the model's, or the data's.
+
+    Raises:
+        DataError: If the data is of no known kind.
+        ModelError: If the model's file cannot be read.
+    """
+    found = find_data(Path(data))
+    is_file = model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model
+    name = f"file:{model}" if is_file else model
+    size, scaling = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None
+    if is_file:
+        loaded = load_model(Path(model), open_size=size)
+        size, scaling = image_size or loaded.input_shape[1], scaling_layer(loaded)
+    batch_size = proposed_batch_size(found.num_images)
+    epochs = num_epochs or proposed_epochs(found.num_images, batch_size)
+    num_steps = max(1, round(epochs * found.num_images / batch_size))
+    return "\n".join(
+        [
+            "# Proposed by `resrep init`. Every key is described in docs/configuration.md.",
+            "model:",
+            f"  name: {json.dumps(name)}",
+            f"  num_classes: {found.num_classes}           # found in the data",
+            f"  image_size: {size}            # pixels, height and width",
+            *([f"  weights: {json.dumps(weights)}"] if weights else []),
+            "",
+            "data:",
+            f"  source: {found.source}",
+            *([f"  path: {json.dumps(found.path)}"] if found.path else []),
+            f"  global_batch_size: {batch_size}      # on all ranks together, for {found.num_images:,} training images",
+            _normalization(found.source, name, scaling),
+            "",
+            *([] if is_file or weights else _base(epochs)),
+            f"train:                        # the pruning phase, {num_steps:,} steps",
+            f"  num_epochs: {epochs:g}",
+            "  learning_rate: 0.01         # a cosine takes it to zero; 0.01 to 0.02 suit a trained model",
+            "",
+            "prune:",
+            f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
+            "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
+            "",
+            "checkpoint:",
+            f"  interval_steps: {min(1000, max(50, num_steps // 10))}",
+            "",
+            "logging:",
+            f"  interval_steps: {min(100, max(1, num_steps // 50))}",
+            f"  evaluation_epochs: {max(1.0, epochs / 20):g}",
+            "",
+        ]
+    )
+
+
+def _base(epochs: float) -> list[str]:
+    return [
+        "base:                         # the model has no weights yet, so it is trained first",
+        f"  num_epochs: {epochs:g}",
+        "  learning_rate: 0.1",
+        f"  warmup_epochs: {epochs / 20:g}",
+        "",
+    ]
+
+
+def _normalization(source: str, name: str, scaling: str | None) -> str:
+    """Return the line for the scale of the pixels: none for a model that scales them itself."""
+    if scaling is not None and source != "digits":
+        return f"  normalization: none         # the model scales the pixels itself, in its layer {scaling}"
+    scale = default_normalization(source, name)
+    return f"  normalization: {scale:<12} # how the pixels are scaled; it must be as the model was trained"

@@ -1,0 +1,44 @@
+"""One call in a Python program."""
+
+import resrep_dist
+from resrep_dist.errors import DataError, ModelError
+from tests.networks import random_source, small_network
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+QUIET = {"prune": {"min_base_top1": 0}, "logging": {"evaluation_epochs": 1.0}}
+
+
+def with_softmax():
+    model = small_network()
+    return keras.Model(model.inputs, keras.layers.Softmax()(model.output), name="probabilities")
+
+
+def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
+    training, validation = random_source(), random_source(64, seed=1)
+    one_hot = np.eye(10, dtype=np.float32)[training.labels]
+    batches = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(24)
+    result = resrep_dist.prune(
+        with_softmax(), (training.images, one_hot), batches, target=0.6, num_epochs=3, settings=QUIET, workdir=tmp_path
+    )
+    report = result.report
+    assert report["slim"]["macs"] <= 0.6 * report["base"]["macs"] and not report["target_missed"]
+    assert result.certificate.max_relative_difference < 1e-4 and result.certificate.num_images == 64
+    assert [values["step"] for values in result.history] == [10, 20, 30]
+    assert result.history[-1]["top1"] == pytest.approx(report["slim"]["top1"], abs=2)
+    assert not isinstance(result.slim.layers[-1], keras.layers.Softmax)
+    assert (tmp_path / "slim" / "model.h5").exists()
+
+
+def test_what_cannot_be_pruned_is_refused_in_words():
+    training, validation = random_source(64), random_source(64, seed=1)
+    with pytest.raises(ModelError, match="so it is not pruned"):
+        resrep_dist.prune(small_network(), training, validation, num_epochs=3, console=None)
+    with pytest.raises(DataError, match=r"one-hot labels \[N, 10\] as the model has 10 outputs"):
+        resrep_dist.prune(small_network(), (training.images, np.zeros([64, 7])), validation)
+    endless = tf.data.Dataset.from_tensor_slices((training.images, training.labels)).repeat()
+    with pytest.raises(DataError, match="the dataset is endless"):
+        resrep_dist.prune(small_network(), endless, validation)

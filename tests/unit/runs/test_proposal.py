@@ -1,0 +1,92 @@
+"""The first hour: a model and a folder of images are all that a user gives."""
+
+import json
+
+from resrep_dist.cli.main import main
+from resrep_dist.config import load_config
+from resrep_dist.config.loading import parse_config
+from resrep_dist.errors import DataError
+from resrep_dist.models.files import save_model
+from resrep_dist.runs.proposal import find_data, propose
+from tests.networks import random_source, small_network
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes; that the files are empty is seen only when they are read."""
+    for split, count in (("train", 40), ("val", 2)):
+        for name in ("cat", "dog", "owl"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.jpg").touch()
+            (folder / "notes.txt").touch()
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    training, validation = random_source(), random_source(64, seed=1)
+    path = tmp_path / "data.npz"
+    test = {"x_test": validation.images, "y_test": validation.labels}
+    np.savez(path, x_train=training.images, y_train=training.labels, **test)
+    return path
+
+
+def test_a_folder_of_images_and_a_models_file_give_a_whole_configuration(photos, tmp_path):
+    save_model(small_network(image_size=24, num_classes=3), tmp_path / "mine.h5")
+    text = propose(str(tmp_path / "mine.h5"), photos, 0.4)
+    config = parse_config(text, "proposal")
+    assert (config.model.name, config.model.num_classes, config.model.image_size) == (f"file:{tmp_path}/mine.h5", 3, 24)
+    assert (config.data.source, config.data.path, config.data.global_batch_size) == ("imagefolder", str(photos), 32)
+    assert config.prune.target_macs_fraction == 0.4 and config.prune.lasso_strength == "auto"
+    # 120 images are 3.75 steps, and at most 180 epochs are proposed.
+    assert config.base is None and config.train.num_epochs == 180
+    assert "for 120 training images" in text and "# the pruning phase, 675 steps" in text
+
+
+def test_a_model_by_name_is_trained_first_unless_it_has_weights(arrays):
+    config = parse_config(propose("resnet20", arrays, num_epochs=7), "proposal")
+    assert config.base.num_epochs == config.train.num_epochs == 7
+    assert (config.data.source, config.model.image_size, config.model.num_classes) == ("npz", 16, 10)
+    assert parse_config(propose("resnet20", arrays, weights="w.h5"), "proposal").base is None
+    digits = parse_config(propose("resnet20", "digits"), "proposal")
+    assert (digits.data.source, digits.data.path, digits.train.num_epochs) == ("digits", None, 34)
+
+
+def test_data_of_no_known_kind_is_refused_with_what_was_found(tmp_path, photos):
+    with pytest.raises(DataError, match="there is no such folder; expected train/<class>/"):
+        find_data(tmp_path / "nothing")
+    with pytest.raises(DataError, match="it holds cat, dog, owl; expected train/<class>/ and val/<class>/"):
+        find_data(photos / "train")
+    (tmp_path / "broken.npz").write_bytes(b"no zip")
+    with pytest.raises(DataError, match="expected x_train, y_train, x_test and y_test"):
+        find_data(tmp_path / "broken.npz")
+
+
+def test_init_prints_a_configuration_that_loads(arrays, tmp_path, capsys):
+    save_model(small_network(), tmp_path / "net.h5")
+    assert main(["init", str(arrays), str(tmp_path / "net.h5"), "--target", "0.6"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.prune.target_macs_fraction == 0.6 and config.data.path == str(arrays)
+
+
+def test_one_call_prunes_and_the_same_call_says_that_it_is_done(arrays, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(small_network(), tmp_path / "net.h5")
+    # The images are noise: the base guesses, and so does what is left of it.
+    call = ["prune", "net.h5", "--data", arrays.name, "--target", "0.6", "--epochs", "3"]
+    assert main(call) == 2
+    assert "so it is not pruned" in capsys.readouterr().err
+    call += ["--set", "prune.min_base_top1=0"]
+    assert main(call) == 0
+    report = json.loads((tmp_path / "runs" / "net" / "slim" / "report.json").read_text())
+    assert report["slim"]["macs"] <= 0.6 * report["base"]["macs"] and not report["target_missed"]
+    capsys.readouterr()
+    assert main([*call, "--strict"]) == 10
+    shown = capsys.readouterr()
+    assert "This run is finished" in shown.out and "is broken" in shown.err
