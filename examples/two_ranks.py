@@ -3,7 +3,7 @@
     horovodrun -np 2 python examples/two_ranks.py [FOLDER]
 
 Every rank runs this program. The ranks share each global batch; gradients, row norms and batch-norm statistics are
-summed in one collective a step. FOLDER gets checkpoints and curves (default: none are written); the same command
+summed in a few collectives a step. FOLDER gets checkpoints and curves (default: none are written); the same command
 resumes from there, with any number of ranks. The program prints on each rank its share of a batch and its weights' sum,
 which is the same on all of them, then on rank 0 the accuracy, the multiply-adds and the difference of the outputs.
 

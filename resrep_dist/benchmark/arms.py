@@ -39,24 +39,30 @@ Rounds = Sequence[Sequence[float]]
 
 
 class CountingCluster(Cluster):
-    """A cluster that counts the bytes which a step gives to its collectives.
+    """A cluster that counts what a step gives to its collectives.
 
     Args:
         cluster: The cluster that it stands for.
 
     Attributes:
         num_bytes: Number of bytes per step on this rank.
+        num_tensors: Number of tensors per step, of each of which all ranks have to tell that it is there.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         # Not super().__init__(), which would start Horovod a second time.
         self.__dict__.update(vars(cluster))
-        self.num_bytes = 0
+        self.num_bytes = self.num_tensors = 0
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """Sum as a cluster does. Bytes are counted per call, so in a `tf.function` once per graph."""
-        self.num_bytes += _num_bytes(tensors)
+        self.count(tensors)
         return super().sum(tensors, name)
+
+    def count(self, tensors: Sequence[tf.Tensor]) -> None:
+        """Count tensors that travel as one."""
+        self.num_bytes += _num_bytes(tensors)
+        self.num_tensors += 1
 
 
 @dataclasses.dataclass
@@ -144,7 +150,7 @@ def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config:
 class _UncheckedStep(TrainStep):
     """A training step without the checks that values are finite and equal on all ranks."""
 
-    def _check(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def _check(self, before: tf.Tensor, values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.zeros([NUM_FINGERPRINT_VALUES], keras.backend.floatx()), tf.ones([len(values)], tf.bool)
 
 
@@ -179,7 +185,8 @@ def trace_and_warm(arm: Arm, batch: Batch) -> None:
     """Trace and run the first steps of an arm, and measure what they take.
 
     Fills `figures` with `tracing_seconds`, `reduced_bytes` per step, the part of them that are gradients as
-    `gradient_bytes`, and `peak_memory_bytes` (None if it is not known).
+    `gradient_bytes`, the number of tensors as which they travel as `negotiated_tensors`, and `peak_memory_bytes` (None
+    if it is not known).
 
     Args:
         arm: The arm, changed in place.
@@ -189,6 +196,7 @@ def trace_and_warm(arm: Arm, batch: Batch) -> None:
     arm.live.step.trace(*batch)
     arm.figures["tracing_seconds"] = time.perf_counter() - start
     arm.figures["reduced_bytes"] = arm.cluster.num_bytes
+    arm.figures["negotiated_tensors"] = arm.cluster.num_tensors
     arm.figures["gradient_bytes"] = _num_bytes(arm.live.state.model.trainable_variables)
     _times(arm.live, batch, _NUM_WARM_STEPS)
     growth = peak_memory_growth(lambda: _times(arm.live, batch, 1))

@@ -1,11 +1,11 @@
-"""Benchmark of training steps, in turn: plain, with ResRep at full width, made smaller in both modes, and slim."""
+"""Benchmark of training steps, in turn: stock Keras, plain, with ResRep at full width, smaller in both modes, slim."""
 
 import dataclasses
 import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from resrep_dist.benchmark.arms import (
     trace_and_warm,
     unchecked_arm,
 )
+from resrep_dist.benchmark.stock import stock_arm
 from resrep_dist.benchmark.widths import choose_channels
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.config import Config
@@ -47,11 +48,24 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow import keras
 
+ARMS = (
+    "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
+)  # fmt: skip
+"""What can be measured."""
 _NUM_REPEATED = 5
+_ALSO_RELATIVE_TO = {
+    "compactors": "its compactors trained plainly",
+    "unchecked": "itself without digests and finite checks",
+}
 
 
 def benchmark_steps(
-    config: Config, cluster: Cluster, num_steps: int, num_rounds: int, run: Path | None = None
+    config: Config,
+    cluster: Cluster,
+    num_steps: int,
+    num_rounds: int,
+    run: Path | None = None,
+    names: Sequence[str] = ARMS,
 ) -> dict[str, Any]:
     """Time the steps of all arms in turn, on a batch of noise. A collective.
 
@@ -61,18 +75,19 @@ def benchmark_steps(
         num_steps: Number of steps of each arm per round.
         num_rounds: Number of rounds.
         run: Run or log with the widths of the smaller models, see `choose_channels`.
+        names: Names of the arms, with `plain` among them.
 
     Returns:
         `arms` with the figures of each arm, by name, `ratios` to the arm `plain`, by name, `other` with the times of
-        what a run does besides its steps, and the setting. The time of a step is that of the slowest rank, and
-        `images_per_second` is that of all ranks together.
+        what a run does besides its steps (empty without the arm `resrep`), and the setting. The time of a step is that
+        of the slowest rank, and `images_per_second` is that of all ranks together.
 
     Raises:
         UserError: If the model has nothing to prune, or the run is of another model.
     """
     model, graph = prepare(config)
     channels = cluster.everywhere(lambda: choose_channels(graph, config, run))
-    arms = _make_arms(model, graph, channels, config, cluster)
+    arms = {name: _make_arm(name, model, graph, channels, config, cluster) for name in ARMS if name in names}
     batch = noise_batch(model, config, cluster)
     for arm in arms.values():
         trace_and_warm(arm, batch)
@@ -83,7 +98,7 @@ def benchmark_steps(
         "widths_channels": channels.widths,
         "arms": figures,
         "ratios": {name: _ratios(name, figures, rounds) for name in arms},
-        "other": _measure_the_rest(arms["resrep"], graph, channels, config, batch),
+        "other": _measure_the_rest(arms["resrep"], graph, channels, config, batch) if "resrep" in arms else {},
     }
 
 
@@ -99,7 +114,18 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
         title=f"{result['model']}, {result['image_size_pixels']} px, batch {result['global_batch_size_images']}, "
         f"{result['num_ranks']} rank(s)"
     )
-    for heading in ("arm", "ms/step", "p95", "images/s", "time", "multiply-adds", "reduced", "peak memory", "tracing"):
+    for heading in (
+        "arm",
+        "ms/step",
+        "p95",
+        "images/s",
+        "time",
+        "multiply-adds",
+        "reduced",
+        "tensors",
+        "peak memory",
+        "tracing",
+    ):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading == "arm")
     for name, arm in result["arms"].items():
         ratios, peak = result["ratios"][name], arm["peak_memory_bytes"]
@@ -111,33 +137,50 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
             f"{ratios['time']:.3f}",
             f"{ratios['macs']:.3f}",
             f"{arm['reduced_bytes'] / 1e6:.2f} MB",
+            str(arm["negotiated_tensors"]),
             f"{peak / 1e6:.0f} MB" if peak is not None else "not known",
             f"{arm['tracing_seconds']:.1f} s",
         )
     console.print(table)
     console.print(
-        "time, multiply-adds: relative to plain. Reduced: bytes that a step gives to its collective. Resrep takes "
-        f"{result['ratios']['resrep']['time_to_compactors']:.3f} of the time of its compactors trained plainly, and "
-        f"{result['ratios']['resrep']['time_to_unchecked']:.3f} of that without digests and finite checks."
+        "time, multiply-adds: relative to plain. Reduced: bytes that a step gives to its collectives; tensors: as how "
+        "many. Stock_horovod is Keras' SGD with Horovod's tape, nothing of this package."
     )
-    console.print(", ".join(f"{name.rpartition('_')[0].replace('_', ' ')} {value:.3g} {name.rpartition('_')[2]}"
-                            for name, value in result["other"].items()))  # fmt: skip
+    for name, other in _ALSO_RELATIVE_TO.items():
+        ratio = result["ratios"].get("resrep", {}).get(f"time_to_{name}")
+        if ratio is not None:
+            console.print(f"Resrep takes {ratio:.3f} of the time of {other}.")
+    if result["other"]:
+        names = {name: name.rpartition("_") for name in result["other"]}
+        console.print(
+            ", ".join(
+                f"{names[n][0].replace('_', ' ')} {value:.3g} {names[n][2]}" for n, value in result["other"].items()
+            )
+        )
 
 
-def _make_arms(
-    model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster
-) -> dict[str, Arm]:
-    full, refold = KeptChannels.all_of(graph), dataclasses.replace(channels, is_refolded=True)
-    all_channels = {"resrep": full, "resrep_exact": channels, "resrep_refold": refold}
-    dead = channels.dead(graph)
-    slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
-    return {
-        "plain": plain_arm(model, graph.macs.total(graph.widths), config, cluster),
-        "compactors": compactors_arm(model, graph, config, cluster),
-        **{name: pruned_arm(model, graph, of_arm, config, cluster) for name, of_arm in all_channels.items()},
-        "resrep_unchecked": unchecked_arm(model, graph, config, cluster),
-        "slim": plain_arm(slim, graph.macs.total(channels.widths), config, cluster),
+def _make_arm(
+    name: str, model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster
+) -> Arm:
+    macs = graph.macs.total(graph.widths)
+    if name == "stock_horovod":
+        return stock_arm(model, macs, config, cluster)
+    if name == "plain":
+        return plain_arm(model, macs, config, cluster)
+    if name == "compactors":
+        return compactors_arm(model, graph, config, cluster)
+    if name == "resrep_unchecked":
+        return unchecked_arm(model, graph, config, cluster)
+    if name == "slim":
+        dead = channels.dead(graph)
+        slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
+        return plain_arm(slim, graph.macs.total(channels.widths), config, cluster)
+    kept = {
+        "resrep": KeptChannels.all_of(graph),
+        "resrep_exact": channels,
+        "resrep_refold": dataclasses.replace(channels, is_refolded=True),
     }
+    return pruned_arm(model, graph, kept[name], config, cluster)
 
 
 def _figures(rounds: Rounds, arm: Arm, global_batch_size: int) -> dict[str, Any]:
@@ -162,8 +205,10 @@ def _ratios(name: str, figures: Mapping[str, dict[str, Any]], rounds: Mapping[st
     }
     if name == "resrep":
         # Both arms have the convolutions of the compactors, so the rest is penalty, masks, norms and digests.
-        ratios["time_to_compactors"] = time_ratio(rounds[name], rounds["compactors"])
-        ratios["time_to_unchecked"] = time_ratio(rounds[name], rounds["resrep_unchecked"])
+        others = {"compactors": "compactors", "unchecked": "resrep_unchecked"}
+        ratios |= {
+            f"time_to_{key}": time_ratio(rounds[name], rounds[arm]) for key, arm in others.items() if arm in rounds
+        }
     return ratios
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def add_benchmark_commands(commands: Any) -> None:
         metavar="DIR|FILE",
         help="a finished run, or a log as for `replay`, for its widths; default: the same share of every layer",
     )
+    steps.add_argument("--arms", metavar="A,B", help="names as in the table (default: all); plain is always measured")
     steps.set_defaults(command=_benchmark_steps)
     replay = add_command(
         kinds, "replay", "a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too",
@@ -144,6 +145,15 @@ def _benchmark_data(options: argparse.Namespace) -> int:
     return 0
 
 
+def _names_of_arms(text: str | None, known: Sequence[str]) -> Sequence[str]:
+    if text is None:
+        return known
+    names = text.split(",")
+    if not set(names) <= set(known):
+        raise UserError(f"--arms {text}: expected some of {','.join(known)}")
+    return ["plain", *names]
+
+
 def _benchmark_steps(options: argparse.Namespace) -> int:
     config = config_of(options)
     console = start_terminal()
@@ -151,7 +161,8 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     from resrep_dist.distributed.cluster import Cluster
 
     cluster = Cluster(config.training.deterministic)
-    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run)
+    names = _names_of_arms(options.arms, benchmark.ARMS)
+    result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run, names)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)

@@ -78,7 +78,7 @@ def _source(
             )
         records.append(np.frombuffer(data, np.uint8).reshape(-1, num_labels + _NUM_PIXELS))
     table = np.concatenate(records)
-    images = table[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images: np.ndarray = table[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     if normalization.is_bgr:
         images = images[..., ::-1]
     labels = table[:, num_labels - 1].astype(np.int64)

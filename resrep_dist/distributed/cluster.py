@@ -20,6 +20,7 @@ from resrep_dist.distributed.environment import (
     launched_size,
     require_one_cluster,
 )
+from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.distributed.presence import Presence
 from resrep_dist.distributed.watchdog import Watchdog
 from resrep_dist.errors import DisagreementError, HostError, UserError, describe_error, error_from
@@ -52,6 +53,8 @@ class Cluster:
         self._horovod: Any = None
         presence, error = None, None
         if launched_size() > 1:
+            # Otherwise Horovod adds up together what is ready at the same time. The bits of a sum would depend on that.
+            os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
             if deterministic:
                 # NVLink's switches add in an order of their own. Set unless the user has set it.
                 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
@@ -108,8 +111,10 @@ class Cluster:
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """Sum each tensor over the ranks, all in one collective. Can be used inside `tf.function`.
 
+        Horovod gets them as one tensor. Of several, it would have to learn for each that all ranks have it.
+
         Args:
-            tensors: Tensors of one type, with the same shapes on all ranks.
+            tensors: Tensors of one type, with the same known shapes on all ranks.
             name: A name for the purpose, by which Horovod matches the calls of the ranks.
 
         Returns:
@@ -117,7 +122,18 @@ class Cluster:
         """
         if self._horovod is None:
             return list(tensors)
-        return list(self._horovod.grouped_allreduce(list(tensors), op=self._horovod.Sum, name=name))
+        packed = tensors[0] if len(tensors) == 1 else pack(tensors)
+        # A group of one, which Horovod adds up alone, see `__init__`.
+        (summed,) = self._horovod.grouped_allreduce([packed], op=self._horovod.Sum, name=name)
+        return [summed] if len(tensors) == 1 else unpack(summed, [tensor.shape for tensor in tensors])
+
+    def averaging(self, tape: tf.GradientTape) -> Any:
+        """Return a tape whose gradients Horovod averages by itself, tensor by tensor; on one rank the tape.
+
+        Args:
+            tape: The tape of this rank.
+        """
+        return tape if self._horovod is None else self._horovod.DistributedGradientTape(tape)
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Set variables to their values on rank 0.
@@ -250,6 +266,9 @@ def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
         return local_rank
     if has_bound_gpus():
         return 0
+    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        # For tests: ranks that share GPUs, which NCCL refuses otherwise.
+        return local_rank % num_gpus
     raise HostError(
         f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
         "(with Slurm: --gpus-per-node=N --ntasks-per-node=N, which shows each rank the GPUs of all)",

@@ -4,6 +4,7 @@ from collections import UserList
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from resrep_dist.distributed.buckets import sum_in_buckets
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ModelError, UserError
 from resrep_dist.layers.compactor import Compactor, GroupLasso
@@ -22,7 +23,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
     biases and batch norms do not. A weight with a constraint is projected after its update, as by Keras' optimizers.
 
     The trainer averages gradients and row norms over the ranks before it calls the optimizer. In `fit` the optimizer
-    averages them itself, in one collective of `cluster`. If the averaged gradients are not finite, all ranks skip the
+    averages them itself, in a few collectives of `cluster`. If averaged gradients are not finite, all ranks skip the
     step.
 
     Keras' own SGD multiplies the gradient by the learning rate before it adds it to v. That is another rule if the
@@ -155,9 +156,11 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         norms = self.row_norms()
         if self.cluster is None or self.cluster.size == 1:
             return gradients, norms
-        summed = self.cluster.sum([*gradients, *norms], "optimizer")
-        averaged = [value / self.cluster.size for value in summed]
-        return averaged[: len(gradients)], averaged[len(gradients) :]
+        size = self.cluster.size
+        averaged = [value / size for value in sum_in_buckets(self.cluster, gradients, "optimizer")]
+        if norms:
+            norms = [norm / size for norm in self.cluster.sum(norms, "optimizer_norms")]
+        return averaged, norms
 
     def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
         gradients = {variable.ref(): gradient for gradient, variable in pairs}

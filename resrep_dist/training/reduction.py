@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from resrep_dist.distributed.buckets import sum_in_buckets
 from resrep_dist.distributed.cluster import Cluster
 
 import tensorflow as tf
@@ -15,9 +16,9 @@ class RankSums(NamedTuple):
     """Sums over the samples of this rank."""
 
     gradients: list[tf.Tensor]
-    """Gradient of each trainable variable."""
-    statistics: list[tf.Tensor]
-    """Batch-norm statistics times the number of samples."""
+    """This rank's part of the averaged gradient of each trainable variable."""
+    statistics: tf.Tensor
+    """This rank's part of the averaged batch-norm statistics, as one vector."""
     counts: tf.Tensor
     """[loss, number of correct samples, number of samples]"""
 
@@ -26,7 +27,7 @@ class ClusterSums(NamedTuple):
     """Sums over all ranks."""
 
     gradients: list[tf.Tensor]
-    """Gradient of each trainable variable."""
+    """Averaged gradient of each trainable variable."""
     rest: list[tf.Tensor]
     """All other values."""
     fits: tf.Tensor
@@ -34,34 +35,26 @@ class ClusterSums(NamedTuple):
 
 
 def sum_over_ranks(
-    cluster: Cluster,
-    gradients: Sequence[tf.Tensor],
-    rest: Sequence[tf.Tensor],
-    *,
-    compression: str,
-    global_batch_size: int,
+    cluster: Cluster, gradients: Sequence[tf.Tensor], rest: Sequence[tf.Tensor], compression: str
 ) -> ClusterSums:
-    """Sum gradients and other values over the ranks in one collective, or in two if gradients are sent as float16.
-
-    Horovod reduces a group of tensors at once, but only if all have one type.
+    """Sum gradients over the ranks in a few collectives, and other values in one more.
 
     Args:
         cluster: The ranks.
-        gradients: Gradients of this rank, summed over its samples.
+        gradients: This rank's parts of the averaged gradients, in the order of the forward pass.
         rest: Other values of this rank, which always keep their type.
         compression: `none` or `fp16`.
-        global_batch_size: Number of samples per step over all ranks, which scales the gradients for float16.
     """
     if compression == "none" or cluster.size == 1:
-        summed = cluster.sum([*gradients, *rest], "step")
-        return ClusterSums(summed[: len(gradients)], summed[len(gradients) :], tf.constant(True))
-    factor = _FLOAT16_FACTOR / global_batch_size
-    packed = [tf.cast(gradient * factor, tf.float16) for gradient in gradients]
-    received = cluster.sum(packed, "step_gradients")
-    unpacked = [tf.cast(p, g.dtype) / factor for p, g in zip(received, gradients, strict=True)]
+        return ClusterSums(
+            sum_in_buckets(cluster, gradients, "step"), cluster.sum(rest, "step_rest"), tf.constant(True)
+        )
+    packed = [tf.cast(gradient * _FLOAT16_FACTOR, tf.float16) for gradient in gradients]
+    received = sum_in_buckets(cluster, packed, "step_float16")
+    unpacked = [tf.cast(p, g.dtype) / _FLOAT16_FACTOR for p, g in zip(received, gradients, strict=True)]
     # Finite gradients may be too large for float16. All ranks receive the same sums, so they get the same answer.
     fits = tf.reduce_all([is_finite(value) for value in unpacked])
-    return ClusterSums(unpacked, cluster.sum(rest, "step"), fits)
+    return ClusterSums(unpacked, cluster.sum(rest, "step_rest"), fits)
 
 
 def is_finite(tensor: tf.Tensor) -> tf.Tensor:

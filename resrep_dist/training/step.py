@@ -1,4 +1,4 @@
-"""One training step: forward, backward, one collective, update."""
+"""One training step: forward, backward, a few collectives, update."""
 
 import time
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.training.determinism import check_determinism
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
@@ -51,7 +52,7 @@ class TrainStep:
     Args:
         cluster: The ranks.
         config: Loss, precision, accumulation, compression and clipping.
-        global_batch_size: Number of samples per step, over all ranks.
+        global_batch_size: Number of samples per step, over all ranks; they have to get as many.
         seed: Seed of the random numbers of layers, such as Dropout.
     """
 
@@ -77,6 +78,7 @@ class TrainStep:
         self._loss = make_loss(self._config, state.model)
         self._randomness = LayerRandomness(state.model, self._seed, self._global_batch_size, self._cluster)
         self._statistics = batch_norm_statistics(state.model)
+        self._statistics_shapes = [statistic.shape for statistic in self._statistics]
         weights = [f"the gradient of {plain_name(variable)}" for variable in state.model.trainable_variables]
         self._names = ["the loss", *weights, *map(plain_name, self._statistics)]
         # Compared in every step: they decide which channels die. Statistics are compared too, since a step averages
@@ -84,7 +86,7 @@ class TrainStep:
         self._watched = [variable for c in self._optimizer.compactors for variable in (c.kernel, c.mask)]
         self._compute, self._apply = self._forward_and_backward, self._clip_and_apply
         if self._config.xla:
-            # The collective is not part of it, since XLA cannot compile it.
+            # The collectives are not part of it, since XLA cannot compile them.
             self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True)
             self._apply = tf.function(self._apply, jit_compile=True)
         self._compiled = tf.function(self._run, reduce_retracing=True)
@@ -92,7 +94,7 @@ class TrainStep:
         self._is_traced = False
 
     def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
-        """Make one step. A collective; there is a second one only if the step failed, to find out where.
+        """Make one step. A collective; another one follows only if the step failed, to find out where.
 
         Args:
             images: This rank's part of the batch, [B, height, width, channels].
@@ -147,27 +149,27 @@ class TrainStep:
         self._is_traced = True
 
     def collective_seconds(self) -> float:
-        """Measure the time of the step's collective alone, without waiting for slower ranks. A collective."""
+        """Measure the time of the step's collectives alone, without waiting for slower ranks. A collective."""
         if self._collective_alone is None:
             # Compiled only if it is used.
             self._collective_alone = tf.function(self._sum_alone)
-        values = [*self._model.trainable_variables, *self._optimizer.row_norms(), *self._statistics]
         # Arguments, not constants: TensorFlow could sum constants when it traces the function.
-        zeros = [tf.zeros(value.shape, value.dtype) for value in values]
-        zeros += [tf.zeros([NUM_FINGERPRINT_VALUES], self._dtype), tf.zeros([5], self._dtype)]
+        gradients = [tf.zeros(variable.shape, variable.dtype) for variable in self._model.trainable_variables]
+        rest = pack(
+            [*self._optimizer.row_norms(), *self._statistics, tf.zeros([NUM_FINGERPRINT_VALUES + 5], self._dtype)]
+        )
         seconds = []
         # The first one is not counted, since it waits for the slowest rank.
         for _ in range(4):
             start = time.perf_counter()
-            self._collective_alone(zeros).numpy()
+            self._collective_alone(gradients, tf.zeros_like(rest)).numpy()
             seconds.append(time.perf_counter() - start)
         return median(seconds[1:])
 
-    def _sum_alone(self, values: list[tf.Tensor]) -> tf.Tensor:
-        num_weights = len(self._model.trainable_variables)
-        summed = self._sum(values[:num_weights], values[num_weights:])
-        # The sums of a group arrive together, so it is enough to wait for one of each.
-        return tf.reshape(summed.gradients[0], [-1])[0] + summed.rest[-1][0]
+    def _sum_alone(self, gradients: list[tf.Tensor], rest: tf.Tensor) -> tf.Tensor:
+        summed = self._sum(gradients, [rest])
+        # Waits for all of them.
+        return tf.add_n([tf.reshape(value, [-1])[0] for value in [*summed.gradients, *summed.rest]])
 
     def request_stop(self) -> None:
         """Make the next step tell all ranks that this one was asked to stop."""
@@ -180,9 +182,9 @@ class TrainStep:
     def _run(self, images: tf.Tensor, labels: tf.Tensor) -> _Outcome:
         """Make the step, as one graph.
 
-        All that is summed over the ranks goes into one collective: the gradients, the row norms times the number of
-        samples, the statistics, the fingerprint, and the flags [loss, correct, samples, ranks with values that are not
-        finite, ranks asked to stop].
+        Gradients are summed over the ranks in a few collectives, as they are computed. One more has the rest: the
+        row norms, the statistics, the fingerprint, and the flags [loss, correct, samples, ranks with values that
+        are not finite, ranks asked to stop]. Averages are divided by the number of all samples before they are summed.
 
         Whether the step is applied is decided from these sums, which are the same on all ranks, so all decide alike. It
         is decided on the device, inside the graph: the host would have to wait for the collective, read the flags, and
@@ -190,24 +192,23 @@ class TrainStep:
         """
         # The forward pass updates the statistics. A skipped step restores them, so that values which are not finite, or
         # differ between the ranks, do not remain.
-        before = [tf.identity(statistic) for statistic in self._statistics]
+        before = pack(self._statistics, self._dtype)
         local = self._accumulate(images, labels, before)
+        row_norms = self._optimizer.row_norms()
         with tf.name_scope("resrep_checks"):
-            marks, are_finite = self._check(before, [local.counts, *local.gradients, *local.statistics])
-        weighted_norms = [local.counts[2] * norm for norm in self._optimizer.row_norms()]
+            values = [local.counts, *local.gradients, *unpack(local.statistics, self._statistics_shapes)]
+            marks, are_finite = self._check(before, values)
+        norms = local.counts[2] / self._global_batch_size * pack(row_norms, self._dtype)
         is_bad = 1.0 - tf.cast(tf.reduce_all(are_finite), self._dtype)
         flags = tf.concat([local.counts, [is_bad, self._stop_requested]], 0)
-        summed = self._sum(local.gradients, [*weighted_norms, *local.statistics, marks, flags])
-        *norms_and_statistics, marks, flags = summed.rest
+        summed = self._sum(local.gradients, [norms, local.statistics, marks, flags])
+        norms, statistics, marks, flags = summed.rest
         loss, correct, count, num_bad, num_stop_requests = tf.unstack(flags)
         has_drifted = differ(marks, self._cluster.size)
-        averages = [value / count for value in norms_and_statistics]
-        norms, statistics = averages[: len(weighted_norms)], averages[len(weighted_norms) :]
         is_good = (num_bad == 0) & summed.fits & ~has_drifted
-        for statistic, new, old in zip(self._statistics, statistics, before, strict=True):
-            statistic.assign(tf.where(is_good, new, old))
+        self._assign_statistics(tf.where(is_good, statistics, before))
         if is_good:
-            self._apply([value / count for value in summed.gradients], norms)
+            self._apply(summed.gradients, unpack(norms, [norm.shape for norm in row_norms]))
             self._totals.assign_add(tf.stack([loss, correct, count, 0.0]))
         else:
             # The batch is used up, so the step counts for the learning-rate schedule.
@@ -230,12 +231,12 @@ class TrainStep:
         self._loss_scale.update(num_bad == 0)
         return tf.where(is_scale_too_high, _RESCALED, _NOT_FINITE)
 
-    def _check(self, before: list[tf.Tensor], values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def _check(self, before: tf.Tensor, values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the fingerprint of what must be the same on all ranks, and for each value whether it is finite."""
-        marks = fingerprint([*self._watched, *before], self._dtype)
+        marks = fingerprint([*self._watched, before], self._dtype)
         return marks, tf.stack([is_finite(value) for value in values])
 
-    def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: list[tf.Tensor]) -> RankSums:
+    def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: tf.Tensor) -> RankSums:
         num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
         positions = self._randomness.positions(self._optimizer.iterations, size)
         if num_micro_batches == 1:
@@ -243,14 +244,13 @@ class TrainStep:
 
         def add(number: tf.Tensor, sums: RankSums) -> tuple[tf.Tensor, RankSums]:
             start, end = size * number // num_micro_batches, size * (number + 1) // num_micro_batches
-            for statistic, value in zip(self._statistics, before, strict=True):
-                statistic.assign(value)
+            self._assign_statistics(before)
             parts = [whole[start:end] for whole in (images, labels, positions)]
             return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(*parts))
 
         zeros = RankSums(
             [tf.zeros(variable.shape, variable.dtype) for variable in self._model.trainable_variables],
-            [tf.zeros(variable.shape, variable.dtype) for variable in self._statistics],
+            tf.zeros_like(before),
             tf.zeros([3], self._dtype),
         )
         # One at a time, since accumulation is used to save memory.
@@ -259,13 +259,15 @@ class TrainStep:
 
     def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> RankSums:
         count = tf.cast(tf.shape(labels)[0], self._dtype)
-        # The 16-bit gradients are means over the samples, whose size does not depend on the number of samples.
-        scale = tf.cast(self._loss_scale.value, self._dtype) / count if self._loss_scale else None
+        # This rank's part of all samples.
+        share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:
             outputs = tf.cast(self._model(images, training=True), self._dtype)
             loss = tf.reduce_sum(tf.cast(self._loss(labels, outputs), self._dtype))
-            # A sum over samples, which is divided by the global number of samples later: parts may differ in size.
-            objective = loss + count * sum(self._model.losses)
+            # Divided by the number of all samples, since parts may differ in size.
+            objective = loss / self._global_batch_size + share * sum(self._model.losses)
+            # The 16-bit gradients are means over this rank's samples, whose size does not depend on their number.
+            scale = tf.cast(self._loss_scale.value, self._dtype) / share if self._loss_scale else None
             scaled = objective if scale is None else objective * scale
         gradients = tape.gradient(
             scaled, self._model.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -273,12 +275,14 @@ class TrainStep:
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
         correct = tf.reduce_sum(tf.cast(tf.argmax(outputs, -1, labels.dtype) == labels, self._dtype))
-        statistics = [count * statistic for statistic in self._statistics]
-        return RankSums(list(gradients), statistics, tf.stack([loss, correct, count]))
+        return RankSums(list(gradients), share * pack(self._statistics, self._dtype), tf.stack([loss, correct, count]))
 
     def _sum(self, gradients: Sequence[tf.Tensor], rest: Sequence[tf.Tensor]) -> ClusterSums:
-        compression, batch_size = self._config.compression, self._global_batch_size
-        return sum_over_ranks(self._cluster, gradients, rest, compression=compression, global_batch_size=batch_size)
+        return sum_over_ranks(self._cluster, gradients, rest, self._config.compression)
+
+    def _assign_statistics(self, values: tf.Tensor) -> None:
+        for statistic, value in zip(self._statistics, unpack(values, self._statistics_shapes), strict=True):
+            statistic.assign(value)
 
     def _clip_and_apply(self, gradients: list[tf.Tensor], norms: list[tf.Tensor]) -> None:
         if self._config.gradient_clip_norm is not None:

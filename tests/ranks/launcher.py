@@ -10,10 +10,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 def start_ranks(num_ranks: int, command: list[str], log: Path) -> subprocess.Popen:
     """Start `command` under horovodrun in a process group of its own; its output goes to `log`."""
-    names = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
+    names = ["PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"]
+    names += [name for name in os.environ if name.startswith("NCCL_")]
     environment = {name: os.environ[name] for name in names if name in os.environ}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(REPOSITORY)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     with open(log, "w") as file:
         return subprocess.Popen(
             ["horovodrun", "--gloo", "-np", str(num_ranks), *command],

@@ -17,7 +17,7 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 SCENARIOS = {
     1: "trajectory",
     2: "threads,identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,flipped_bits",
-    4: "identical,trajectory,not_finite,flipped_bits",
+    4: "fixed_sums,again,identical,trajectory,not_finite,flipped_bits",
 }
 
 
@@ -58,6 +58,11 @@ def test_all_state_is_identical_after_50_steps_on_different_data(worked, num_ran
             np.testing.assert_array_equal(states[0][name], states[rank][name], err_msg=f"{name}, rank {rank}")
     masks = np.concatenate([array for name, array in states[0].items() if name.endswith("mask")])
     assert 0 < (masks == 0).sum() < len(masks)
+
+
+def test_with_four_ranks_a_sum_and_a_second_run_have_the_same_bits(worked):
+    worked(4, "fixed_sums")
+    worked(4, "again")
 
 
 def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(worked):

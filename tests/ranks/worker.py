@@ -317,6 +317,33 @@ def threads(cluster: Cluster, folder: Path) -> None:
     assert os.environ["NCCL_NVLS_ENABLE"] == "0"
 
 
+def again(cluster: Cluster, folder: Path) -> None:
+    """Two runs of 50 steps end with the same bits."""
+    states = []
+    for _ in range(2):
+        trainer = make_trainer(cluster)
+        trainer.train_until(50)
+        states.append({name: variable.numpy() for name, variable in trainer.state.items()})
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(states[1][name], value, err_msg=name)
+
+
+def fixed_sums(cluster: Cluster, folder: Path) -> None:
+    """Tensors that are ready together are not added up together: the bits of a sum are those of the tensor alone."""
+    # As many as make a difference where they are added up together, from three ranks on.
+    random = np.random.default_rng(cluster.rank)
+    values = [tf.constant(random.normal(size=size), tf.float32) for size in (1000, 333, 77, 5001)]
+    alone = [cluster.sum([value], f"alone_{number}")[0] for number, value in enumerate(values)]
+
+    @tf.function
+    def together(values: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [cluster.sum([value], f"together_{number}")[0] for number, value in enumerate(values)]
+
+    for _ in range(20):
+        for received, expected in zip(together(values), alone, strict=True):
+            np.testing.assert_array_equal(received, expected)
+
+
 def require_not_started(*arguments) -> None:
     """In place of the choice of GPU and threads: it comes before TensorFlow starts, or it would be in vain."""
     # Raises an error once TensorFlow has started.

@@ -47,6 +47,18 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
         write_benchmark(tmp_path, {"data": {}})
 
 
+def test_some_arms_of_the_steps_are_measured_alone_by_name(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(small_config(model=SMALL).to_yaml())
+    arguments = ["benchmark", "steps", str(path), "--output", str(tmp_path), "--num-steps", "1", "--num-rounds", "1"]
+    assert main([*arguments, "--arms", "stock_horovod"]) == 0
+    document = json.loads((tmp_path / "benchmark.json").read_text())
+    assert list(document["arms"]) == ["stock_horovod", "plain"] and document["steps"]["other"] == {}
+    assert document["ratios"]["stock_horovod"]["time"] > 0 and "time_to_compactors" not in capsys.readouterr().out
+    assert main([*arguments, "--arms", "plain,fast"]) == 2
+    assert "--arms plain,fast: expected some of stock_horovod,plain," in capsys.readouterr().err
+
+
 def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     config = small_config(model=SMALL, shrink={"mode": "refold"})
@@ -58,8 +70,13 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     document = json.loads((tmp_path / "benchmark.json").read_text())
     result, arms, ratios = document["steps"], document["arms"], document["ratios"]
     assert list(arms) == [
-        "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
+        "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
     ]  # fmt: skip
+    weights = build_model(config.model).trainable_weights
+    # Horovod's tape sends each gradient by itself; our steps a few tensors.
+    assert arms["stock_horovod"]["negotiated_tensors"] == len(weights) == 11
+    assert arms["stock_horovod"]["reduced_bytes"] == arms["stock_horovod"]["gradient_bytes"]
+    assert all(1 < arm["negotiated_tensors"] <= 8 for name, arm in arms.items() if name != "stock_horovod")
     assert arms["compactors"]["macs"] == arms["resrep"]["macs"] == arms["resrep_unchecked"]["macs"]
     assert ratios["resrep"]["time_to_compactors"] > 0 and ratios["resrep"]["time_to_unchecked"] > 0
     for arm in arms.values():
@@ -81,7 +98,8 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     # No figure of the table is cut off where the output goes into a file.
     assert "resrep_refold" in output and f" {arms['plain']['step_ms_p95']:.1f} " in output and "…" not in output
     assert all(f">{name}</text>" in (tmp_path / "steps.svg").read_text() for name in arms)
-    assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in arms.values())
+    ours = [arm for name, arm in arms.items() if name != "stock_horovod"]
+    assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in ours)
 
 
 def test_an_even_channels_is_the_widest_that_meets_the_target():

@@ -25,7 +25,7 @@ def launched(monkeypatch):
 
     def launch(variables):
         for name in list(os.environ):
-            if name.startswith(("SLURM_", "OMPI_", "PMI", "HOROVOD_", "MPI_")):
+            if name.startswith(("SLURM_", "OMPI_", "PMI", "HOROVOD_", "MPI_", "NCCL_")):
                 monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -112,6 +112,9 @@ def test_each_rank_has_a_gpu_of_its_own(launched):
     # Slurm shows each rank its own only.
     launched(SRUN | {"SLURM_GPUS_PER_TASK": "1"})
     assert [_own_gpu(1, rank, 8) for rank in range(8)] == [0] * 8
+    # Tests may let ranks share one.
+    launched({"NCCL_MULTI_RANK_GPU_ENABLE": "1"})
+    assert [_own_gpu(1, rank, 2) for rank in range(2)] == [0, 0]
     # Set without any GPU asked for.
     launched(SRUN | {"SLURM_TRES_PER_TASK": "cpu=8", "SLURM_GPU_BIND": "closest"})
     with pytest.raises(HostError):

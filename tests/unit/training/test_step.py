@@ -215,12 +215,12 @@ def test_float16_for_the_way_takes_averages_up_to_64_and_says_when_not():
     cluster.size = 2
     step, _, _ = make_step(compression="fp16")
     step._cluster = cluster
-    gradients = [tf.constant([1e-7, -0.37, 63.0]) * 15]  # of one rank: the sum over its 15 of 30 samples
+    gradients = [tf.constant([1e-7, -0.37, 63.0]) / 2]  # of one rank: its part of the average
     received, rest, is_finite = step._sum(gradients, [tf.constant([1e-30, 1e30])])
     assert is_finite
-    np.testing.assert_allclose(received[0] / 30, [1e-7, -0.37, 63.0], rtol=1e-3)
+    np.testing.assert_allclose(received[0], [1e-7, -0.37, 63.0], rtol=1e-3)
     np.testing.assert_array_equal(rest[0], np.float32([2e-30, 2e30]))
-    assert not step._sum([tf.constant([70.0 * 15])], [tf.constant([1.0])])[2]
+    assert not step._sum([tf.constant([70.0 / 2])], [tf.constant([1.0])])[2]
 
 
 def test_a_gradient_too_large_for_its_way_does_not_lower_the_loss_scale():
@@ -244,15 +244,45 @@ def test_a_gradient_too_large_for_its_way_does_not_lower_the_loss_scale():
 
 # Operations of TensorFlow that have a kernel for int64 on GPUs. Split, for one, has none: it would run on the host.
 _INT64_ON_GPUS = {
-    "AddV2", "ArgMax", "AssignAddVariableOp", "BitwiseAnd", "Cast", "ConcatV2", "Const", "Equal", "GreaterEqual",
-    "Identity", "LessEqual", "Mul", "NotEqual", "Placeholder", "Range", "ReadVariableOp", "Reshape", "RightShift",
-    "SelectV2", "SparseSoftmaxCrossEntropyWithLogits", "StridedSlice", "Sub", "Sum",
+    "AddV2", "ArgMax", "AssignAddVariableOp", "BitwiseAnd", "Cast", "ConcatV2", "Const", "Equal", "GatherV2",
+    "GreaterEqual", "Identity", "Less", "LessEqual", "Mul", "NotEqual", "Placeholder", "Range", "ReadVariableOp",
+    "Reshape", "RightShift", "SelectV2", "SparseSoftmaxCrossEntropyWithLogits", "StridedSlice", "Sub", "Sum",
+    "UnsortedSegmentSum",
 }  # fmt: skip
 
 
 def test_no_operation_on_whole_numbers_leaves_the_gpu():
+    # As in a run: the loss then has other operations.
+    tf.config.experimental.enable_op_determinism()
     step, _, _ = make_step()
     graph = step._compiled.get_concrete_function(*next(batches(1))).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     found = {node.op for node in nodes if any(value.type == tf.int64.as_datatype_enum for value in node.attr.values())}
     assert "NotEqual" in found and found <= _INT64_ON_GPUS, found - _INT64_ON_GPUS
+
+
+def test_gradients_travel_in_a_few_collectives_from_the_last_layer_on_and_the_rest_in_one():
+    class Recording(Cluster):
+        """Two ranks that hold the same; what is summed, by name."""
+
+        def sum(self, tensors, name):
+            calls.append((name, [tuple(tensor.shape) for tensor in tensors]))
+            return [2 * tensor for tensor in tensors]
+
+    step, model, state = make_step()
+    step._cluster = Recording()
+    step._cluster.size = 2
+    all_calls = []
+    for _ in range(2):
+        calls = []
+        step.follow(state)
+        step.trace(*next(batches(1)))
+        all_calls.append(calls)
+    assert all_calls[0] == all_calls[1], "each graph has the same collectives"
+    *buckets, (last, rest) = all_calls[0]
+    assert 2 <= len(buckets) <= 6 and last == "step_rest"
+    assert [name for name, _ in buckets] == [f"step_{number}" for number in range(len(buckets))]
+    sent = [shape for _, shapes in buckets for shape in shapes]
+    assert sent == [tuple(variable.shape) for variable in reversed(model.trainable_variables)]
+    num_norms, num_statistics = 8 + 12 + 16, 2 * (8 + 12 + 16)
+    assert rest == [(num_norms,), (num_statistics,), (12,), (5,)]

@@ -1,0 +1,72 @@
+"""The step that a user of Keras and Horovod would write, with nothing of ours: what our own step is compared with."""
+
+from resrep_dist.benchmark.arms import Arm, CountingCluster, plain_arm
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.config import Config, TrainingConfig
+from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.training.losses import make_loss
+from resrep_dist.training.step import TrainStep
+
+import tensorflow as tf
+from tensorflow import keras
+
+
+def stock_arm(model: keras.Model, macs: int, config: Config, cluster: Cluster) -> Arm:
+    """Return an arm that trains without pruning by Keras' SGD and Horovod's tape.
+
+    Args:
+        model: The model.
+        macs: Its multiply-adds.
+        config: The configuration.
+        cluster: The ranks.
+    """
+    arm = plain_arm(model, macs, config, cluster)
+    phase, batch_size = config.train, config.data.global_batch_size
+    arm.live.step = _StockStep(arm.cluster, config.training, batch_size, phase.learning_rate, phase.momentum)
+    arm.live.step.follow(arm.live.state)
+    return arm
+
+
+class _StockStep(TrainStep):
+    """Keras' SGD, and Horovod's tape, which averages gradients as they come.
+
+    It checks nothing, and has no averages of batch-norm statistics, no weight decay, clipping or accumulation.
+    """
+
+    def __init__(
+        self, cluster: CountingCluster, config: TrainingConfig, batch_size: int, learning_rate: float, momentum: float
+    ) -> None:
+        super().__init__(cluster, config, batch_size)
+        self._counting, self._rate, self._momentum = cluster, learning_rate, momentum
+
+    def follow(self, state: TrainState) -> None:
+        self._model, self._loss = state.model, make_loss(self._config, state.model)
+        self._sgd = keras.optimizers.SGD(self._rate, momentum=self._momentum, jit_compile=False)
+        if self._config.precision == "mixed_float16":
+            self._sgd = keras.mixed_precision.LossScaleOptimizer(self._sgd)
+        self._sgd.build(state.model.trainable_variables)
+        # XLA cannot compile Horovod's operations, which are inside.
+        self._compiled = tf.function(self._stock_step, jit_compile=self._config.xla and self._counting.size == 1)
+
+    def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        self._compiled(images, labels)
+        # Waits for the device.
+        self._sgd.iterations.numpy()
+
+    def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        self._compiled.get_concrete_function(images, labels)
+
+    def _stock_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        is_scaled = self._config.precision == "mixed_float16"
+        with tf.GradientTape() as tape:
+            outputs = tf.cast(self._model(images, training=True), self._dtype)
+            loss = tf.reduce_mean(self._loss(labels, outputs)) + sum(self._model.losses)
+            objective = self._sgd.get_scaled_loss(loss) if is_scaled else loss
+        variables = self._model.trainable_variables
+        gradients = self._counting.averaging(tape).gradient(objective, variables)
+        # Horovod is told of each by its own name.
+        for gradient in gradients:
+            self._counting.count([gradient])
+        if is_scaled:
+            gradients = self._sgd.get_unscaled_gradients(gradients)
+        self._sgd.apply_gradients(zip(gradients, variables, strict=True))
