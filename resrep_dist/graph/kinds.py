@@ -125,7 +125,7 @@ class Passing(Kind):
 
 
 class ZeroPadding(Passing):
-    """ZeroPadding2D, which adds a border of zeros."""
+    """ZeroPadding1D, 2D and 3D, which add a border of zeros."""
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
@@ -261,7 +261,7 @@ def batch_norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[np.nda
 
 def pads(layer: keras.layers.Layer) -> bool:
     """Return True if a convolution pads its input with zeros."""
-    return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1
+    return getattr(layer, "padding", "valid") in ("same", "causal") and max(layer.kernel_size) > 1
 
 
 def num_pixels(shape: Sequence[int | None]) -> int:

@@ -15,7 +15,10 @@ import tensorflow as tf
 from tensorflow import keras
 
 _layers = keras.layers
-_WITH_ACTIVATION = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.SeparableConv2D, _layers.Dense)
+_WITH_ACTIVATION = (
+    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv2DTranspose, _layers.DepthwiseConv2D,
+    _layers.SeparableConv2D, _layers.Dense,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,22 +10,41 @@ import numpy as np
 from tensorflow import keras
 
 _layers = keras.layers
+# Those that kerassurgeon knows too.
 _PASSING = (
     _layers.Cropping2D,
     _layers.MaxPooling2D,
     _layers.AveragePooling2D,
     _layers.Dropout,
     _layers.SpatialDropout2D,
-    _layers.GaussianNoise,
     _layers.GaussianDropout,
+)
+_ALSO_PASSING = (
+    _layers.Cropping1D,
+    _layers.Cropping3D,
+    _layers.MaxPooling1D,
+    _layers.MaxPooling3D,
+    _layers.AveragePooling1D,
+    _layers.AveragePooling3D,
+    _layers.SpatialDropout1D,
+    _layers.SpatialDropout3D,
+    _layers.GaussianNoise,
+    _layers.UpSampling1D,
     _layers.UpSampling2D,
+    _layers.UpSampling3D,
     _layers.ActivityRegularization,
 )
-_UNKNOWN_TO_KERASSURGEON = (_layers.GaussianNoise, _layers.UpSampling2D, _layers.ActivityRegularization)
 _GLOBAL_POOLING = (_layers.GlobalAveragePooling2D, _layers.GlobalMaxPooling2D)
+_OTHER_GLOBAL_POOLING = (
+    _layers.GlobalAveragePooling1D,
+    _layers.GlobalAveragePooling3D,
+    _layers.GlobalMaxPooling1D,
+    _layers.GlobalMaxPooling3D,
+)
 ACTIVATIONS = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
 _JOINS = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Maximum, _layers.Minimum)
 _OTHER_CONVOLUTIONS = (_layers.Conv1D, _layers.Conv3D)
+_CONVOLUTIONS = (_layers.Conv2D, *_OTHER_CONVOLUTIONS)
 # Layers whose weights do not count as multiply-adds, by the convention of `macs.py`.
 _NORMALIZATIONS = (
     "BatchNormalization",
@@ -49,11 +68,11 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
     layer = node.layer
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         reason = "it is channels_first; build the model with channels_last"
-        if type(layer) is _layers.Conv2D:
+        if type(layer) in _CONVOLUTIONS:
             return weighted.Fixed("which is channels_first", reason)
         return _opaque(layer, f"a channels_first {type(layer).__name__}")
     if is_shared and (layer.weights or type(layer) is _layers.Reshape):
-        if type(layer) is _layers.Conv2D:
+        if type(layer) in _CONVOLUTIONS:
             reason = "it is used at several places; one layer for each place could be pruned"
             return weighted.Fixed("which is used at several places", reason)
         return _opaque(layer, f"a {type(layer).__name__} that is used at several places")
@@ -61,7 +80,8 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
         return _opaque(layer, f"a {type(layer).__name__}")
     kind = _weighted(node, tuple(excluded)) or _passing(node)
     if kind is None and isinstance(layer, _OTHER_CONVOLUTIONS):
-        return weighted.Fixed(f"a {type(layer).__name__}", f"it is a {type(layer).__name__}")
+        # Of several groups, or a subclass.
+        return weighted.Fixed(f"a {type(layer).__name__}", f"it is a {type(layer).__name__} of another kind")
     return kind or _opaque(layer, f"a {type(layer).__name__}")
 
 
@@ -69,6 +89,8 @@ def _weighted(node: Any, excluded: tuple[str, ...]) -> Kind | None:
     layer = node.layer
     if type(layer) is _layers.Conv2D:
         return weighted.Grouped(excluded, layer.groups) if layer.groups > 1 else weighted.Convolution(excluded)
+    if type(layer) in _OTHER_CONVOLUTIONS and layer.groups == 1:
+        return weighted.OtherConvolution(excluded)
     if type(layer) is _layers.Dense:
         return weighted.Dense(excluded, on_vectors=len(node.input_shapes) == 2)
     if type(layer) is _layers.SeparableConv2D and layer.depth_multiplier == 1:
@@ -81,12 +103,12 @@ def _weighted(node: Any, excluded: tuple[str, ...]) -> Kind | None:
 def _passing(node: Any) -> Kind | None:
     layer = node.layer
     rank = len(node.input_shapes) if isinstance(node.input_shapes, tuple) else len(node.input_shapes[0])
-    if type(layer) in _PASSING:
-        return kinds.Passing(type(layer) not in _UNKNOWN_TO_KERASSURGEON)
-    if type(layer) in _GLOBAL_POOLING:
-        return kinds.Passing(not layer.keepdims)
-    if type(layer) is _layers.ZeroPadding2D:
-        return kinds.ZeroPadding()
+    if type(layer) in (*_PASSING, *_ALSO_PASSING):
+        return kinds.Passing(type(layer) in _PASSING)
+    if type(layer) in (*_GLOBAL_POOLING, *_OTHER_GLOBAL_POOLING):
+        return kinds.Passing(type(layer) in _GLOBAL_POOLING and not layer.keepdims)
+    if type(layer) in (_layers.ZeroPadding1D, _layers.ZeroPadding2D, _layers.ZeroPadding3D):
+        return kinds.ZeroPadding(type(layer) is _layers.ZeroPadding2D)
     if type(layer) in ACTIVATIONS:
         return kinds.Elementwise()
     if type(layer) is _layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:

@@ -76,6 +76,14 @@ class Weighted(Kind):
         weights = layer.get_weights()
         return [np.asarray(weight, np.float64) for weight in (weights[:-1] if layer.use_bias else weights)]
 
+    def stored(self, kernels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return arrays in the form in which the layer holds them.
+
+        Args:
+            kernels: Arrays in the form of `kernels`.
+        """
+        return list(kernels)
+
     def num_outputs(self, kernels: Sequence[np.ndarray]) -> int:
         """Return the number of output channels of a layer.
 
@@ -113,7 +121,7 @@ class Weighted(Kind):
         kernels[0] = kernels[0][..., self.rows(inputs), :]
         kernels[-1] = kernels[-1][..., outputs]
         bias = [layer.bias.numpy()[outputs]] if layer.use_bias else []
-        return Narrowed({self.width_key: int(outputs.sum())}, [*kernels, *bias])
+        return Narrowed({self.width_key: int(outputs.sum())}, [*self.stored(kernels), *bias])
 
 
 class Convolution(Weighted):
@@ -123,6 +131,12 @@ class Convolution(Weighted):
 
     def macs(self, node: Any) -> UnitMacs | None:
         return UnitMacs(per_pair=num_pixels(node.output_shapes) * math.prod(node.layer.kernel_size))
+
+
+class OtherConvolution(Convolution):
+    """Conv1D and Conv3D."""
+
+    known_to_kerassurgeon = False
 
 
 class Grouped(Convolution):
@@ -203,16 +217,16 @@ class Separable(Weighted):
 
 
 class Transposed(Weighted):
-    """Conv2DTranspose, which loses inputs and keeps its outputs."""
-
-    own_reason = "it is a transposed convolution"
+    """Conv2DTranspose, whose kernel is [height, width, C_out, C_in]."""
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
         return True
 
-    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
-        kernel, *bias = layer.get_weights()
-        return Narrowed({}, [kernel[..., inputs], *bias])
+    def kernels(self, layer: keras.layers.Layer) -> list[np.ndarray]:
+        return [np.swapaxes(kernel, -1, -2) for kernel in super().kernels(layer)]
+
+    def stored(self, kernels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.swapaxes(kernel, -1, -2) for kernel in kernels]
 
     def macs(self, node: Any) -> UnitMacs | None:
         return UnitMacs(per_pair=num_pixels(node.input_shapes) * math.prod(node.layer.kernel_size))

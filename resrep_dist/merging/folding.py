@@ -154,12 +154,14 @@ def fold_model(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> 
     changed = compacted.keys() | constants.keys()
     copy_weights(model, plain, skip=changed)
     for name in changed:
+        kind = graph.channels[name].kind
+        assert isinstance(kind, Weighted)
         kernels, bias = _without_dead_inputs(model.get_layer(name), graph, dead, constants.get(name))
         if name in compacted:
             layer = compacted[name]
             batch_norm = model.get_layer(layer.batch_norm) if layer.batch_norm else None
             kernels[-1], bias = fold(kernels[-1], bias, batch_norm, model.get_layer(layer.compactor).matrix())
-        plain.get_layer(name).set_weights([*kernels, bias])
+        plain.get_layer(name).set_weights([*kind.stored(kernels), bias])
     return plain
 
 

@@ -16,12 +16,14 @@ from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_na
 from tensorflow import keras
 
 _STOCK = """
-    Activation ActivityRegularization Add AlphaDropout Average AveragePooling2D BatchNormalization Concatenate
-    Conv2D Conv2DTranspose Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise
-    GlobalAveragePooling2D GlobalMaxPooling2D LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply
+    Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D
+    BatchNormalization Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D Dense
+    DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D LayerNormalization LeakyReLU
+    MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
     Normalization PReLU Permute ReLU RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
-    RandomZoom Rescaling Reshape SeparableConv2D Softmax SpatialDropout2D Subtract ThresholdedReLU UpSampling2D
-    ZeroPadding2D
+    RandomZoom Rescaling Reshape SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D
+    Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """.split()
 _LAYERS = {**{name: getattr(keras.layers, name) for name in _STOCK}, "resrep_dist>Compactor": Compactor}
 _ACTIVATIONS = """

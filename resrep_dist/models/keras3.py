@@ -20,7 +20,9 @@ _UNKNOWN_TO_KERAS_3 = {
     "DepthwiseConv2D": ("groups",),
     "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
     "Conv2DTranspose": ("groups",),
+    "SpatialDropout1D": ("trainable", "noise_shape"),
     "SpatialDropout2D": ("trainable", "noise_shape"),
+    "SpatialDropout3D": ("trainable", "noise_shape"),
 }
 
 

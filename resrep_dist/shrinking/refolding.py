@@ -148,6 +148,6 @@ def _refold(model: keras.Model, narrow: keras.Model, live: Graph, layer: Prunabl
         ones = np.ones(len(norms))
         behind.set_weights([ones * np.sqrt(1.0 + behind.epsilon), bias, 0.0 * ones, ones])
         bias = 0.0 * ones
-    new.set_weights([*kernels, *([bias] if new.use_bias else [])])
+    new.set_weights([*kind.stored(kernels), *([bias] if new.use_bias else [])])
     identity = narrow.get_layer(layer.compactor)
     identity.set_weights([identity.kernel.numpy() * norms, compactor.mask.numpy()])

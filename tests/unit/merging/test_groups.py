@@ -159,7 +159,9 @@ MODELS = {  # builder, residual groups, layers of the groups, path
     "residual": (residual_network, True, [["stem", "conv", "itself"]], "slices"),
     "grouped": (grouped, False, [["narrow"], ["by2"], ["by4"], ["last"]], "slices"),
     "grouped_residual": (grouped_residual_network, True, [["stem", "wide"], ["by4"]], "slices"),
-    "inner_models": (inner_models_and_dense_images, False, [["conv"], ["pointwise"], ["last"]], "slices"),
+    "inner_models": (
+        inner_models_and_dense_images, False, [["conv"], ["pointwise"], ["up"], ["last"]], "slices",
+    ),
 }  # fmt: skip
 
 
