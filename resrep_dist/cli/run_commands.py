@@ -29,7 +29,7 @@ def add_run_commands(commands: Any) -> None:
         commands, "train", "train, prune and merge, or train alone; the same --workdir means resume",
         """resrep train configs/digits_resnet20.yaml --workdir runs/digits
         resrep train mine.yaml --workdir runs/half --set prune.target_macs_fraction=0.5
-        resrep train mine.yaml --workdir runs/third --from runs/half --set prune.target_macs_fraction=0.33
+        resrep train mine.yaml --workdir runs/longer --from runs/half --set train.num_epochs=60
         horovodrun -np 8 resrep train mine.yaml --workdir runs/eight""", KEYS,
     )  # fmt: skip
     add_config(train)
