@@ -1,4 +1,4 @@
-"""The commands of the first hour: prune and init, which need no configuration."""
+"""The commands of the first hour: prune, init and predict, which need no configuration."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from resrep_dist.cli.options import KEYS, add_command, add_overrides, add_runnin
 
 
 def add_first_commands(commands: Any) -> None:
-    """Add the commands `prune` and `init`.
+    """Add the commands `prune`, `init` and `predict`.
 
     Args:
         commands: The subparsers of the command line.
@@ -39,6 +39,24 @@ def add_first_commands(commands: Any) -> None:
     _add_model(init)
     _add_choices(init)
     init.set_defaults(command=_init)
+
+    predict = add_command(
+        commands, "predict", "classify image files by the model that a run ended with",
+        "resrep predict runs/mine photos/val/cat/1.jpg photos/val/dog/2.jpg",
+    )  # fmt: skip
+    predict.add_argument("workdir", type=Path, metavar="DIR", help="folder of a finished run")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a JPEG, PNG, BMP or GIF")
+    predict.set_defaults(command=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    console = start_terminal()
+    from resrep_dist.runs.prediction import predict
+
+    for path, best in zip(options.images, predict(options.workdir, options.images), strict=True):
+        shown = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+        console.print(f"{path}: {shown}", markup=False)
+    return 0
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """The commands of a run: train, merge, evaluate, export, report, inspect, doctor."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def add_run_commands(commands: Any) -> None:
         commands, "train", "train, prune and merge, or train alone; the same --workdir means resume",
         """resrep train configs/digits_resnet20.yaml --workdir runs/digits
         resrep train mine.yaml --workdir runs/half --set prune.target_macs_fraction=0.5
-        resrep train mine.yaml --workdir runs/third --from runs/half --set prune.target_macs_fraction=0.33
+        resrep train mine.yaml --workdir runs/longer --from runs/half --set train.num_epochs=60
         horovodrun -np 8 resrep train mine.yaml --workdir runs/eight""", KEYS,
     )  # fmt: skip
     add_config(train)
@@ -224,12 +225,17 @@ def _export(options: argparse.Namespace) -> int:
     from resrep_dist.data.loading import load_sources
     from resrep_dist.export.convert import export_model, print_export
     from resrep_dist.models.files import load_model
+    from resrep_dist.reporting.table import find_report, read_report
 
     model = load_model(path, open_size=config.model.image_size)
     images = load_sources(config.data, config.model)[1].first_images(config.merge.num_images)
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)
+    if run and find_report(run):
+        usage = read_report(run).get("usage")
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
     for name in options.formats:
         print_export(console, export_model(model, name, output, images, config.merge.tolerance))
     return 0

@@ -27,6 +27,7 @@ from resrep_dist.models.result_folder import EXPORT_NAME, current_folder, recove
 from resrep_dist.pruning.deadness import num_masked_alive
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
+from resrep_dist.reporting.usage import usage_of
 from resrep_dist.runs.workdir import config_of_run, is_same_run
 from resrep_dist.shrinking.surgery import with_channels
 from resrep_dist.training.best import BEST_NAME
@@ -153,6 +154,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
         "certificate": vars(certificate),
         **source.notes(config),
+        "usage": usage_of(config, validation_data),
     }
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "slim")
@@ -197,7 +199,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         macs = None
     models, files = {"final": model}, {"final": partial / "model.h5"}
     report = measure_models(models, files, {"final": macs}, validation_data, *_evaluation(config))
-    report |= {"model": config.model.name, **source.notes(config)}
+    report |= {"model": config.model.name, **source.notes(config), "usage": usage_of(config, validation_data)}
     report["problems"] = problems_of(report, config.model.num_classes)
     _publish(report, partial, workdir / "final")
     return report

@@ -72,6 +72,8 @@ def earlier_choices(config: Config, workdir: Path) -> dict[str, Any]:
     Returns:
         The numbers by the names of settings in `prune`; empty if the folder has no run yet.
     """
+    if not any((workdir / name).exists() for name in ("base", "checkpoints")):
+        return {}  # a start that was refused leaves only its configuration, and this one may have another
     try:
         prune = config_of_run(workdir).prune
     except ConfigError:

@@ -22,7 +22,7 @@ def test_the_examples_of_a_help_text_are_understood(parser):
     commands = [line.strip() for line in after.partition("\n\n")[0].splitlines()]
     assert heading and commands
     for command in commands:
-        words = shlex.split(command[command.index("resrep ") :])[1:]
+        words = shlex.split(command[command.index("resrep ") :].partition(" > ")[0])[1:]
         if "--help" not in words:
             build_parser().parse_args(words)  # leaves by SystemExit if it does not
 

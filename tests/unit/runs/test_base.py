@@ -20,7 +20,7 @@ import pytest
 @pytest.fixture
 def logged(monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "resrep_dist")
     return caplog
 
 

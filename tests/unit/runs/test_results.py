@@ -77,7 +77,7 @@ def test_what_a_run_chose_is_in_its_configuration_and_stays(tmp_path, monkeypatc
     monkeypatch.chdir(started_there)
     automatic = {"lasso_strength": "auto", "mask_interval_steps": "auto", "channels_per_update": "auto"}
     config = relative_config(prune={"mask_stop_fraction": None, "max_extension_epochs": 0, **automatic})
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "resrep_dist")
     train(config, tmp_path / "run", Cluster(), None)
     path = tmp_path / "run" / "config.yaml"
     chosen = load_config(path).prune
@@ -114,7 +114,7 @@ def files_of(folder):
 
 def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there, monkeypatch, logged, caplog):
     monkeypatch.chdir(there)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "resrep_dist")
     run = there / "run"
     (run / "config.yaml").write_text(relative_config().to_yaml())
     train(relative_config(), run, Cluster(), None)  # now its paths are those of the copy
@@ -135,7 +135,7 @@ def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there,
 
 def test_a_run_starts_from_the_base_or_the_newest_state_of_another(there, monkeypatch, logged, caplog):
     monkeypatch.chdir(there)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "resrep_dist")
     run, config = there / "run", relative_config(train={"num_epochs": 3}, prune={"target_macs_fraction": 0.4})
     base = train(from_run(config, run), there / "new", Cluster(), None)["base"]
     assert base["top1"] == read_report(run)["base"]["top1"] and "Resumed" not in caplog.text

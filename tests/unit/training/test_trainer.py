@@ -76,7 +76,7 @@ def test_masks_stop_in_time_for_the_last_ones_to_die():
 
 
 def test_with_nothing_but_a_target_the_masks_are_complete_and_every_masked_row_dies(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "resrep_dist")
     logging.getLogger("resrep_dist").propagate = True
     document = small_config(train={"num_epochs": 20}).to_dict()
     config = resrep_dist.build_config({**document, "prune": {"target_macs_fraction": 0.4}})

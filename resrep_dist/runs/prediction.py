@@ -1,0 +1,58 @@
+"""Classifies image files by the model that a run ended with: the smallest proof that it can be used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.data.encoded import center_crop
+from resrep_dist.data.normalization import Normalization
+from resrep_dist.errors import DataError, UserError, one_line
+from resrep_dist.models.files import load_model
+from resrep_dist.models.result_folder import current_folder
+from resrep_dist.reporting.table import find_report, read_report
+
+import tensorflow as tf
+
+
+def predict(workdir: Path, paths: Sequence[Path], num_best: int = 3) -> list[list[tuple[str, float]]]:
+    """Classify image files.
+
+    Args:
+        workdir: Folder of a finished run, or its folder `slim` or `final`.
+        paths: The files, JPEG or PNG among others.
+        num_best: Number of classes for each.
+
+    Returns:
+        For each file the most probable classes, the best first, with their probabilities.
+
+    Raises:
+        UserError: If there is no such model, or its report does not say which pixels it expects.
+        DataError: If a file cannot be read.
+    """
+    if workdir.name in ("slim", "final") and not find_report(workdir):
+        workdir = workdir.parent
+    report_path = find_report(workdir)
+    report = read_report(workdir)
+    usage: dict[str, Any] = report.get("usage") or {}
+    pixels = usage.get("pixels") or {}
+    if report_path is None or pixels.get("mean") is None:
+        raise UserError(
+            f"{workdir}: its report does not say which pixels the model expects: its images were no pixels from 0 "
+            "to 255, or it was written by an older version; `resrep merge` writes a new one"
+        )
+    model = load_model(current_folder(report_path.parent) / "model.h5")
+    scale = Normalization(pixels["mean"], pixels["std"], is_bgr=pixels["channel_order"] == "BGR")
+    images = [_read(path, pixels["image_size"][0], pixels["crop_fraction"]) for path in paths]
+    probabilities = tf.nn.softmax(model(scale(tf.stack(images)), training=False)).numpy()
+    classes = usage.get("classes") or [f"class {number}" for number in range(probabilities.shape[1])]
+    return [
+        [(classes[index], float(of_image[index])) for index in of_image.argsort()[::-1][:num_best]]
+        for of_image in probabilities
+    ]
+
+
+def _read(path: Path, image_size: int, crop_fraction: float) -> tf.Tensor:
+    try:
+        return center_crop(tf.io.read_file(str(path)), image_size, crop_fraction)
+    except (tf.errors.OpError, OSError) as error:
+        raise DataError(f"image {path}: cannot be read ({one_line(error)}); expected a JPEG, PNG, BMP or GIF") from None
