@@ -124,6 +124,12 @@ class ChannelMasks(keras.callbacks.Callback):
             self.agree()
             self.pruner.update()
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add to Keras' progress and history which fraction of the multiply-adds is left, by mask and living."""
+        if logs is not None and self.pruner is not None:
+            logs["macs_by_mask"] = self.pruner.macs_fraction(self.pruner.unmasked_widths())
+            logs["macs_living"] = self.pruner.macs_fraction(self.pruner.living_widths())
+
     def on_test_begin(self, logs: Any = None) -> None:
         """Average the batch-norm statistics, so that all ranks validate the same model."""
         if self.state:

@@ -37,6 +37,9 @@ def assert_equals(state, expected):
 def test_fit_gives_the_trainers_result_with_curves_and_resumes(tmp_path, trained):
     source = sources_of(CONFIG)[0]
     masks = fit(small_network(), CONFIG, source, 40, Cluster(), tmp_path / "whole")
+    history = masks.model.history.history
+    assert history["macs_by_mask"] == sorted(history["macs_by_mask"], reverse=True) and len(history["accuracy"]) == 4
+    assert history["macs_by_mask"][-1] < 1.0 and max(history["macs_living"]) <= 1.0
     assert any((value == 0).any() for name, value in trained.items() if name.endswith("mask"))
     assert_equals(masks.state, trained)
     fit(small_network(), CONFIG, source, 20, Cluster(), tmp_path / "parts")
