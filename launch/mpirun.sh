@@ -21,17 +21,6 @@ if ! command -v mpirun >/dev/null; then
     echo 'Or start the ranks without MPI: bash launch/local.sh' >&2
     exit 2
 fi
-cores_of_a_rank() { # a rank's own part of the host's cores, near its GPU as ranks and GPUs are counted; 0 without GPUs
-    local ranks=${RANKS:-2} cores
-    if [[ ${HOSTS:-} =~ ^[^,]*:([0-9]+) ]]; then ranks=${BASH_REMATCH[1]}; fi
-    cores=$(lscpu --parse=CORE,SOCKET | grep -v '^#' | sort -u | wc -l)
-    if [[ ! ${SLURM_JOB_ID:-} ]] && ((cores >= ranks)) && nvidia-smi --list-gpus >/dev/null 2>&1; then
-        echo $((cores / ranks))
-    else
-        echo 0
-    fi
-}
-
 # The transport is the plain one: NCCL brings its own, and openib is gone from Open MPI 5.
 launcher=(mpirun -np "${RANKS:-2}" --tag-output --mca pml ob1 --mca btl '^openib')
 if [[ ${HOSTS:-} ]]; then launcher+=(-H "$HOSTS"); fi

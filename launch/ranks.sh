@@ -58,6 +58,17 @@ stop() {
     echo "$script: $1, stopping after a checkpoint; a second signal stops at once" >&2
 }
 
+cores_of_a_rank() { # a rank's own part of the host's cores, near its GPU as ranks and GPUs are counted; 0 without GPUs
+    local ranks=${RANKS:-2} cores
+    if [[ ${HOSTS:-} =~ ^[^,]*:([0-9]+) ]]; then ranks=${BASH_REMATCH[1]}; fi
+    cores=$(lscpu --parse=CORE,SOCKET | grep -v '^#' | sort -u | wc -l)
+    if [[ ! ${SLURM_JOB_ID:-} ]] && ((cores >= ranks)) && nvidia-smi --list-gpus >/dev/null 2>&1; then
+        echo $((cores / ranks))
+    else
+        echo 0
+    fi
+}
+
 start_ranks() { # the launcher's command line; the script leaves with the code of the first rank that ended by an error
     local name environment=("PATH=$PWD/.venv/bin:$PATH") own=("${!OMPI_@}" "${!SLURM_@}")
     if [[ $1 == horovodrun ]]; then own=(); fi

@@ -24,6 +24,7 @@ from annotated_types import Ge, Lt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -90,8 +91,17 @@ class Config:
         """Return the configuration as YAML, with all defaults; `load_config` reads it back to an equal one."""
         stream = io.StringIO()
         yaml = YAML()
-        yaml.dump(self.to_dict(), stream)
+        yaml.dump(_with_quotes(self.to_dict()), stream)
         return stream.getvalue()
+
+
+def _with_quotes(value: Any) -> Any:
+    """Put texts that cannot be printed in double quotes: YAML writes some line breaks, such as U+0085, as spaces."""
+    if isinstance(value, dict):
+        return {key: _with_quotes(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_quotes(item) for item in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and not value.isprintable() else value
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:

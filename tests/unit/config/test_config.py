@@ -90,3 +90,11 @@ def test_a_misspelled_required_key_is_named_and_not_called_missing():
     document["train"]["num_epoch"] = document["train"].pop("num_epochs")
     with pytest.raises(ConfigError, match="train.num_epoch: unknown key; did you mean `num_epochs`"):
         build_config(document)
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "tab\there", "été", "line\nbreak"])
+def test_texts_of_all_kinds_are_read_back_from_the_recorded_yaml(tmp_path, text):
+    config = small_config(data={"index_folder": text})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(path) == config
