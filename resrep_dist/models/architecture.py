@@ -39,6 +39,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_
 # Options that only Keras 2 or only Keras 3 has, and that do not change the outputs.
 _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
+    "rng_type",
 }  # fmt: skip
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000

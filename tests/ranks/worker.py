@@ -185,6 +185,7 @@ def not_finite(cluster: Cluster, folder: Path) -> None:
     trainer = make_trainer(cluster)
     lines: list[str] = []
     logger = logging.getLogger("resrep_dist.training.skipping")
+    logger.setLevel(logging.WARNING)  # only rank 0 shows warnings unless a program asks for them
     logger.addFilter(lambda record: lines.append(record.getMessage()) or False)
     trainer.train_until(5)
     digest = Digest({n: v for n, v in trainer.state.items() if n != "iterations"})

@@ -25,7 +25,9 @@ def config_with(normalization=None, model="resnet20", **data):
     data = {"source": "imagefolder", "path": "photos", **data}
     if normalization is not None:
         data["normalization"] = normalization
-    return small_config(data=data, model={"name": model, "image_size": 16, "num_classes": 10})
+    # A file has its weights, which no base training may change.
+    sections = {"base": None} if model.startswith("file:") else {}
+    return small_config(data=data, model={"name": model, "image_size": 16, "num_classes": 10}, **sections)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "zero_one", "minus_one_one", "caffe", "none"])

@@ -98,8 +98,8 @@ def test_a_model_file_needs_neither_base_nor_weights(tmp_path):
     assert small_config(model=model, base=None).base is None
     with pytest.raises(ConfigError, match="neither is given"):
         small_config(model={"name": "python:mine:build"}, base=None)
-    with pytest.raises(ConfigError, match="both are given"):
-        small_config(model={**model, "weights": "x.h5"})
+    with pytest.raises(ConfigError, match="is a file with its weights"):
+        small_config(model=model)
 
 
 MODULE = """
