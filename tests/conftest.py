@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,15 @@ import pytest
 # A suite that a shell runs in the background is started with Ctrl-C ignored, and would hand that on to the runs that
 # are to be stopped by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_package() -> None:
+    """A test does not see the settings of the log that a command of an earlier one has made in this process."""
+    logger = logging.getLogger("resrep_dist")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there,
     run = there / "run"
     (run / "config.yaml").write_text(relative_config().to_yaml())
     train(relative_config(), run, Cluster(), None)  # now its paths are those of the copy
-    (run / "export").mkdir()
+    (run / "export").mkdir(exist_ok=True)
     (run / "export" / "model.onnx").touch()
     before = files_of(run)
     caplog.clear()
@@ -140,7 +140,9 @@ def test_a_run_starts_from_the_base_or_the_newest_state_of_another(there, monkey
     base = train(from_run(config, run), there / "new", Cluster(), None)["base"]
     assert base["top1"] == read_report(run)["base"]["top1"] and "Resumed" not in caplog.text
     newest = train(from_run(config, run), there / "newest", Cluster(), None, newest_of=run)
-    assert "Resumed at step 20" in caplog.text and newest["made_from"]["step"] >= 30, "the steps of 3 epochs, and of the extension"
+    assert (
+        "Resumed at step 20" in caplog.text and newest["made_from"]["step"] >= 30
+    ), "the steps of 3 epochs, and of the extension"
     with pytest.raises(ConfigError, match=r"--from \S*nothing: no base/model.h5"):
         from_run(config, there / "nothing")
 
