@@ -56,7 +56,8 @@ def test_an_extension_is_counted_beside_the_phase_and_the_bar_ends_at_its_end():
         if is_terminal:
             monitor.finish(1201)
             monitor.close()
-            assert "1201/1201" in re.split(r"[\r\n]+", file.getvalue().strip())[-1]
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+            assert "1201/1201" in re.split(r"[\r\n]+", text.strip())[-1]
         else:
             monitor.progress(1300, "loss 0.010", "loss 0.010")
             assert file.getvalue().splitlines()[-1] == "prune step 1201/1201  extension step 99  loss 0.010"
