@@ -136,7 +136,8 @@ def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there,
 def test_a_run_starts_from_the_base_or_the_newest_state_of_another(there, monkeypatch, logged, caplog):
     monkeypatch.chdir(there)
     caplog.set_level(logging.INFO, "resrep_dist")
-    run, config = there / "run", relative_config(train={"num_epochs": 3}, prune={"target_macs_fraction": 0.4})
+    prune = {"target_macs_fraction": 0.4, "max_extension_epochs": 0}
+    run, config = there / "run", relative_config(train={"num_epochs": 3}, prune=prune)
     base = train(from_run(config, run), there / "new", Cluster(), None)["base"]
     assert base["top1"] == read_report(run)["base"]["top1"] and "Resumed" not in caplog.text
     newest = train(from_run(config, run), there / "newest", Cluster(), None, newest_of=run)
