@@ -22,6 +22,7 @@ LAYERS = {
     **{f"activation_{name}": (lambda name: lambda x: layers.Activation(name)(x))(name) for name in _ACTIVATIONS},
     "hard_sigmoid": lambda x: layers.Activation("hard_sigmoid")(x),
     "hard_sigmoid_built_in": lambda x: layers.Dense(5, activation="hard_sigmoid")(x),
+    "hard_sigmoid_transposed": lambda x: layers.Conv2DTranspose(4, 3, activation="hard_sigmoid")(x),
     "hard_sigmoid_twice": lambda x: (lambda gate: layers.Add()([gate(x), gate(layers.ReLU()(x))]))(
         layers.Activation("hard_sigmoid")
     ),
@@ -84,7 +85,10 @@ def test_every_layer_means_the_same(tmp_path):
     "layer, expected",
     [
         (lambda x: layers.LayerNormalization(axis=[1, 2])(x), "a LayerNormalization of several axes"),
-        (lambda x: layers.Conv2DTranspose(4, 3, activation="hard_sigmoid")(x), "the hard_sigmoid in a Conv2DTranspose"),
+        (
+            lambda x: layers.LocallyConnected2D(4, 3, activation="hard_sigmoid")(x),
+            "hard_sigmoid in a LocallyConnected2D",
+        ),
     ],
 )
 def test_what_means_something_else_and_cannot_be_replaced_is_refused(tmp_path, layer, expected):
