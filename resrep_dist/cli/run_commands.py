@@ -25,6 +25,13 @@ def add_run_commands(commands: Any) -> None:
     Args:
         commands: The subparsers of the command line.
     """
+    for add in (_add_train, _add_merge, _add_evaluate, _add_inspect, _add_report, _add_export):
+        add(commands)
+    doctor = add_command(commands, "doctor", "what is installed, what is missing, how to fix it", "resrep doctor")
+    doctor.set_defaults(command=_doctor)
+
+
+def _add_train(commands: Any) -> None:
     train = add_command(
         commands, "train", "train, prune and merge, or train alone; the same --workdir means resume",
         """resrep train configs/digits_resnet20.yaml --workdir runs/digits
@@ -41,6 +48,8 @@ def add_run_commands(commands: Any) -> None:
     add_running(train)
     train.set_defaults(command=_train)
 
+
+def _add_merge(commands: Any) -> None:
     merge = add_command(
         commands, "merge", "write the slim model of a checkpoint of a run",
         """resrep merge runs/digits
@@ -54,6 +63,8 @@ def add_run_commands(commands: Any) -> None:
     add_strict(merge)
     merge.set_defaults(command=_merge)
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = add_command(
         commands, "evaluate", "top-1, top-5 and metrics of a model file on the validation set",
         """resrep evaluate runs/digits/slim --config runs/digits/config.yaml
@@ -64,6 +75,8 @@ def add_run_commands(commands: Any) -> None:
     add_overrides(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
+
+def _add_inspect(commands: Any) -> None:
     inspect = add_command(
         commands, "inspect", "what would be pruned, and what it costs; no training",
         """resrep inspect configs/digits_resnet20.yaml
@@ -75,6 +88,8 @@ def add_run_commands(commands: Any) -> None:
     )
     inspect.set_defaults(command=_inspect)
 
+
+def _add_report(commands: Any) -> None:
     report = add_command(
         commands, "report", "the table of a run, and a page of one run or of several",
         """resrep report runs/digits
@@ -84,6 +99,8 @@ def add_run_commands(commands: Any) -> None:
     report.add_argument("--output", type=Path, help="folder of the page (default: the run's, of several ./report)")
     report.set_defaults(command=_report)
 
+
+def _add_export(commands: Any) -> None:
     export = add_command(
         commands, "export", "a Keras model into other formats, each compared with it",
         """resrep export runs/digits --format tflite --format onnx
@@ -98,9 +115,6 @@ def add_run_commands(commands: Any) -> None:
     add_overrides(export)
     export.add_argument("--output", type=Path, help="folder (default: DIR/export of a run, otherwise the model's)")
     export.set_defaults(command=_export)
-
-    doctor = add_command(commands, "doctor", "what is installed, what is missing, how to fix it", "resrep doctor")
-    doctor.set_defaults(command=_doctor)
 
 
 def _checkpoint(text: str) -> str:
