@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
 from resrep_dist.export.inference import from_keras, open_model_file
+from resrep_dist.export.metadata import write_usage
 from resrep_dist.models.strict_float32 import strict_float32
 
 import numpy as np
@@ -37,7 +39,14 @@ class Export:
     """Fraction of the images for which file and model predict the same class."""
 
 
-def export_model(model: keras.Model, format_name: str, folder: Path, images: np.ndarray, tolerance: float) -> Export:
+def export_model(
+    model: keras.Model,
+    format_name: str,
+    folder: Path,
+    images: np.ndarray,
+    tolerance: float,
+    usage: Mapping[str, Any] | None = None,
+) -> Export:
     """Write a model in another format, and compare the file with the model.
 
     Args:
@@ -47,6 +56,8 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: np.
         images: Images for the comparison, float32 [N, height, width, channels].
         tolerance: Largest accepted difference, as a fraction of the largest absolute output; for a 16-bit format at
             least 0.01.
+        usage: How the model is used, as in the section `usage` of `report.json`: it becomes the metadata of an ONNX
+            file. None to write none. Other formats have no place for it.
 
     Raises:
         ModelError: If the model cannot be converted.
@@ -61,6 +72,8 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: np.
     with scratch:
         partial = Path(scratch.name) / name
         _convert(model, format_name, partial)
+        if usage and partial.suffix == ".onnx":
+            write_usage(partial, usage)
         export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
         with _writing(path):
             if path.is_dir():
