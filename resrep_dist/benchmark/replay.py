@@ -67,16 +67,16 @@ def stages(
     base_macs = graph.macs.total(graph.widths)
     share = config.shrink.min_saved_macs_fraction
     channels = KeptChannels.all_of(graph)
-    macs = training_macs(model, graph, channels.widths)
+    macs = training_macs(model, graph, channels)
     if mode == "off":
         return [Stage(log[-1][0], channels, macs)]
     result, since, is_refolded = [], 0, mode == "refold"
     for step, widths in log[:-1]:
-        next_macs = training_macs(model, graph, widths, is_refolded)
+        smaller = KeptChannels.first_of(widths, is_refolded)
+        next_macs = training_macs(model, graph, smaller)
         if macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, channels, macs))
-            since, macs = step, next_macs
-            channels = KeptChannels.first_of(widths, is_refolded)
+            since, macs, channels = step, next_macs, smaller
     return [*result, Stage(log[-1][0] - since, channels, macs)]
 
 

@@ -166,7 +166,7 @@ def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[s
     slim_graph = trace(slim)
     return {
         "base": graph.macs.total(graph.widths),
-        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
+        "trained": training_macs(trained, graph, KeptChannels.first_of(live_graph(trained, graph).widths)),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
 

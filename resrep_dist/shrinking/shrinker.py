@@ -172,4 +172,4 @@ class Shrinker:
         return saved_macs >= self._config.min_saved_macs_fraction * self._base_macs
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
-        return training_macs(state.model, self._graph, channels.widths, channels.is_refolded)
+        return training_macs(state.model, self._graph, channels)

@@ -49,7 +49,7 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
     model, cost, seconds, shrink_steps = trainer.model, 0.0, 0.0, list[int]()
     slim_macs = None
     while trainer.step < trainer.num_steps:
-        of_step = slim_macs or training_macs(trainer.model, graph, live_graph(trainer.model, graph).widths)
+        of_step = slim_macs or training_macs(trainer.model, graph, trainer.state.channels)
         first_step, start = trainer.step, time.perf_counter()
         trainer.train_until(min(trainer.step + INTERVAL_STEPS, trainer.num_steps))
         cost += of_step * (trainer.step - first_step)

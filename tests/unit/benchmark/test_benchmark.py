@@ -8,6 +8,7 @@ from resrep_dist.benchmark.widths import channels_of, choose_channels, even_chan
 from resrep_dist.cli.main import main
 from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.building import build_model
@@ -148,7 +149,7 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
         graph,
     )
     with_compactors = insert_compactors(model, graph)
-    macs = [training_macs(with_compactors, graph, widths) for widths in (full, half, narrow)]
+    macs = [training_macs(with_compactors, graph, KeptChannels.first_of(w)) for w in (full, half, narrow)]
     (off,) = stages(log, with_compactors, graph, config, "off")
     assert (off.num_steps, off.macs, off.channels.widths) == (100, macs[0], full)
     exact = stages(log, with_compactors, graph, config, "exact")
@@ -156,7 +157,7 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
         (40, full, macs[0]), (30, half, macs[1]), (30, narrow, macs[2])
     ]  # fmt: skip
     refold = stages(log, with_compactors, graph, config, "refold")
-    macs[1:] = [training_macs(with_compactors, graph, widths, is_refolded=True) for widths in (half, narrow)]
+    macs[1:] = [training_macs(with_compactors, graph, KeptChannels.first_of(w, True)) for w in (half, narrow)]
     assert [(s.num_steps, s.channels.is_refolded, s.macs) for s in refold] == [
         (40, False, macs[0]), (30, True, macs[1]), (30, True, macs[2])
     ]  # fmt: skip

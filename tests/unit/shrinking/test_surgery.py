@@ -174,10 +174,10 @@ def test_a_shrunken_model_is_counted_and_merged_and_reports_the_original_widths(
     for expected, received in zip(whole.get_weights(), slim.get_weights(), strict=True):
         np.testing.assert_allclose(received, expected, atol=1e-5)
     # What is counted before it is built is what is built, and what a count by hand of the layers gives.
-    widths = layout.widths
-    assert training_macs(pruned, graph, widths) == training_macs(small, graph, widths) == macs_by_hand(small)
+    assert training_macs(pruned, graph, layout) == training_macs(small, graph, layout) == macs_by_hand(small)
     refold = refolded(small, graph)
-    assert training_macs(small, graph, widths, is_refolded=True) == macs_by_hand(refold) < macs_by_hand(small)
+    layout = dataclasses.replace(layout, is_refolded=True)
+    assert training_macs(small, graph, layout) == macs_by_hand(refold) < macs_by_hand(small)
 
 
 def macs_by_hand(model):
