@@ -17,7 +17,8 @@ def training_macs(model: keras.Model, graph: Graph, kept: KeptChannels) -> int:
     Args:
         model: The model in training, with at least these channels.
         graph: Graph of the original model.
-        kept: The channels to count, and whether the layers before the compactors have them too.
+        kept: The channels to count, whether the layers before the compactors have them too, and whether there are
+            compactors.
     """
     width_of = {
         layer.compactor: w * g.num_parts for g, w in zip(graph.groups, kept.widths, strict=True) for layer in g.layers
@@ -28,6 +29,8 @@ def training_macs(model: keras.Model, graph: Graph, kept: KeptChannels) -> int:
     for node in nodes(model):
         name, shape = node.layer.name, node.output_shapes
         if name in width_of:
+            if kept.is_merged:
+                continue
             width, kernel = width_of[name], node.layer.kernel
             before = width // node.layer.groups if kept.is_refolded else kernel.shape[-2]
             total += math.prod(shape[1:-1]) * before * width
