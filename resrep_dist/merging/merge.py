@@ -8,6 +8,7 @@ from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_plain_batch_norm
 from resrep_dist.merging.certificate import Certificate, certify, check_certificate
 from resrep_dist.merging.folding import fold_model
+from resrep_dist.merging.stock import with_stock_layers
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.pruning.deadness import dead_channels
 
@@ -42,7 +43,7 @@ def merge(
     model = with_compactors(with_precision(with_plain_batch_norm(model), "float32"), graph)
     live = live_graph(model, graph)
     dead = dead_channels(model, graph, dead_row_norm)
-    slim = delete_channels(fold_model(model, live, dead), live, dead)
+    slim = with_stock_layers(delete_channels(fold_model(model, live, dead), live, dead))
     counts = {
         group.name: {"kept": int((~channels).sum()) * group.num_parts, "original": group.num_channels}
         for group, channels in zip(graph.groups, dead, strict=True)
