@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
 from resrep_dist.export.inference import Arrays, input_names, open_program, output_names, program_of
+from resrep_dist.export.metadata import write_usage
 from resrep_dist.models.strict_float32 import strict_float32
 
 import numpy as np
@@ -42,7 +43,14 @@ class Export:
     """`max_relative_difference` of each output, by name."""
 
 
-def export_model(model: keras.Model, format_name: str, folder: Path, images: Any, tolerance: float) -> Export:
+def export_model(
+    model: keras.Model,
+    format_name: str,
+    folder: Path,
+    images: Any,
+    tolerance: float,
+    usage: Mapping[str, Any] | None = None,
+) -> Export:
     """Write a model in another format, and compare the file with the model.
 
     Args:
@@ -53,6 +61,8 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: Any
             or dict of arrays.
         tolerance: Largest accepted difference, as a fraction of the largest absolute output; for a 16-bit format at
             least 0.01.
+        usage: How the model is used, as in the section `usage` of `report.json`: it becomes the metadata of an ONNX
+            file. None to write none. Other formats have no place for it.
 
     Raises:
         ModelError: If the model cannot be converted.
@@ -67,6 +77,8 @@ def export_model(model: keras.Model, format_name: str, folder: Path, images: Any
     with scratch:
         partial = Path(scratch.name) / name
         _convert(model, format_name, partial)
+        if usage and partial.suffix == ".onnx":
+            write_usage(partial, usage)
         export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
         with _writing(path):
             if path.is_dir():

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
-from resrep_dist.graph.operators import is_symbolic, operator_as_layer
+from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
+from resrep_dist.graph.operators import operator_as_layer
+from resrep_dist.graph.tensor_functions import is_symbolic
 
 import tensorflow as tf
 from tensorflow import keras
@@ -52,6 +54,7 @@ def flatten(model: keras.Model) -> keras.Model:
         not isinstance(node.layer, keras.Model)
         and not _has_activation_to_split(node.layer)
         and not _has_activity_to_move(node.layer)
+        and not is_copied_layer_scale(node.layer)
         and operator_as_layer(node) is None
         for node in nodes(model)
     )
@@ -205,6 +208,8 @@ def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Ca
 def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
     """Return the copy of a layer, and the layers that follow it for what is split off."""
     behind: list[keras.layers.Layer] = []
+    if is_copied_layer_scale(layer):
+        return [as_layer_scale(layer, name)]
     try:
         config = {**layer.get_config(), "name": name}
         if _has_activation_to_split(layer):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
+from resrep_dist.graph.application_layers import LayerScale, StochasticDepth
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_name, known_reference, read_references
 
@@ -17,15 +18,21 @@ from tensorflow import keras
 
 _STOCK = """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D
-    BatchNormalization Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D Dense
-    DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
-    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D LayerNormalization LeakyReLU
-    MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
-    Normalization PReLU Permute ReLU RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
-    RandomZoom Rescaling Reshape SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D
-    Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    BatchNormalization CenterCrop Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D
+    Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D
+    GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
+    GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
+    Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
+    RandomZoom ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
+    ZeroPadding3D
 """.split()
-_LAYERS = {**{name: getattr(keras.layers, name) for name in _STOCK}, "resrep_dist>Compactor": Compactor}
+_OF_APPLICATIONS = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth}
+_LAYERS = {
+    **{name: getattr(keras.layers, name) for name in _STOCK},
+    **_OF_APPLICATIONS,
+    "resrep_dist>Compactor": Compactor,
+}
 _ACTIVATIONS = """
     elu exponential gelu leaky_relu linear log_softmax mish relu relu6 selu sigmoid silu softmax softplus softsign
     swish tanh
@@ -135,6 +142,9 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _is_stock(entry: Mapping[str, Any]) -> bool:
     # Operations of Keras 3 have the class names of layers (Add, Multiply) and another module.
     is_ours = entry["class_name"] == "resrep_dist>Compactor"
+    if entry["class_name"] in _OF_APPLICATIONS:
+        # Of Keras 2 or 3; a user's class of this name may compute something else.
+        return str(entry.get("module") or "applications.convnext").endswith("applications.convnext")
     return is_ours or (entry.get("module", "keras.layers") == "keras.layers" and not _package(entry))
 
 

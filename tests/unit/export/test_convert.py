@@ -1,6 +1,7 @@
 """Models in other formats: equal outputs, and refusals."""
 
 import dataclasses
+import json
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ from resrep_dist.export import convert as export
 from resrep_dist.export.convert import FORMATS, export_model
 from resrep_dist.export.inference import load_any_model, open_model_file, open_program
 from resrep_dist.models.files import save_model
+from resrep_dist.reporting.usage import usage_of
 from resrep_dist.training.evaluation import Evaluator
 from tests.networks import random_source, randomise, small_config, small_network
 
@@ -80,6 +82,23 @@ def test_several_inputs_and_outputs_are_exported_and_compared_by_name(tmp_path, 
         np.testing.assert_allclose(received[output], expected, atol=1e-4)
     with pytest.raises(ModelError, match="has 2 inputs and 3 outputs"):
         open_model_file(result.path)
+
+
+def test_an_onnx_file_says_how_it_is_used(tmp_path):
+    pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    import onnx
+    import onnxruntime
+
+    config = small_config(data={"source": "imagefolder", "path": "photos", "normalization": "imagenet"})
+    usage = usage_of(config, random_source(8)) | {"classes": ["cat", "dog"]}
+    path = export_model(network(), "onnx", tmp_path, IMAGES, 1e-4, usage).path
+    by_runtime = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    assert json.loads(by_runtime["usage"]) == usage
+    assert {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props} == by_runtime
+    assert json.loads(by_runtime["mean"]) == pytest.approx([123.675, 116.28, 103.53])
+    assert json.loads(by_runtime["image_size"]) == [16, 16] and json.loads(by_runtime["classes"]) == ["cat", "dog"]
+    assert by_runtime["channel_order"] == "RGB" and by_runtime["date"] == usage["date"]
+    assert "2.21" in by_runtime["version_tf-keras"]
 
 
 def test_on_a_gpu_with_tf32_the_comparison_is_in_full_float32(tmp_path, monkeypatch):
