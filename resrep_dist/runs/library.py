@@ -22,7 +22,7 @@ from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
 from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import pruning_of
+from resrep_dist.training.phase import pruning_of, require_one_input_and_output
 from resrep_dist.training.trainer import Trainer
 
 import numpy as np
@@ -44,7 +44,8 @@ class PruneResult:
     certificate: Certificate
     """Comparison of the slim model with the trained one."""
     report: dict[str, Any]
-    """For `base` and `slim` the top-1 (percent), `macs` and `parameters`; `target_missed`; `problems`."""
+    """For `base` and `slim` the score (percent, `top1` for classification), `macs` and `parameters`; `target_missed`;
+    `problems`."""
     history: list[dict[str, float]]
     """For each evaluation its `step` and the values of `Hook.on_evaluation`."""
 
@@ -67,6 +68,8 @@ def prune(
         model: A functional or Sequential Keras model with its weights; a softmax at its end is left out.
         train: The training set: a Source, `(images, labels)`, or a `tf.data.Dataset`, which is read into memory. The
             images are as the model expects them, float [N, height, width, channels], the labels are classes or one-hot.
+            Rows of 0 and 1 that are not one-hot are those of `task: multilabel`, [N, height, width] those of
+            `segmentation`.
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
@@ -81,21 +84,22 @@ def prune(
         CertificateError: If the outputs of the slim model differ from those of the trained one.
     """
     cluster = cluster or Cluster()
+    require_one_input_and_output(model)
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
     model = _for_images(model, train_data)
-    config = _config(model, len(train_data), target, num_epochs, settings or {})
+    config = _config(model, train_data, target, num_epochs, settings or {})
     graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
     require_prunable(model.name, graph)
     require_reachable_target(graph, pruning_of(config))
     history = _History()
     options = {**options, "hooks": [history, *options.get("hooks", ())]}
     trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, workdir=workdir, **options)
-    base_top1 = check_base(model, config, validation_data, cluster)
+    base_score = check_base(model, config, validation_data, cluster)
     trainer.run()
     images = validation_data.first_images(config.merge.num_images)
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
     slim, certificate = merge(trainer.model, graph, images, **limits)
-    report = _report(model, base_top1, slim, graph, config, validation_data, cluster)
+    report = _report(model, base_score, slim, graph, config, validation_data, cluster)
     if workdir is not None and cluster.is_root:
         save_model(slim, workdir / "slim" / "model.h5")
     return PruneResult(slim, certificate, report, history.values)
@@ -120,11 +124,12 @@ class _History(Hook):
 
 def _config(
     model: keras.Model,
-    num_images: int,
+    train_data: ImageSource,
     target: float,
     num_epochs: float | None,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> Config:
+    num_images = len(train_data)
     batch_size = proposed_batch_size(num_images)
     epochs = num_epochs or proposed_epochs(num_images, batch_size)
     num_steps = max(1, round(epochs * num_images / batch_size))
@@ -140,7 +145,8 @@ def _config(
         },
     }
     sections = proposed.keys() | settings.keys()
-    document = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
+    document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
+    document["task"] = train_data.task
     return build_config(document, "settings", to_start=False)
 
 
@@ -150,12 +156,14 @@ def _source(data: Data, num_classes: int) -> ImageSource:
     if isinstance(data, tf.data.Dataset):
         data = _read(data)
     images, labels = (np.asarray(part) for part in data)
-    if labels.ndim == 2 and labels.shape[1] == num_classes:
+    if labels.ndim == 2 and labels.shape[1] == num_classes > 1 and (labels.sum(axis=1) == 1).all():
         labels = labels.argmax(axis=1)
-    if images.ndim != 4 or labels.ndim != 1:
+    is_of_labels = labels.ndim == 2 and labels.shape[1] == num_classes and np.isin(labels, (0, 1)).all()
+    if images.ndim != 4 or not (labels.ndim in (1, 3) or is_of_labels):
         raise DataError(
             f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
-            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs"
+            f"channels] and labels [N], or one-hot labels or several labels of 0 and 1 [N, {num_classes}] as the model "
+            f"has {num_classes} outputs, or masks [N, height, width]"
         )
     return Source(images.astype(np.float32), labels.astype(np.int64), num_classes)
 
@@ -175,7 +183,7 @@ def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(
     base: keras.Model,
-    base_top1: float,
+    base_score: float,
     slim: keras.Model,
     graph: Graph,
     config: Config,
@@ -183,11 +191,13 @@ def _report(
     cluster: Cluster,
 ) -> dict[str, Any]:
     slim_graph, target = trace(slim), pruning_of(config).target_macs_fraction
-    top1 = Evaluator(slim).top1(validation_data, config.data.evaluation_batch_size, cluster)
+    evaluator = Evaluator(slim, task=config.task)
+    score = evaluator.score(validation_data, config.data.evaluation_batch_size, cluster)
     macs, slim_macs = graph.macs.total(graph.widths), slim_graph.macs.total(slim_graph.widths)
+    guessing = {"guessing": evaluator.guessing}
     report: dict[str, Any] = {
-        "base": {"top1": base_top1, "macs": macs, "parameters": count_parameters(base)},
-        "slim": {"top1": top1, "macs": slim_macs, "parameters": count_parameters(slim)},
+        "base": {score.key: base_score, **guessing, "macs": macs, "parameters": count_parameters(base)},
+        "slim": {score.key: score.value, **guessing, "macs": slim_macs, "parameters": count_parameters(slim)},
         "target_macs_fraction": target,
         "target_missed": slim_macs > target * macs,
     }
