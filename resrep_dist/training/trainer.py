@@ -183,14 +183,14 @@ class Trainer:
             self.cluster.watchdog.beat(self.step + 1)
             self._live.step.run(images, labels)
             if self.pruner and self.pruner.is_due(self.step):
-                self.state.agree(self.cluster)
+                self._agree()
                 self.pruner.update()
             if self._shrinker and self._shrinker.is_due(self.step):
                 with self.cluster.watchdog.patient():
                     self._shrink(self._shrinker, images, labels)
             metrics = self._read_metrics() if self.step % self.config.logging.interval_steps == 0 else None
             self._hooks.on_step(self, metrics)
-            if self._is_evaluation_due() or self.is_done():
+            if self._plan.ends_epochs(self.step, self.config.logging.evaluation_epochs) or self.is_done():
                 self._evaluate()
             if self.step % self.config.checkpoint.interval_steps == 0:
                 self._save()
@@ -238,7 +238,7 @@ class Trainer:
         saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, dead()))
         if saved is None:
             return
-        self.state.agree(self.cluster)
+        self._agree()
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
         channels = KeptChannels.from_json(self.graph, saved)
@@ -271,7 +271,7 @@ class Trainer:
 
     def _save(self, is_last: bool = False) -> None:
         start = time.monotonic()
-        self.state.agree(self.cluster)
+        self._agree()
         self._hooks.before_checkpoint(self)
         self.checkpoints.save(self.state, is_last=is_last, is_end=self.is_done())
         # At the end of a phase the checkpoint of the same step may be saved again, which writes nothing.
@@ -279,12 +279,13 @@ class Trainer:
             self._saved_step = self.step
             self._hooks.on_checkpoint(self, time.monotonic() - start)
 
-    def _is_evaluation_due(self) -> bool:
-        interval_steps = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch
-        return int(self.step / interval_steps) > int((self.step - 1) / interval_steps)
+    def _agree(self) -> None:
+        """Look at what came of the last step, and check that all ranks hold the same. A collective."""
+        self._live.step.settle()
+        self.state.agree(self.cluster)
 
     def _evaluate(self) -> None:
-        self.state.agree(self.cluster)
+        self._agree()
         start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
         values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
         self.validation_top1 = values["top1"]
