@@ -13,6 +13,7 @@ from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.application_layers import LayerScale, StochasticDepth
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_name, known_reference, read_references
+from resrep_dist.models.operations import operations_as_layers
 
 from tensorflow import keras
 
@@ -125,7 +126,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = document.get("class_name")
     if kind not in ("Functional", "Model", "Sequential") or _package(document):
         raise ModelError(f"it is a {kind}, not a functional or Sequential model; {FIX}")
-    entries = document["config"]["layers"]
+    entries = operations_as_layers(document)["config"]["layers"]
     for entry in entries:
         if entry["class_name"] in ("Functional", "Model", "Sequential"):
             raise ModelError(
@@ -140,7 +141,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_stock(entry: Mapping[str, Any]) -> bool:
-    # Operations of Keras 3 have the class names of layers (Add, Multiply) and another module.
+    # Other operations of Keras 3 have the class names of layers and another module.
     is_ours = entry["class_name"] == "resrep_dist>Compactor"
     if entry["class_name"] in _OF_APPLICATIONS:
         # Of Keras 2 or 3; a user's class of this name may compute something else.

@@ -113,9 +113,18 @@ def test_a_batch_norm_with_the_statistics_of_the_batch_stays_and_keeps_the_layer
     assert certificate.max_relative_difference < 1e-5
 
 
-def test_outputs_that_are_random_in_inference_are_refused_by_trace():
-    with pytest.raises(ModelError, match="a Dropout that is called with training=True"):
-        trace(classifier(lambda x: layers.Dropout(0.5)(x, training=True)))
+RANDOM = {
+    "a Dropout that is called with training=True": lambda x: layers.Dropout(0.5)(x, training=True),
+    "tf.nn.dropout draws in inference too": lambda x: tf.nn.dropout(x, rate=0.5),
+    "tf.random.normal draws in inference too": lambda x: x + tf.random.normal(tf.shape(x)),
+    "a Lambda layer in it draws random numbers": lambda x: layers.Lambda(lambda y: y + tf.random.normal([8]))(x),
+}
+
+
+@pytest.mark.parametrize("reason", RANDOM)
+def test_outputs_that_are_random_in_inference_are_refused_by_trace(reason):
+    with pytest.raises(ModelError, match=reason):
+        trace(classifier(RANDOM[reason]))
 
 
 @pytest.mark.parametrize("axis", [1, 2])
