@@ -20,6 +20,14 @@ def add_benchmark_commands(commands: Any) -> None:
     """
     benchmark = commands.add_parser("benchmark", help="measure, always side by side; writes benchmark.json")
     kinds = benchmark.add_subparsers(title="kinds", required=True, metavar="KIND")
+    for add_kind in (_add_data, _add_steps, _add_replay):
+        kind = add_kind(kinds)
+        kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+    _add_latency(kinds)
+    _add_plan(commands)
+
+
+def _add_data(kinds: Any) -> argparse.ArgumentParser:
     data = add_command(
         kinds, "data", "the training pipeline next to a bare decode loop of the same files",
         "resrep benchmark data mine.yaml --num-images 512",
@@ -28,6 +36,10 @@ def add_benchmark_commands(commands: Any) -> None:
     data.add_argument("--num-images", type=positive, default=1024, help="in each round (default: 1024)")
     data.add_argument("--num-rounds", type=positive, default=20, help="the median counts (default: 20)")
     data.set_defaults(command=_benchmark_data)
+    return data
+
+
+def _add_steps(kinds: Any) -> argparse.ArgumentParser:
     steps = add_command(
         kinds, "steps", "training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too",
         "resrep benchmark steps configs/digits_resnet20.yaml --run runs/digits",
@@ -43,6 +55,10 @@ def add_benchmark_commands(commands: Any) -> None:
     )
     steps.add_argument("--arms", metavar="A,B", help="names as in the table (default: all); plain is always measured")
     steps.set_defaults(command=_benchmark_steps)
+    return steps
+
+
+def _add_replay(kinds: Any) -> argparse.ArgumentParser:
     replay = add_command(
         kinds, "replay", "a whole run at the widths of a recorded one, by shrink.mode; under horovodrun too",
         "resrep benchmark replay released_log.json",
@@ -52,10 +68,10 @@ def add_benchmark_commands(commands: Any) -> None:
     replay.add_argument("--num-steps", type=positive, default=2, help="at each point in each round (default: 2)")
     replay.add_argument("--num-rounds", type=positive, default=3, help="in turn with plain steps (default: 3)")
     replay.set_defaults(command=_benchmark_replay)
-    for kind in (data, steps, replay):
-        kind.add_argument("--output", type=Path, default=Path("benchmark"), help="folder (default: ./benchmark)")
+    return replay
 
-    _add_plan(commands)
+
+def _add_latency(kinds: Any) -> None:
     latency = add_command(
         kinds, "latency", "base next to slim model in every format, on this machine",
         "resrep benchmark latency runs/digits",

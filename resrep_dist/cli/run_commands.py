@@ -246,12 +246,12 @@ def _export(options: argparse.Namespace) -> int:
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)
-    if run and find_report(run):
-        usage = read_report(run).get("usage")
+    usage = read_report(run).get("usage") if run and find_report(run) else None
+    if usage:
         output.mkdir(parents=True, exist_ok=True)
         (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
     for name in options.formats:
-        print_export(console, export_model(model, name, output, images, config.merge.tolerance))
+        print_export(console, export_model(model, name, output, images, config.merge.tolerance, usage))
     return 0
 
 

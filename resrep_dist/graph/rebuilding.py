@@ -106,7 +106,12 @@ def rebuild(
         for t, shape in zip(model.inputs, shapes, strict=True)
     ]
     outputs = _Rebuilding(model, call or _call_clone, names or {}).run(model, inputs, None)
-    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
+    # Several inputs and outputs are a list or a dict; of one alone Keras makes a tensor.
+    packed = [
+        tf.nest.pack_sequence_as(structure, tensors)
+        for structure, tensors in ((model._nested_inputs, inputs), (model._nested_outputs, outputs))
+    ]
+    return keras.Model(*packed, name=model.name)
 
 
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:

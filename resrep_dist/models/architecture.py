@@ -90,10 +90,12 @@ def rebuild_model(
     if len(entries) > _MAX_LAYERS:
         raise ModelError(f"it has {len(entries)} layers, expected at most {_MAX_LAYERS}")
     config = document["config"]
+    inputs: Any
+    outputs: Any
     if document["class_name"] == "Sequential":
         entries, inputs, outputs = chain(entries, config)
     else:
-        inputs, outputs = read_references(config["input_layers"]), read_references(config["output_layers"])
+        inputs, outputs = _references_by_name(config["input_layers"]), _references_by_name(config["output_layers"])
     tensors = {(entry_name(e), 0): _make_input(e, open_size) for e in entries if e["class_name"] == "InputLayer"}
     layers = {entry_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
     if len(tensors) + len(layers) != len(entries):
@@ -106,9 +108,20 @@ def rebuild_model(
     call_layers(layers, calls, tensors)
     for layer in layers.values():
         del layer.add_weight
-    ends = [[tensors[known_reference(reference, tensors)] for reference in side] for side in (inputs, outputs)]
-    model_inputs, model_outputs = (side[0] if len(side) == 1 else side for side in ends)
-    return keras.Model(model_inputs, model_outputs, name=str(config.get("name", "model")))
+    ends = [
+        {name: tensors[known_reference(reference, tensors)] for name, reference in side.items()}
+        if isinstance(side, dict)
+        else [tensors[known_reference(reference, tensors)] for reference in side]
+        for side in (inputs, outputs)
+    ]
+    return keras.Model(*ends, name=str(config.get("name", "model")))
+
+
+def _references_by_name(value: Any) -> list[tuple[str, int]] | dict[str, tuple[str, int]]:
+    """Read the inputs or outputs of a model, which are a list or have names."""
+    if not isinstance(value, dict):
+        return read_references(value)
+    return {name: read_references([reference])[0] for name, reference in value.items()}
 
 
 def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.config import Config
+from resrep_dist.config.changed import changed_settings
 
 import tensorflow as tf
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -16,12 +17,12 @@ from tensorboard.plugins.hparams import api as hparams
 # For each category its charts, and for each chart the tags in it, as regular expressions.
 _LAYOUT: dict[str, dict[str, list[str]]] = {
     "Is it pruning well?": {
-        "top-1 and top-5, percent": ["train/top1", "validation/top1", "validation/top5"],
+        "top-1, percent: validation, and training as it goes": ["train/top1", "validation/top1"],
+        "top-5 on the validation images, percent": ["validation/top5"],
         "multiply-adds left, by mask, by living channels, and in training if it shrinks": [
             "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "shrink/training_macs_fraction",
         ],
         "loss and lasso term": ["train/loss", "train/lasso_term"],
-        "width of every group of layers": ["width/.*"],
     },
     "Is it training well?": {
         "learning rate": ["train/learning_rate"],
@@ -29,17 +30,27 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
     },
     "Is it fast?": {
         "images per second, all ranks": ["train/images_per_second"],
-        "seconds of a step: all, data, compute, collective": [
-            "time/step_seconds", "time/data_seconds", "time/compute_seconds", "time/collective_seconds",
-        ],
-        "seconds that training stands still": [
-            "time/checkpoint_seconds", "time/evaluation_seconds", "time/shrink_seconds",
-        ],
+        "seconds of a step": ["time/step_seconds"],
+        "of these, waiting for data": ["time/data_seconds"],
+        "of these, computing": ["time/compute_seconds"],
+        "of these, the collective": ["time/collective_seconds"],
+        "seconds that training stands still for a checkpoint": ["time/checkpoint_seconds"],
+        "for an evaluation": ["time/evaluation_seconds"],
+        "for a shrink": ["time/shrink_seconds"],
         "seconds of writing a checkpoint, beside the training": ["time/checkpoint_write_seconds"],
     },
 }  # fmt: skip
+# What a sweep mostly varies, in the order of the columns; other settings are there if they differ from the default.
+_SWEPT_SETTINGS = (
+    "prune.target_macs_fraction", "prune.lasso_strength", "train.learning_rate", "train.num_epochs",
+    "data.global_batch_size", "model.name", "seed",
+)  # fmt: skip
+_SUBRUNS = {
+    "prune/macs_fraction_by_mask": "by_mask",
+    "shrink/training_macs_fraction": "in_training",
+    "train/lasso_term": "lasso_term",
+}
 _SWEPT_SECTIONS = ("train", "training", "prune", "shrink")
-_SWEPT_SETTINGS = ("model.name", "model.image_size", "data.global_batch_size", "data.augmentation", "seed")
 _RESULTS = ("validation/top1", "prune/macs_fraction_living", "train/images_per_second")
 _PACKAGES = ("resrep-dist", "tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "kerassurgeon", "numpy")
 
@@ -86,7 +97,7 @@ def write_hparams(config: Config, run: str) -> None:
         run: Name of the row.
     """
     settings = _settings(config)
-    metrics = [hparams.Metric(tag, display_name=tag) for tag in _RESULTS]
+    metrics = [hparams.Metric(tag, group=subrun_of(tag), display_name=tag) for tag in _RESULTS]
     _write(hparams.hparams_config_pb([hparams.HParam(name) for name in settings], metrics))
     _write(hparams.hparams_pb(settings, trial_id=run))
 
@@ -143,17 +154,33 @@ def git_commit(folder: Path = Path(__file__).parents[2]) -> str | None:
         return None
 
 
+def subrun_of(tag: str) -> str | None:
+    """Return the folder, within that of the event files, in which a curve is; None for those that are in no other.
+
+    TensorBoard colors curves by run and not by tag. So of two curves in one chart one is a run of its own.
+
+    Args:
+        tag: Tag of the curve.
+    """
+    if tag.startswith("validation/"):
+        return "validation"
+    return _SUBRUNS.get(tag)
+
+
 def _settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for section, values in config.to_dict().items():
-        if not isinstance(values, dict):
-            values, section = {section: values}, ""
-        for name, value in values.items():
-            key = f"{section}.{name}".lstrip(".")
-            if section in _SWEPT_SECTIONS or key in _SWEPT_SETTINGS:
-                is_plain = isinstance(value, bool | int | float | str)
-                settings[key] = value if is_plain else "none" if value is None else str(value)
-    return settings
+    document = config.to_dict()
+    sections = ((name, document[name.split(".")[0]]) for name in _SWEPT_SETTINGS)
+    settings = {
+        name: section[name.split(".")[1]] if isinstance(section, dict) else section
+        for name, section in sections
+        if section is not None
+    }
+    changed = {name: value for name, (_, value) in changed_settings(config).items()}
+    settings |= {name: value for name, value in changed.items() if name.split(".")[0] in _SWEPT_SECTIONS}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else "none" if value is None else str(value)
+        for name, value in settings.items()
+    }
 
 
 def _write(summary: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from resrep_dist.distributed.environment import launched_size
 from resrep_dist.errors import one_line
+from resrep_dist.monitoring.dashboard import subrun_of
 from resrep_dist.monitoring.events import drop_events_after as drop_events_after
 
 import numpy as np
@@ -96,6 +97,7 @@ class Monitor:
         self._title, self._console, self._num_steps = title, console, num_steps
         self.folder = folder
         self._writer: tf.summary.SummaryWriter | None = None
+        self._subruns: dict[str, tf.summary.SummaryWriter] = {}
         self._progress: Progress | None = None
         self._start_time, self._start_step = time.monotonic(), 0
         self._is_profiling = False
@@ -115,7 +117,8 @@ class Monitor:
         """
         self._start_time, self._start_step = time.monotonic(), step
         if self.folder is not None:
-            drop_events_after(self.folder, step)
+            for folder in (self.folder, *(path for path in self.folder.glob("*") if path.is_dir())):
+                drop_events_after(folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             if write_head is not None:
                 with self._tolerant(), self._writer.as_default(step=step):
@@ -150,9 +153,13 @@ class Monitor:
 
         Args:
             step: Number of steps made.
-            values: Values by tag.
+            values: Values by tag. Those of `subrun_of` go to a run of their own.
         """
-        self._write(step, (scalar_pb(name, value) for name, value in values.items()))
+        together: dict[str | None, list[Summary]] = {}
+        for name, value in values.items():
+            together.setdefault(subrun_of(name), []).append(scalar_pb(name, value))
+        for subrun, summaries in together.items():
+            self._write(step, summaries, subrun)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Add histograms.
@@ -163,12 +170,19 @@ class Monitor:
         """
         self._write(step, (histogram_pb(name, array) for name, array in values.items()))
 
-    def _write(self, step: int, summaries: Iterable[Summary]) -> None:
+    def _write(self, step: int, summaries: Iterable[Summary], subrun: str | None = None) -> None:
         if self._writer is not None:
             # The messages of TensorBoard itself: `tf.summary.histogram` would run about fifty operations for each.
             together = Summary(value=[value for summary in summaries for value in summary.value])
-            with self._tolerant(), self._writer.as_default(step=step):
+            with self._tolerant(), self._writer_of(subrun).as_default(step=step):
                 tf.summary.experimental.write_raw_pb(together.SerializeToString())
+
+    def _writer_of(self, subrun: str | None) -> tf.summary.SummaryWriter:
+        if subrun is None:
+            return self._writer
+        if subrun not in self._subruns:
+            self._subruns[subrun] = tf.summary.create_file_writer(f"{self.folder}/{subrun}")
+        return self._subruns[subrun]
 
     def picture(self, step: int, name: str, pixels: np.ndarray, description: str) -> None:
         """Add an image.
@@ -259,17 +273,20 @@ class Monitor:
         seconds = (self._num_steps - step) * (time.monotonic() - self._start_time) / max(step - self._start_step, 1)
         return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
+    def _writers(self) -> list[tf.summary.SummaryWriter]:
+        return [self._writer, *self._subruns.values()] if self._writer is not None else []
+
     def flush(self) -> None:
         """Write the curves to disk; called with every checkpoint."""
-        if self._writer is not None:
+        for writer in self._writers():
             with self._tolerant():
-                self._writer.flush()
+                writer.flush()
 
     def close(self) -> None:
         """Close the curves, the profile and the progress bar."""
         self.stop_profile()
-        if self._writer is not None:
+        for writer in self._writers():
             with self._tolerant():
-                self._writer.close()
+                writer.close()
         if self._progress is not None:
             self._progress.stop()

@@ -123,19 +123,10 @@ def plan_masks(
         ConfigError: If the settings leave no step at which masks may change.
     """
     num_steps, momentum = len(rates), config.compactor_momentum
-    start_epochs = config.mask_start_epochs
-    if start_epochs == "auto":
-        start_epochs = warmup_epochs + min(_MAX_START_EPOCHS, _START_FRACTION * num_steps / steps_per_epoch)
-        start_epochs = float(f"{start_epochs:.3g}")
+    start_epochs = _start_epochs(config, num_steps / steps_per_epoch, warmup_epochs)
     first_step = max(1, round(start_epochs * steps_per_epoch))
-    if config.mask_stop_fraction is not None:
-        window_end = int(num_steps * config.mask_stop_fraction)
-    else:
-        window_end = min(num_steps - 1, first_step + math.ceil(_MASK_FRACTION * max(0, num_steps - first_step)))
-    strength = config.lasso_strength
-    if strength == "auto":
-        needed = strength_to_die(rates, window_end, momentum=momentum)
-        strength = max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
+    window_end = _window_end(config, first_step, num_steps)
+    strength = _strength(config, rates, window_end)
     numbers = dataclasses.replace(config, lasso_strength=strength, mask_start_epochs=start_epochs)
     last_step = last_mask_step(numbers, strength, first_step, rates)
     interval_steps, max_channels = update_rate(config, graph, first_step, min(last_step, window_end))
@@ -159,6 +150,27 @@ def plan_masks(
         needed_strength=strength_to_die(rates, complete, momentum=momentum),
         is_in_time=last_step <= last_step_to_die(rates, **options),
     )
+
+
+def _start_epochs(config: PruneConfig, num_epochs: float, warmup_epochs: float) -> float:
+    if config.mask_start_epochs != "auto":
+        return config.mask_start_epochs
+    return float(f"{warmup_epochs + min(_MAX_START_EPOCHS, _START_FRACTION * num_epochs):.3g}")
+
+
+def _window_end(config: PruneConfig, first_step: int, num_steps: int) -> int:
+    """Return the step by which all masks are to be chosen."""
+    if config.mask_stop_fraction is not None:
+        return int(num_steps * config.mask_stop_fraction)
+    return min(num_steps - 1, first_step + math.ceil(_MASK_FRACTION * max(0, num_steps - first_step)))
+
+
+def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
+    """Return the strength with which a row that is masked at the end of the window still dies in time."""
+    if config.lasso_strength != "auto":
+        return config.lasso_strength
+    needed = strength_to_die(rates, window_end, momentum=config.compactor_momentum)
+    return max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
 
 
 _AUTOMATIC = ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")

@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from resrep_dist.config.changed import changed_settings
 from resrep_dist.errors import UserError
-from resrep_dist.reporting.figures import channels_picture, costs_picture, curves_picture, widths_picture
+from resrep_dist.reporting.figures import channels_picture, costs_pictures, curves_pictures, run_color
 from resrep_dist.reporting.run_folder import RunRecord
+from resrep_dist.reporting.verdict import is_good, verdict
 
 import jinja2
 
@@ -21,11 +24,12 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Headings, rows of as many cells, and a line of text above them."""
+    """Headings, rows of as many cells, a line of text above them, and a color for each row that has one."""
 
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     caption: str = ""
+    colors: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +37,17 @@ class Section:
     """A heading and what stands below it, in this order; what is empty is left out."""
 
     heading: str
-    picture: Picture | None = None
-    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
     paragraphs: Sequence[str] = ()
-    yaml: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The sentence that the page opens with."""
+
+    text: str
+    is_good: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Page:
     """What both templates are filled with."""
 
     title: str
+    verdicts: Sequence[Verdict]
     sections: Sequence[Section]
 
 
@@ -57,12 +69,12 @@ def write_pages(runs: Sequence[RunRecord], folder: Path) -> Path:
         UserError: if the folder cannot be written.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    page = Page(title, _sections(runs))
+    page = Page(title, _verdicts(runs), _sections(runs))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("report.html", "report.md"):
             (folder / name).write_text(render(page, f"{name}.j2"), encoding="utf-8")
-        for picture in (section.picture for section in page.sections if section.picture):
+        for picture in (picture for section in page.sections for picture in section.pictures):
             (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}); use another folder") from None
@@ -82,79 +94,96 @@ def render(page: Page, template_name: str) -> str:
     return environment.get_template(template_name).render(page=page)
 
 
+def _verdicts(runs: Sequence[RunRecord]) -> list[Verdict]:
+    verdicts = []
+    for run in runs:
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        if run.report is None:
+            verdicts.append(Verdict(f"{name}Not finished: `resrep train` ends with a report.", is_good=False))
+            continue
+        verdicts += [Verdict(f"{name}Broken: {problem}.", is_good=False) for problem in run.report.get("problems", ())]
+        verdicts.append(Verdict(name + verdict(run.report), is_good(run.report)))
+    return verdicts
+
+
 def _sections(runs: Sequence[RunRecord]) -> list[Section]:
     finished = [run for run in runs if run.report]
-    sections = [_result(runs, finished)]
+    sections = []
     if finished:
-        picture = Picture("report_costs", costs_picture(finished))
-        sections.append(Section("Accuracy and cost", picture, _latency_table(runs)))
+        tables = [_models_table(finished[0]) if len(runs) == 1 else _runs_table(runs), _latency_table(runs)]
+        pictures = [Picture(f"report_{name}", svg) for name, svg in costs_pictures(finished).items()]
+        paragraphs = [_goal(run, len(runs) > 1) for run in finished]
+        sections.append(Section("Accuracy and cost", pictures, [table for table in tables if table], paragraphs))
     if any(run.curves for run in runs):
-        sections.append(Section("Curves", Picture("report_curves", curves_picture(runs))))
-    for make_section in (_widths, _channels, _certificate, _configuration):
-        for index, run in enumerate(runs):
-            suffix = f"_{index}" if len(runs) > 1 else ""
-            section = make_section(run, suffix)
-            if section is not None:
-                heading = f"{section.heading} ({run.name})" if len(runs) > 1 else section.heading
-                sections.append(dataclasses.replace(section, heading=heading))
+        pictures = [Picture(f"report_curve_{name}", svg) for name, svg in curves_pictures(runs).items()]
+        sections.append(Section("Curves", pictures))
+    for index, run in enumerate(runs):
+        if _is_pruned(run) or run.channels.died_at:
+            name, heading = ("", "") if len(runs) == 1 else (f"_{index}", f" ({run.name})")
+            picture = Picture(f"report_channels{name}", channels_picture(run))
+            sections.append(Section(f"Widths and channels{heading}", [picture]))
+    pruned = [run for run in finished if _is_pruned(run)]
+    if pruned:
+        sections.append(Section("Certificate", tables=[_certificate(pruned)]))
+    sections.append(_configuration(runs))
     return sections
-
-
-def _result(runs: Sequence[RunRecord], finished: Sequence[RunRecord]) -> Section:
-    paragraphs = [_verdict(run) for run in finished]
-    paragraphs += [f"{run.name} is broken: {problem}." for run in finished for problem in _problems(run)]
-    paragraphs += [f"{run.name} is not finished: `resrep train` ends with a report." for run in runs if not run.report]
-    return Section("Result", table=_result_table(finished) if finished else None, paragraphs=paragraphs)
-
-
-def _widths(run: RunRecord, suffix: str) -> Section | None:
-    if not _is_pruned(run):
-        return None
-    return Section("Widths", Picture(f"report_widths{suffix}", widths_picture(run)))
-
-
-def _channels(run: RunRecord, suffix: str) -> Section | None:
-    if not run.channels.died_at:
-        return None
-    picture = Picture(f"report_channels{suffix}", channels_picture(run))
-    return Section("Channels: which live, and when the others died", picture)
-
-
-def _configuration(run: RunRecord, suffix: str) -> Section:
-    return Section("Configuration", yaml=run.config.to_yaml())
 
 
 def _is_pruned(run: RunRecord) -> bool:
     return "slim" in run.models
 
 
-def _result_table(runs: Sequence[RunRecord]) -> Table:
-    rows = []
-    for run in runs:
-        base = next(iter(run.models.values()))
-        for name, model in run.models.items():
-            share = (
-                f"{model['macs'] / 1e6:,.2f} M ({100 * model['macs'] / base['macs']:.1f} %)" if model["macs"] else "?"
-            )
-            figures = (f"{model['top1']:.2f} %", share, f"{model['parameters']:,}", f"{model['latency_ms']:.2f} ms")
-            rows.append((f"{run.name}: {name}", *figures, f"{model['file_bytes'] / 1e6:.2f} MB"))
-    return Table(("model", "top-1", "multiply-adds", "parameters", "latency of one image", "file"), rows)
+def _models_table(run: RunRecord) -> Table:
+    base = next(iter(run.models.values()))
+    rows = [
+        (name, _top1(model), _macs(model, base), f"{model['parameters']:,}", _latency(model), _megabytes(model))
+        for name, model in run.models.items()
+    ]
+    return Table(("model", "validation top-1", "multiply-adds", "parameters", "latency of one image", "file"), rows)
 
 
-def _verdict(run: RunRecord) -> str:
-    report = run.report or {}
+def _runs_table(runs: Sequence[RunRecord]) -> Table:
+    """Return one row for each finished run: its result beside its base."""
+    rows, colors = [], []
+    for number, run in enumerate(runs):
+        if run.report:
+            base, result = next(iter(run.models.values())), list(run.models.values())[-1]
+            times = f"{_latency(base)} to {_latency(result)}" if base is not result else _latency(base)
+            top1 = (_top1(base), _top1(result)) if base is not result else ("", _top1(result))
+            target = f"{100 * run.report['target_macs_fraction']:.1f} %" if _is_pruned(run) else ""
+            rows.append((run.name, run.report["model"], *top1, target, _macs(result, base), times, _megabytes(result)))
+            colors.append(run_color(number))
+    headings = (
+        "run", "model", "validation top-1, base", "validation top-1, result", "target", "multiply-adds",
+        "latency of one image", "file",
+    )  # fmt: skip
+    return Table(headings, rows, colors=colors)
+
+
+def _top1(model: dict[str, Any]) -> str:
+    return f"{model['top1']:.2f} %"
+
+
+def _macs(model: dict[str, Any], base: dict[str, Any]) -> str:
+    return f"{model['macs'] / 1e6:,.2f} M ({100 * model['macs'] / base['macs']:.1f} %)" if model["macs"] else "?"
+
+
+def _latency(model: dict[str, Any]) -> str:
+    return f"{model['latency_ms']:.2f} ms" if model.get("latency_ms") else "not measured"
+
+
+def _megabytes(model: dict[str, Any]) -> str:
+    return f"{model['file_bytes'] / 1e6:.2f} MB"
+
+
+def _goal(run: RunRecord, is_named: bool) -> str:
+    report, name = run.report or {}, f"{run.name}: " if is_named else ""
     if not _is_pruned(run):
-        return f"{run.name}: {report['model']}, trained without pruning."
+        return f"{name}{report['model']}, trained without pruning."
     reached, target = report["slim"]["macs"] / report["base"]["macs"], report["target_macs_fraction"]
     end = f"missed, {report['num_masked_alive']} masked channels are still alive" if report["target_missed"] else "met"
-    return (
-        f"{run.name}: {report['model']}, target {100 * target:.1f} % of the multiply-adds, "
-        f"{100 * reached:.1f} % left: {end}."
-    )
-
-
-def _problems(run: RunRecord) -> list[str]:
-    return (run.report or {}).get("problems", [])
+    figures = f"target {100 * target:.1f} % of the multiply-adds, {100 * reached:.1f} % left"
+    return f"{name}{report['model']}, {figures}: {end}."
 
 
 def _latency_table(runs: Sequence[RunRecord]) -> Table | None:
@@ -167,18 +196,53 @@ def _latency_table(runs: Sequence[RunRecord]) -> Table | None:
     return Table(headings, rows, "Measured by `resrep benchmark latency`, medians:") if rows else None
 
 
-def _certificate(run: RunRecord, suffix: str) -> Section | None:
-    if not _is_pruned(run):
-        return None
-    certificate = (run.report or {})["certificate"]
-    rows = [
-        ("images compared", str(certificate["num_images"])),
-        ("largest difference of two logits", f"{certificate['max_abs_difference']:.2g}"),
-        ("the same, as a fraction of the largest logit", f"{certificate['max_relative_difference']:.2g}"),
-        ("tolerance for that", f"{run.config.merge.tolerance:.2g}"),
-        ("images with the same class", f"{100 * certificate['argmax_agreement']:.1f} %"),
-    ]
-    if certificate.get("keras3_version") is not None:
-        difference = f"{certificate['keras3_max_relative_difference']:.2g}"
-        rows.append((f"the slim file in Keras {certificate['keras3_version']}, as such a fraction", difference))
-    return Section("Certificate", table=Table(("trained and slim model on the same images", ""), rows))
+def _certificate(runs: Sequence[RunRecord]) -> Table:
+    """Return one column for each run."""
+    names = (
+        "images compared", "largest difference of two logits", "the same, as a fraction of the largest logit",
+        "tolerance for that", "images with the same class", "the slim file in Keras 3, as such a fraction",
+    )  # fmt: skip
+    columns = []
+    for run in runs:
+        certificate = (run.report or {})["certificate"]
+        keras3 = "not compared"
+        if certificate.get("keras3_version") is not None:
+            keras3 = f"{certificate['keras3_max_relative_difference']:.2g} (Keras {certificate['keras3_version']})"
+        columns.append(
+            (str(certificate["num_images"]), f"{certificate['max_abs_difference']:.2g}",
+             f"{certificate['max_relative_difference']:.2g}", f"{run.config.merge.tolerance:.2g}",
+             f"{100 * certificate['argmax_agreement']:.1f} %", keras3)
+        )  # fmt: skip
+    headings = ("trained and slim model on the same images", *(run.name for run in runs))
+    return Table(headings, list(zip(names, *columns, strict=True)))
+
+
+def _configuration(runs: Sequence[RunRecord]) -> Section:
+    """Return what differs from the defaults, first what differs between the runs."""
+    changed = [changed_settings(run.config) for run in runs]
+    different, common = [], []
+    for name in dict.fromkeys(name for settings in changed for name in settings):
+        default = next(settings[name][0] for settings in changed if name in settings)
+        values = [_shown(settings[name][1] if name in settings else default) for settings in changed]
+        if len(set(values)) > 1:
+            different.append((name, *values))
+        else:
+            common.append((name, values[0], _shown(default)))
+    tables = []
+    if different:
+        tables.append(Table(("setting", *(run.name for run in runs)), different, "What differs between the runs:"))
+    caption = "What differs from the defaults" + (", in all runs alike:" if len(runs) > 1 else ":")
+    tables.append(Table(("setting", "value", "default"), common, caption))
+    return Section("Configuration", tables=tables, paragraphs=["All settings are in config.yaml of the run."])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    return "none" if value is None else str(value)

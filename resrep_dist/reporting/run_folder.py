@@ -78,7 +78,7 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Return the scalars in the event files of a folder, one point per step.
+    """Return the scalars in the event files of a folder and its subfolders, one point per step.
 
     Args:
         folder: Folder of the event files.
@@ -87,7 +87,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         Curves by tag.
     """
     points: dict[str, dict[int, float]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tag.startswith(_CURVES):

@@ -82,11 +82,8 @@ def prune(
     """
     cluster = cluster or Cluster()
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
-    height, width = train_data.first_images(1).shape[1:3]
-    if None in model.input_shape[1:3]:
-        model = with_input_size(model, (height, width))
-    model = logits_only(flatten(model))
-    config = _config(model, len(train_data), height, target, num_epochs, settings or {})
+    model = _for_images(model, train_data)
+    config = _config(model, len(train_data), target, num_epochs, settings or {})
     graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
     require_prunable(model.name, graph)
     require_reachable_target(graph, pruning_of(config))
@@ -104,6 +101,14 @@ def prune(
     return PruneResult(slim, certificate, report, history.values)
 
 
+def _for_images(model: keras.Model, data: ImageSource) -> keras.Model:
+    """Return the model flat, with the input size of the images, ending in logits."""
+    height, width = data.first_images(1).shape[1:3]
+    if None in model.input_shape[1:3]:
+        model = with_input_size(model, (height, width))
+    return logits_only(flatten(model))
+
+
 class _History(Hook):
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
@@ -116,7 +121,6 @@ class _History(Hook):
 def _config(
     model: keras.Model,
     num_images: int,
-    image_size: int,
     target: float,
     num_epochs: float | None,
     settings: Mapping[str, Mapping[str, Any]],
@@ -124,7 +128,7 @@ def _config(
     batch_size = proposed_batch_size(num_images)
     epochs = num_epochs or proposed_epochs(num_images, batch_size)
     num_steps = max(1, round(epochs * num_images / batch_size))
-    num_classes = int(model.output_shape[-1])
+    num_classes, image_size = int(model.output_shape[-1]), int(model.input_shape[1])
     proposed: dict[str, dict[str, Any]] = {
         "model": {"name": model.name, "num_classes": num_classes, "image_size": image_size},
         "data": {"source": "arrays", "global_batch_size": batch_size},

@@ -137,36 +137,61 @@ def propose(
     return "\n".join(
         [
             "# Proposed by `resrep init`. Every key is described in docs/configuration.md.",
-            "model:",
-            f"  name: {json.dumps(name)}",
-            f"  num_classes: {found.num_classes}           # found in the data",
-            f"  image_size: {size}            # pixels, height and width",
-            *([f"  weights: {json.dumps(weights)}"] if weights else []),
-            "",
-            "data:",
-            f"  source: {found.source}",
-            *([f"  path: {json.dumps(found.path)}"] if found.path else []),
-            f"  global_batch_size: {batch_size}      # on all ranks together, for {found.num_images:,} training images",
-            _normalization(found.source, name, scaling),
-            "",
+            *_model(name, found, size, weights),
+            *_data(found, batch_size, _normalization(found.source, name, scaling)),
             *([] if is_file or weights else _base(epochs)),
-            f"train:                        # the pruning phase, {num_steps:,} steps",
-            f"  num_epochs: {epochs:g}",
-            "  learning_rate: 0.01         # a cosine takes it to zero; 0.01 to 0.02 suit a trained model",
-            "",
-            "prune:",
-            f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
-            "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
-            "",
-            "checkpoint:",
-            f"  interval_steps: {min(1000, max(50, num_steps // 10))}",
-            "",
-            "logging:",
-            f"  interval_steps: {min(100, max(1, num_steps // 50))}",
-            f"  evaluation_epochs: {max(1.0, epochs / 20):g}",
-            "",
+            *_pruning(epochs, num_steps, target_macs_fraction),
+            *_records(epochs, num_steps),
         ]
     )
+
+
+def _model(name: str, found: FoundData, size: int, weights: str | None) -> list[str]:
+    return [
+        "model:",
+        f"  name: {json.dumps(name)}",
+        f"  num_classes: {found.num_classes}           # found in the data",
+        f"  image_size: {size}            # pixels, height and width",
+        *([f"  weights: {json.dumps(weights)}"] if weights else []),
+        "",
+    ]
+
+
+def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
+    return [
+        "data:",
+        f"  source: {found.source}",
+        *([f"  path: {json.dumps(found.path)}"] if found.path else []),
+        f"  global_batch_size: {batch_size}      # on all ranks together, for {found.num_images:,} training images",
+        normalization,
+        "",
+    ]
+
+
+def _pruning(epochs: float, num_steps: int, target_macs_fraction: float) -> list[str]:
+    return [
+        f"train:                        # the pruning phase, {num_steps:,} steps",
+        f"  num_epochs: {epochs:g}",
+        "  learning_rate: 0.01         # a cosine takes it to zero; 0.01 to 0.02 suit a trained model",
+        "",
+        "prune:",
+        f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
+        "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
+        "",
+    ]
+
+
+def _records(epochs: float, num_steps: int) -> list[str]:
+    """Return how often the run writes checkpoints and figures."""
+    return [
+        "checkpoint:",
+        f"  interval_steps: {min(1000, max(50, num_steps // 10))}",
+        "",
+        "logging:",
+        f"  interval_steps: {min(100, max(1, num_steps // 50))}",
+        f"  evaluation_epochs: {max(1.0, epochs / 20):g}",
+        "",
+    ]
 
 
 def _base(epochs: float) -> list[str]:

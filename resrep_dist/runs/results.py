@@ -17,8 +17,8 @@ from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
-from resrep_dist.layers.insertion import insert_compactors, live_graph
-from resrep_dist.merging.certificate import certify, check_certificate
+from resrep_dist.layers.insertion import insert_compactors, live_graph, with_compactors
+from resrep_dist.merging.certificate import Certificate, certify, check_certificate
 from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import build_model
@@ -32,6 +32,7 @@ from resrep_dist.runs.workdir import config_of_run, is_same_run
 from resrep_dist.shrinking.surgery import with_channels
 from resrep_dist.training.best import BEST_NAME
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -137,12 +138,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     partial = _empty_folder(workdir / "slim.partial")
     save_model(slim, partial / "model.h5")
     save_model(trained, partial / "trained.h5")
-    # The certificate must hold for the file, not only for the model in memory.
-    slim = load_model(partial / "model.h5")
-    certificate = certify(trained, slim, images, certificate.channels)
-    if (of_keras3 := compare_in_keras3(trained, partial / "model.h5", images)) is not None:
-        found = {f"keras3_{name}": value for name, value in of_keras3._asdict().items()}
-        certificate = dataclasses.replace(certificate, **found)
+    slim, certificate = _certified_file(partial / "model.h5", trained, images, certificate.channels)
     check_certificate(certificate, config.merge.tolerance)
     models = {"base": base, "trained": trained, "slim": slim}
     files = {"base": workdir / "base/model.h5", "trained": partial / "trained.h5", "slim": partial / "model.h5"}
@@ -151,7 +147,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
-        "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
+        "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
         **source.notes(config),
         "usage": usage_of(config, validation_data),
@@ -161,12 +157,25 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     return report
 
 
+def _certified_file(
+    path: Path, trained: keras.Model, images: np.ndarray, channels: dict[str, dict[str, int]]
+) -> tuple[keras.Model, Certificate]:
+    """Return the slim model as it is in its file, and its certificate: it must hold for that, not only in memory."""
+    slim = load_model(path)
+    certificate = certify(trained, slim, images, channels)
+    if (of_keras3 := compare_in_keras3(trained, path, images)) is not None:
+        found = {f"keras3_{name}": value for name, value in of_keras3._asdict().items()}
+        certificate = dataclasses.replace(certificate, **found)
+    return slim, certificate
+
+
 def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[str, int]:
     """Return the multiply-adds of the base model, of the trained model with its compactors, and of the slim model."""
     slim_graph = trace(slim)
+    kept = KeptChannels.first_of(live_graph(with_compactors(trained, graph), graph).widths)
     return {
         "base": graph.macs.total(graph.widths),
-        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
+        "trained": training_macs(trained, graph, kept),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
 
@@ -219,6 +228,7 @@ class _Restored:
             "checkpoint": self.name,
             "is_end_of_training": self.position.get("is_end"),
             "made_from": _made_from(config, self.folder, self.position["step"]),
+            "early_merge": self.position.get("early_merge"),
         }
 
 

@@ -24,7 +24,7 @@ from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.merging import merge
 from resrep_dist.merging.surgery import kerassurgeon_can
-from resrep_dist.runs.train import save_model
+from resrep_dist.models.files import save_model
 from tests.networks import with_dead_channels
 from tests.other_networks import signals, two_headed, unet, volumes
 

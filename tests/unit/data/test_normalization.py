@@ -9,7 +9,7 @@ from resrep_dist.data.imagefolder import ImageFolder
 from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from resrep_dist.errors import ConfigError, DataError
 from resrep_dist.models.input_scale import scaling_layer
-from resrep_dist.runs.train import _warn_if_scaled_twice
+from resrep_dist.runs.preparation import _warn_if_scaled_twice
 from resrep_dist.runs.workdir import config_of_run, open_workdir
 from tests.images import write_image_folders
 from tests.networks import small_config, sources_of

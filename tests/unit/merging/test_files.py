@@ -2,7 +2,7 @@
 
 from resrep_dist.graph import trace
 from resrep_dist.merging import merge
-from resrep_dist.runs.train import load_model, save_model
+from resrep_dist.models.files import load_model, save_model
 from tests.networks import randomise, with_dead_channels
 from tests.quality.coverage import load_in_keras3, save_arrays
 

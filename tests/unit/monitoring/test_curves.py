@@ -17,7 +17,8 @@ from resrep_dist.monitoring.channel_images import (
     channel_picture,
     heat_map,
 )
-from resrep_dist.monitoring.dashboard import write_hparams
+from resrep_dist.monitoring.dashboard import subrun_of, write_hparams
+from resrep_dist.monitoring.monitor import Monitor
 from tests.networks import random_source, small_config, small_network
 
 import numpy as np
@@ -77,7 +78,8 @@ def serve(folder):
 
 def values(ask, tag):
     """(step, value) of a curve."""
-    points = json.loads(ask("data/plugin/scalars/scalars", run="tensorboard", tag=tag))
+    run = f"tensorboard/{subrun_of(tag)}" if subrun_of(tag) else "tensorboard"
+    points = json.loads(ask("data/plugin/scalars/scalars", run=run, tag=tag))
     return [(step, value) for _, step, value in points]
 
 
@@ -111,9 +113,12 @@ def test_the_custom_page_names_only_curves_that_exist_or_need_more_ranks(ask):
     tags = [tag for category in layout["category"] for chart in category["chart"] for tag in chart["multiline"]["tag"]]
     shown = {}
     for tag in tags:
-        answer = json.loads(ask("data/plugin/custom_scalars/scalars", tag=tag, run="tensorboard"))
-        shown[tag] = set(answer["tag_to_events"])
-    assert shown["^width/.*$"] == {f"width/{name}" for name in NAMES}
+        for run in json.loads(ask("data/runs")):
+            answer = json.loads(ask("data/plugin/custom_scalars/scalars", tag=tag, run=run))
+            shown.setdefault(tag, set()).update((run, found) for found in answer["tag_to_events"])
+    for chart in (chart for category in layout["category"] for chart in category["chart"]):
+        runs = [run for tag in chart["multiline"]["tag"] for run, _ in shown[tag]]
+        assert len(set(runs)) == len(runs), f"TensorBoard colors by run: {chart['title']}"
     assert {tag for tag, found in shown.items() if not found} == {"^time/collective_seconds$"}
 
 
@@ -127,7 +132,9 @@ def test_pictures_are_made_at_evaluations_and_show_every_group(run, ask):
     channels = picture("channels")
     colors = {tuple(color) for color in channels.reshape(-1, 3)}
     assert LIVING in colors and len(colors) > 2
-    # 480 pixels for three rows, 960 for sixteen channels.
+    # 480 pixels for three rows, 960 for sixteen channels, right of the names.
+    names, channels = channels[:, :240], channels[:, 240:]
+    assert all((names[row * 160 : (row + 1) * 160] < 100).any() for row in range(3)), "each row has a name"
     num_living = [int((channels[row * 160 + 80, ::60] == LIVING).all(-1).sum()) for row in range(3)]
     assert num_living == run[1].pruner.living_widths()
     assert picture("compactor/conv1").shape == (252, 252, 3)
@@ -136,8 +143,10 @@ def test_pictures_are_made_at_evaluations_and_show_every_group(run, ask):
 def test_a_sweeps_table_and_the_texts_hold_the_settings(run, ask):
     experiment = json.loads(ask("data/plugin/hparams/experiment", request=json.dumps({"experimentName": ""})))
     names = {entry["name"]: entry for entry in experiment["hparamInfos"]}
-    assert {"train.learning_rate", "prune.target_macs_fraction", "model.name", "seed"} <= set(names)
+    assert {"train.learning_rate", "prune.target_macs_fraction", "prune.lasso_strength", "seed"} <= set(names)
+    assert "shrink.mode" in names, "it differs from the default"
     assert "data.path" not in names, "where the data lies is no hyperparameter"
+    assert "training.xla" not in names and "prune.rule" not in names, "they are as by default"
     assert experiment["metricInfos"][0]["name"]["tag"] == "validation/top1"
     texts = json.loads(ask("data/plugin/text/text", run="tensorboard", tag="software"))
     assert "2.21" in texts[0]["text"] and "git commit" in texts[0]["text"]
@@ -149,14 +158,13 @@ def test_a_sweeps_table_and_the_texts_hold_the_settings(run, ask):
 
 def test_a_sweep_has_a_row_for_each_run_also_for_two_of_one_name(tmp_path):
     for name, rate, top1 in (("a", 0.1, 90.0), ("b", 0.2, 95.0)):
-        writer = tf.summary.create_file_writer(str(tmp_path / name / "run"))
-        with writer.as_default(step=0):
-            write_hparams(small_config(train={"learning_rate": rate}), str(tmp_path / name / "run"))
-            tf.summary.scalar("validation/top1", top1)
-        writer.close()
+        config, monitor = small_config(train={"learning_rate": rate}), Monitor("", tmp_path / name / "run", None, 1)
+        monitor.start(0, lambda config=config, name=name: write_hparams(config, str(tmp_path / name / "run")))
+        monitor.scalars(0, {"validation/top1": top1})
+        monitor.close()
     ask = serve(tmp_path)
     statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-    columns = [{"hparam": "train.learning_rate"}, {"metric": {"group": "", "tag": "validation/top1"}}]
+    columns = [{"hparam": "train.learning_rate"}, {"metric": {"group": "validation", "tag": "validation/top1"}}]
     request = {"experimentName": "", "allowedStatuses": statuses, "colParams": columns, "sliceSize": 9}
     groups = json.loads(ask("data/plugin/hparams/session_groups", request=json.dumps(request)))["sessionGroups"]
     rows = [(row["hparams"]["train.learning_rate"], row["metricValues"][0]["value"]) for row in groups]
@@ -208,7 +216,7 @@ def test_colors_say_state_and_time():
     history = ChannelHistory()
     history.masked_at, history.died_at = {"a": masked_at}, {"a": died_at}
     assert history.first_and_last_death() == (20, 100)
-    assert channel_picture(history).shape == (480, 960, 3)
+    assert channel_picture(history).shape == (480, 240 + 960, 3)
     pixels = heat_map(np.array([[0.0, -2.0], [0.5, 1.0]]))
     assert pixels.shape == (256, 256, 3)
     assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[0, -1].tolist() == [8, 48, 107]

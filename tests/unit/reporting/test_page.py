@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 from resrep_dist.errors import UserError
 from resrep_dist.monitoring.channel_history import ChannelHistory
+from resrep_dist.reporting.figures import RUN_COLORS, costs_pictures, curves_pictures
 from resrep_dist.reporting.page import write_pages
 from resrep_dist.reporting.run_folder import read_runs
 from tests.networks import small_config
@@ -21,8 +22,13 @@ def write_run(workdir, is_finished=True):
     with tf.summary.create_file_writer(str(workdir / "tensorboard")).as_default():
         for step in range(10, 60, 10):
             tf.summary.scalar("train/loss", 1 / step, step=step)
-            tf.summary.scalar("validation/top1", 50.0 + step, step=step)
+            if step <= 20:
+                tf.summary.scalar("validation/top1", 50.0 + step, step=step)
             tf.summary.histogram("row_norms/a", [1.0, 2.0], step=step)
+    # Version 0.2.0 wrote all curves into one folder; the run was resumed with a later one.
+    with tf.summary.create_file_writer(str(workdir / "tensorboard" / "validation")).as_default():
+        for step in range(30, 60, 10):
+            tf.summary.scalar("validation/top1", 50.0 + step, step=step)
     history = ChannelHistory()
     history.update(20, {"conv<1>": (np.array([True, True, False]), np.array([True, False, False]))})
     (workdir / "tensorboard" / "channels.json").write_text(history.to_json())
@@ -78,30 +84,74 @@ def test_a_page_holds_everything_and_fetches_nothing(tmp_path):
     page = Page(text)
     assert path == workdir / "report.html" and not page.open and not page.fetched
     assert not re.search(r"@import|url\((?!#)", text)
-    assert page.num_pictures == 4, "costs, curves, widths, channels"
-    for expected in ("run: slim", "98.25 %", "4.68 M (46.8 %)", "7e-06", "conv<1>"):
+    assert page.num_pictures == 5, "two of costs, two curves, channels"
+    for expected in ("slim", "validation top-1", "98.25 %", "4.68 M (46.8 %)", "7e-06", "conv<1>", "3 → 2"):
         assert expected in page.texts, expected
-    assert any("lasso_strength: 0.02" in text for text in page.texts)
-    assert "run is broken: top-1 is near guessing." in page.texts
+    assert "Broken: top-1 is near guessing." in page.texts
     assert "target 47.0 % of the multiply-adds, 46.8 % left: met." in text
+
+
+def test_the_page_opens_with_the_verdict(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    page = Page(write_pages(read_runs([workdir]), workdir).read_text())
+    verdict = "53 % fewer multiply-adds, accuracy 0.25 points lower (98.50 to 98.25 %), as fast as before here."
+    texts = [text for text in page.texts if text]
+    assert texts.index(verdict) < texts.index("Accuracy and cost")
+    assert f"**{verdict}**" in (workdir / "report.md").read_text().partition("##")[0]
+
+
+def test_the_configuration_is_what_differs_from_the_defaults(tmp_path):
+    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second")
+    (second / "config.yaml").write_text(small_config(prune={"target_macs_fraction": 0.3}).to_yaml())
+    write_pages(read_runs([first]), first)
+    one = (first / "report.md").read_text()
+    assert "| prune.lasso_strength | 0.02 | auto |" in one and "| train.learning_rate | " in one
+    assert "checkpoint.num_kept" not in one and "training.xla" not in one and "data.normalization" not in one
+    write_pages(read_runs([first, second]), tmp_path / "page")
+    both = (tmp_path / "page" / "report.md").read_text()
+    different = both.partition("What differs between the runs:")[2].partition("in all runs alike")[0]
+    assert "| prune.target_macs_fraction | 0.5 | 0.3 |" in different and "lasso_strength" not in different
+
+
+def test_curves_are_told_apart_and_the_axes_show_the_points(tmp_path):
+    runs = read_runs([write_run(tmp_path / "first"), write_run(tmp_path / "second")])
+    one, both = curves_pictures(runs[:1])["top1"], curves_pictures(runs)["top1"]
+    assert RUN_COLORS[0] in one and RUN_COLORS[1] not in one, "one curve"
+    assert RUN_COLORS[0] in both and RUN_COLORS[1] in both, "a color for each run"
+    assert ">validation<" in one
+    # Costs of both runs are the same: the axes are around their points, not around zero.
+    ticks = [float(text) for text in re.findall(r">([0-9.]+)</text>", costs_pictures(runs)["macs"])]
+    assert min(ticks) > 3 and max(ticks) < 103
+    colored = write_pages(runs, tmp_path / "page").read_text()
+    assert f'style="background: {RUN_COLORS[1]}"></span>second' in colored
+
+
+def test_nothing_is_wider_than_the_page(tmp_path):
+    text = write_pages(read_runs([write_run(tmp_path / "run")]), tmp_path / "page").read_text()
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert text.count("<table>") == text.count('<div class="scroll">\n<table>')
+    # At a width of 500 px a chart has about 470: its text, of 8 or 9 points, must not become small.
+    widths = [float(width) for width in re.findall(r'<svg[^>]* width="([0-9.]+)pt"', text)]
+    assert widths and max(widths) < 400
 
 
 def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(tmp_path):
     workdir = write_run(tmp_path / "run")
     write_pages(read_runs([workdir]), tmp_path / "page")
     text = (tmp_path / "page" / "report.md").read_text()
-    assert "| run: slim | 98.25 % | 4.68 M (46.8 %) | 1,000 | 1.50 ms | 2.00 MB |" in text
+    assert "| slim | 98.25 % | 4.68 M (46.8 %) | 1,000 | 1.50 ms | 2.00 MB |" in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all((tmp_path / "page" / name).read_text().startswith("<svg") for name in pictures)
 
 
 def test_several_runs_share_a_page_and_one_may_be_unfinished(tmp_path):
     runs = read_runs([write_run(tmp_path / "first"), write_run(tmp_path / "second", is_finished=False)])
     page = Page(write_pages(runs, tmp_path / "page").read_text())
-    assert page.num_pictures == 5, "costs, curves, widths of the first, channels of both"
-    assert "Channels: which live, and when the others died (second)" in page.texts
-    assert "second is not finished: `resrep train` ends with a report." in page.texts
+    assert page.num_pictures == 6, "two of costs, two curves, channels of both"
+    assert "Widths and channels (second)" in page.texts
+    assert "second: Not finished: `resrep train` ends with a report." in page.texts
+    assert "first" in page.texts, "one table of all runs"
 
 
 def test_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
@@ -142,5 +192,5 @@ def test_text_is_escaped_in_both_formats(tmp_path):
     workdir = write_run(tmp_path / "a&b <i> | c")
     page = Page(write_pages(read_runs([workdir]), workdir).read_text())
     assert not page.open and "i" not in page.tags
-    assert "a&b <i> | c: slim" in page.texts
-    assert "| a&b <i> \\| c: slim | 98.25 % |" in (workdir / "report.md").read_text()
+    assert "a&b <i> | c" in page.texts
+    assert "the same images | a&b <i> \\| c |" in (workdir / "report.md").read_text()
