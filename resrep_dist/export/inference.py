@@ -1,5 +1,6 @@
 """Opens model files of all formats that this package writes, as functions from images to outputs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ModelError, UserError, one_line
 from resrep_dist.models.files import load_model
+from resrep_dist.monitoring.quiet import without_lines
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +20,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 """float32 [N, height, width, channels] -> float32 [N, num_classes], for any N."""
 # With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
 _MAX_TFLITE_IMAGES = 32
+# It prints this once in a process.
+_LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:
 
 def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
     def interpreter_of(num_images: int | None = None) -> Any:
-        interpreter = Interpreter(str(path), num_threads=visible_cores())
+        interpreter = _interpreter(path)
         if num_images is not None:
             (details,) = interpreter.get_input_details()
             interpreter.resize_tensor_input(details["index"], [num_images, *details["shape"][1:]])
@@ -160,6 +164,15 @@ def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
         return np.concatenate([run_part(images[first : first + _MAX_TFLITE_IMAGES]) for first in parts])
 
     return run, inputs["shape"][1:], outputs["shape"]
+
+
+def _interpreter(path: Path) -> Any:
+    """Create an interpreter, the first one without the line of the library that says which kernels it uses."""
+    quietly = without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext()
+    with quietly:
+        interpreter = Interpreter(str(path), num_threads=visible_cores())
+    _LINES_OF_TFLITE.clear()
+    return interpreter
 
 
 def _open_onnx(path: Path) -> tuple[Run, Any, Any]:
