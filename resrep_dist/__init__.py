@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from resrep_dist.merging import Certificate as Certificate
     from resrep_dist.merging import merge as merge
     from resrep_dist.merging import merge_convolution as merge_convolution
+    from resrep_dist.models.files import load_model as load_model
     from resrep_dist.models.files import save_model as save_model
     from resrep_dist.monitoring.hooks import Hook as Hook
     from resrep_dist.monitoring.hooks import Watched as Watched
@@ -64,7 +65,7 @@ _MODULES = {
     "layers.insertion": ("insert_compactors",),
     "merging": ("Certificate", "merge", "merge_convolution"),
     "monitoring.hooks": ("Hook", "Watched"),
-    "models.files": ("save_model",),
+    "models.files": ("load_model", "save_model"),
     "pruning.optimizer": ("ResRepOptimizer",),
     "runs.library": ("PruneResult", "prune"),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),
