@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from resrep_dist.layers.compactor import GroupLasso as GroupLasso
     from resrep_dist.layers.insertion import insert_compactors as insert_compactors
     from resrep_dist.merging import Certificate as Certificate
+    from resrep_dist.merging import compare_in_keras3 as compare_in_keras3
     from resrep_dist.merging import merge as merge
     from resrep_dist.merging import merge_convolution as merge_convolution
     from resrep_dist.models.files import load_model as load_model
@@ -63,7 +64,7 @@ _MODULES = {
     "graph": ("Graph", "trace", "with_input_size"),
     "layers.compactor": ("Compactor", "GroupLasso"),
     "layers.insertion": ("insert_compactors",),
-    "merging": ("Certificate", "merge", "merge_convolution"),
+    "merging": ("Certificate", "compare_in_keras3", "merge", "merge_convolution"),
     "monitoring.hooks": ("Hook", "Watched"),
     "models.files": ("load_model", "save_model"),
     "pruning.optimizer": ("ResRepOptimizer",),

@@ -139,3 +139,35 @@ def small_config(**changes: Any) -> Config:
     for section, values in changes.items():
         document[section] = {**document.get(section, {}), **values} if isinstance(values, dict) else values
     return build_config(document)
+
+
+def convolution(x, width, name, activation=True):
+    x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
+    x = keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x) if activation else x
+
+
+def branching_network():
+    """Two branches side by side, two residual additions, pixels flattened into a dense layer."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    small = keras.layers.MaxPooling2D(4)(inputs)
+    x = keras.layers.Concatenate(name="side_by_side")([convolution(small, 8, "left"), convolution(small, 6, "right")])
+    x = convolution(x, 10, "stem")
+    for block in ("first", "second"):
+        y = convolution(convolution(x, 8, f"{block}_in"), 10, f"{block}_out", activation=False)
+        x = keras.layers.ReLU(name=f"{block}_relu")(keras.layers.Add(name=f"{block}_add")([x, y]))
+    x = keras.layers.Flatten(name="pixels")(keras.layers.MaxPooling2D(2)(x))
+    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="branching")
+
+
+def grouped_network():
+    """Convolutions of two and of four groups; the first divides its channels for them."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    x = convolution(keras.layers.MaxPooling2D(2)(inputs), 16, "conv")
+    for number, groups in enumerate((2, 4)):
+        x = keras.layers.Conv2D(16, 3, padding="same", groups=groups, use_bias=False, name=f"grouped{number}")(x)
+        x = keras.layers.ReLU(name=f"relu{number}")(keras.layers.BatchNormalization(name=f"bn{number}")(x))
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="grouped")

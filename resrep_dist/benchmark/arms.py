@@ -127,7 +127,7 @@ def compactors_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cl
         cluster: The ranks.
     """
     arm = plain_arm(insert_compactors(model, graph), 0, config, cluster)
-    arm.macs = training_macs(arm.live.state.model, graph, graph.widths)
+    arm.macs = training_macs(arm.live.state.model, graph, KeptChannels.all_of(graph))
     return arm
 
 
@@ -144,7 +144,7 @@ def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config:
     counting = CountingCluster(cluster)
     model = with_channels(model_for_training(model, graph, config, counting), graph, channels)
     live = LiveModel(model, graph, plan_phase(config, graph, NUM_SAMPLES), config.training, counting, channels)
-    return Arm(live, training_macs(model, graph, channels.widths, channels.is_refolded), counting)
+    return Arm(live, training_macs(model, graph, channels), counting)
 
 
 class _UncheckedStep(TrainStep):

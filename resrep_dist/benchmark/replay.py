@@ -34,7 +34,7 @@ from rich.table import Table
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
-MODES = ("off", "exact", "refold")
+MODES = ("off", "exact", "refold", "merge")
 _RATIOS = ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain")
 
 
@@ -55,7 +55,8 @@ def stages(
 ) -> list[Stage]:
     """Return the stages of a run with recorded widths, as the shrinker would make them.
 
-    The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved.
+    The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved. In the
+    mode `merge` it loses its compactors as soon as it has the widths of the end.
 
     Args:
         log: The result of `read_log`.
@@ -67,16 +68,19 @@ def stages(
     base_macs = graph.macs.total(graph.widths)
     share = config.shrink.min_saved_macs_fraction
     channels = KeptChannels.all_of(graph)
-    macs = training_macs(model, graph, channels.widths)
+    macs = training_macs(model, graph, channels)
     if mode == "off":
         return [Stage(log[-1][0], channels, macs)]
-    result, since, is_refolded = [], 0, mode == "refold"
+    result, since = list[Stage](), 0
     for step, widths in log[:-1]:
-        next_macs = training_macs(model, graph, widths, is_refolded)
-        if macs - next_macs >= share * base_macs:
+        is_merged = mode == "merge" and widths == log[-1][1]
+        smaller = KeptChannels(KeptChannels.first_of(widths).kept, mode == "refold" or is_merged, is_merged)
+        next_macs = training_macs(model, graph, smaller)
+        if is_merged or macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, channels, macs))
-            since, macs = step, next_macs
-            channels = KeptChannels.first_of(widths, is_refolded)
+            since, macs, channels = step, next_macs, smaller
+        if is_merged:
+            break
     return [*result, Stage(log[-1][0] - since, channels, macs)]
 
 
@@ -137,6 +141,7 @@ def _point(
     return {
         "widths_channels": channels.widths,
         "is_refolded": channels.is_refolded,
+        "is_merged": channels.is_merged,
         "macs_vs_plain": arm.macs / plain.macs,
         "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),
         "reduced_bytes_vs_plain": arm.figures["reduced_bytes"] / plain.figures["reduced_bytes"],

@@ -230,7 +230,7 @@ def _measure_the_rest(arm: Arm, graph: Graph, channels: KeptChannels, config: Co
     kill_channels(live.state.model, graph, channels.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
     # The mode that takes longer, since it folds and calibrates.
-    shrinker = Shrinker(graph, config.shrink, live.pruner.interval_steps, cluster)
+    shrinker = Shrinker(graph, config, live.pruner.interval_steps, cluster)
     refold, batches = (
         dataclasses.replace(channels, is_refolded=True),
         [batch[0]] * config.shrink.num_calibration_batches,

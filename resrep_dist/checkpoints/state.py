@@ -65,6 +65,7 @@ class TrainState(Mapping[str, tf.Variable]):
         step: Number of steps made, equal to `optimizer.iterations`. The host counts it too, since reading a variable
             waits for the device.
         num_chosen: Number of channels that the last update of the masks chose; see `select_masks`.
+        early_merge: Step and certificate of the merge during training, as JSON values; None before, and without one.
 
     Args:
         model: See the attribute.
@@ -83,6 +84,7 @@ class TrainState(Mapping[str, tf.Variable]):
     ) -> None:
         self.model, self.optimizer, self.channels = model, optimizer, channels
         self.step, self.num_chosen = 0, 0
+        self.early_merge: Mapping[str, Any] | None = None
         self._shared = dict(shared or {})
         optimizer.build(model.trainable_variables)
         velocities = zip(model.trainable_variables, optimizer.velocities, strict=True)
@@ -119,7 +121,7 @@ class TrainState(Mapping[str, tf.Variable]):
             velocities: Velocities by the names of their weights; the others are 0.
         """
         state = TrainState(model, self.optimizer.for_model(model), channels, self._shared)
-        state.step, state.num_chosen = self.step, self.num_chosen
+        state.step, state.num_chosen, state.early_merge = self.step, self.num_chosen, self.early_merge
         state.optimizer.iterations.assign(self.optimizer.iterations)
         for name, values in (velocities or {}).items():
             state[f"{_VELOCITY}{name}"].assign(values)

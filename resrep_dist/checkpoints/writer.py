@@ -21,7 +21,7 @@ from resrep_dist.graph.kept_channels import KeptChannels
 
 _log = logging.getLogger(__name__)
 _MAX_FAILED_CHECKPOINTS = 3
-_NEW = {"step": 0, "num_chosen": 0, "layout": None}
+_NEW = {"step": 0, "num_chosen": 0, "layout": None, "early_merge": None}
 
 
 class CheckpointWriter:
@@ -80,6 +80,7 @@ class CheckpointWriter:
         position = self._cluster.from_root(lambda: self._restore(variables_at))
         state = states[0] if states else state_at(self._channels(position))
         state.step, state.num_chosen = position["step"], position["num_chosen"]
+        state.early_merge = position["early_merge"]
         state.share(self._cluster)
         return state
 
@@ -101,6 +102,7 @@ class CheckpointWriter:
         position = {
             "num_chosen": state.num_chosen,
             "layout": state.channels.to_json(self._graph) if state.channels and self._graph else None,
+            "early_merge": state.early_merge,
             "config": self._config,
             "data": self._data,
             **notes,

@@ -152,16 +152,19 @@ class PruneConfig:
 class ShrinkConfig:
     """Whether the model becomes smaller during the pruning phase."""
 
-    mode: Literal["off", "exact", "refold"] = "off"
+    mode: Literal["off", "exact", "refold", "merge"] = "off"
     """What dead channels are removed from. `off`: nothing before the merge. `exact`: the compactors and the layers
     behind them, which does not change what is trained. `refold`: also the convolutions before the compactors;
-    convolution, batch norm and compactor are folded and replaced by new ones with the remaining channels each time."""
+    convolution, batch norm and compactor are folded and replaced by new ones with the remaining channels each time.
+    `merge`: as `exact`, until the target is met and every masked row is dead; then the compactors are folded into the
+    layers before them, and the slim model trains on without any."""
     min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Minimum saving for which the model is made smaller, as a fraction of the base model's multiply-adds, since each
     time a new graph is traced. With the default, a ResNet-56 with a target of 0.47 is made smaller at most five
     times."""
     num_calibration_batches: Positive = 8
-    """For the mode `refold`: number of global training batches from which the new batch norms get their statistics."""
+    """For the modes `refold` and `merge`: number of global training batches from which new batch norms get their
+    statistics."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.errors import CertificateError, ModelError, UserError, one_line
-from resrep_dist.export.inference import from_keras, open_model_file
+from resrep_dist.export.inference import Arrays, input_names, open_program, output_names, program_of
 from resrep_dist.export.metadata import write_usage
 from resrep_dist.models.strict_float32 import strict_float32
 
@@ -34,26 +34,31 @@ class Export:
     max_abs_difference: float
     """Largest absolute difference of two outputs."""
     max_relative_difference: float
-    """Largest absolute difference of two outputs, as a fraction of the model's largest absolute output."""
+    """Largest absolute difference of two outputs, as a fraction of the model's largest absolute output. Of several
+    outputs the worst one."""
     argmax_agreement: float
-    """Fraction of the images for which file and model predict the same class."""
+    """Fraction of the images for which file and model predict the same class: for which the same value is the largest
+    on the last axis."""
+    relative_differences: dict[str, float]
+    """`max_relative_difference` of each output, by name."""
 
 
 def export_model(
     model: keras.Model,
     format_name: str,
     folder: Path,
-    images: np.ndarray,
+    images: Any,
     tolerance: float,
     usage: Mapping[str, Any] | None = None,
 ) -> Export:
     """Write a model in another format, and compare the file with the model.
 
     Args:
-        model: The model.
+        model: The model, with any number of inputs and outputs.
         format_name: One of `FORMATS`.
         folder: Folder for the file, created if it does not exist. An older export of this format is replaced.
-        images: Images for the comparison, float32 [N, height, width, channels].
+        images: Images for the comparison, float32 [N, height, width, channels]; for a model with several inputs a list
+            or dict of arrays.
         tolerance: Largest accepted difference, as a fraction of the largest absolute output; for a 16-bit format at
             least 0.01.
         usage: How the model is used, as in the section `usage` of `report.json`: it becomes the metadata of an ONNX
@@ -110,28 +115,45 @@ def _convert(model: keras.Model, format_name: str, path: Path) -> None:
         raise ModelError(f"format {format_name}: {model.name} cannot be converted ({one_line(error)})") from None
 
 
-def _compare(model: keras.Model, path: Path, images: np.ndarray, tolerance: float) -> Export:
-    starts = range(0, len(images), _BATCH_SIZE)
+def _compare(model: keras.Model, path: Path, images: Any, tolerance: float) -> Export:
+    inputs = dict(zip(input_names(model), map(np.asarray, tf.nest.flatten(images)), strict=True))
     with strict_float32():
-        expected, received = (
-            np.concatenate([inference.run(images[start : start + _BATCH_SIZE]) for start in starts])
-            for inference in (from_keras(model), open_model_file(path))
-        )
-    difference = float(np.max(np.abs(expected - received)))
-    relative = difference / max(float(np.max(np.abs(expected))), 1e-30)
+        expected, received = (_run_in_parts(program.run, inputs) for program in (program_of(model), open_program(path)))
+    absolute, relative = {}, {}
+    for name, values in expected.items():
+        absolute[name] = float(np.max(np.abs(values - received[name])))
+        relative[name] = absolute[name] / max(float(np.max(np.abs(values))), 1e-30)
+    # A NaN in any output makes it a NaN.
+    worst = float(np.max(list(relative.values())))
+    num_images = len(next(iter(inputs.values())))
     # `not <=` instead of `>`, so that a NaN is refused as well.
-    if not relative <= tolerance:
+    if not worst <= tolerance:
         raise CertificateError(
-            f"{path.name}: its outputs differ from the Keras model's by {relative:.2g} of the largest on {len(images)} "
+            f"{path.name}: its outputs differ from the Keras model's by {worst:.2g} of the largest on {num_images} "
             f"images, tolerance {tolerance:.2g}; it is not written"
         )
-    agreement = float(np.mean(expected.argmax(-1) == received.argmax(-1)))
-    return Export(path, len(images), difference, relative, agreement)
+    agreements = [float(np.mean(expected[name].argmax(-1) == received[name].argmax(-1))) for name in expected]
+    return Export(path, num_images, max(absolute.values()), worst, min(agreements), relative)
+
+
+def _run_in_parts(run: Callable[[Arrays], Arrays], inputs: Arrays) -> Arrays:
+    starts = range(0, len(next(iter(inputs.values()))), _BATCH_SIZE)
+    parts = [run({name: array[start : start + _BATCH_SIZE] for name, array in inputs.items()}) for start in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _inference_function(model: keras.Model) -> tf.types.experimental.GenericFunction:
-    signature = [tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="images")]
-    return tf.function(lambda images: {"outputs": model(images, training=False)}, input_signature=signature)
+    names = output_names(model)
+    signature = [
+        tf.TensorSpec([None, *tensor.shape[1:]], tf.float32, name=name)
+        for name, tensor in zip(input_names(model), model.inputs, strict=True)
+    ]
+
+    def run(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = model(tf.nest.pack_sequence_as(model.input, list(inputs)), training=False)
+        return dict(zip(names, tf.nest.flatten(outputs), strict=True))
+
+    return tf.function(run, input_signature=signature)
 
 
 def _to_saved_model(model: keras.Model, path: Path) -> None:

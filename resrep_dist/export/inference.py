@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ModelError, UserError, one_line
+from resrep_dist.models.ends import names_of_inputs, names_of_outputs
 from resrep_dist.models.files import load_model
 from resrep_dist.monitoring.quiet import without_lines
 
@@ -18,10 +20,25 @@ from tensorflow import keras
 
 Run = Callable[[np.ndarray], np.ndarray]
 """float32 [N, height, width, channels] -> float32 [N, num_classes], for any N."""
+Shape = tuple[int | None, ...]
+Arrays = dict[str, np.ndarray]
+"""Inputs or outputs by name, float32 [N, ...]."""
 # With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
-_MAX_TFLITE_IMAGES = 32
+_MAX_TFLITE_SAMPLES = 32
 # It prints this once in a process.
 _LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An open model file with any number of inputs and outputs."""
+
+    input_shapes: dict[str, Shape]
+    """Shape of each input by name, without the number of samples."""
+    output_shapes: dict[str, Shape]
+    """Shape of each output by name, without the number of samples."""
+    run: Callable[[Arrays], Arrays]
+    """Computes the outputs for a batch, for any number of samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +53,54 @@ class Inference:
     """Computes the outputs for a batch of images."""
 
 
+def input_names(model: keras.Model) -> list[str]:
+    """Return the names of a model's inputs in exported files: `images` if there is one."""
+    return ["images"] if len(model.inputs) == 1 else _plain(names_of_inputs(model))
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Return the names of a model's outputs in exported files: `outputs` if there is one."""
+    return ["outputs"] if len(model.outputs) == 1 else _plain(names_of_outputs(model))
+
+
+def open_program(path: Path) -> Program:
+    """Open the folder of a SavedModel, a .tflite or a .onnx file. They are programs: open only files that you trust.
+
+    Raises:
+        ModelError: If the file cannot be opened.
+        UserError: If the file is .onnx and onnxruntime is not installed.
+    """
+    openers = {".tflite": _open_tflite, ".onnx": _open_onnx}
+    if not path.exists():
+        raise ModelError(f"model {path}: there is no such file")
+    try:
+        return (_open_saved_model if path.is_dir() else openers[path.suffix])(path)
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own classes of errors
+        raise ModelError(
+            f"model {path}: cannot be opened ({one_line(error, 160)}); export it again with `resrep export`"
+        ) from None
+
+
+def program_of(model: keras.Model) -> Program:
+    """Return a Keras model as a `Program`."""
+    names = input_names(model), output_names(model)
+    function = tf.function(
+        lambda inputs: tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False)),
+        reduce_retracing=True,
+    )
+
+    def run(inputs: Arrays) -> Arrays:
+        outputs = function([tf.constant(inputs[name]) for name in names[0]])
+        return {name: output.numpy() for name, output in zip(names[1], outputs, strict=True)}
+
+    shapes = [[tuple(tensor.shape[1:]) for tensor in tensors] for tensors in (model.inputs, model.outputs)]
+    return Program(dict(zip(names[0], shapes[0], strict=True)), dict(zip(names[1], shapes[1], strict=True)), run)
+
+
 def open_model_file(path: Path) -> Inference:
-    """Open a Keras file (.h5, .keras), the folder of a SavedModel, a .tflite or a .onnx file.
+    """Open a classifier: a Keras file (.h5, .keras), the folder of a SavedModel, a .tflite or a .onnx file.
 
     A Keras file is read as data. The other formats are programs: open only files that you trust.
 
@@ -45,26 +108,33 @@ def open_model_file(path: Path) -> Inference:
         ModelError: If the file cannot be opened, or does not have exactly one input and one output.
         UserError: If the file is .onnx and onnxruntime is not installed.
     """
-    if path.is_dir():
-        opened = _opened(_open_saved_model, path)
-    elif path.suffix == ".tflite":
-        opened = _opened(_open_tflite, path)
-    elif path.suffix == ".onnx":
-        opened = _opened(_open_onnx, path)
-    else:
-        return from_keras(load_model(path))
-    run, input_shape, output_shape = opened
-    return Inference(tuple(map(int, input_shape)), int(output_shape[-1]), run)
+    if path.is_dir() or path.suffix in (".tflite", ".onnx"):
+        return _with_one_output(open_program(path), str(path))
+    return from_keras(load_model(path))
 
 
 def from_keras(model: keras.Model) -> Inference:
     """Return a Keras model with one input and one output as an `Inference`."""
-    function = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    return _with_one_output(program_of(model), model.name)
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return function(tf.constant(images)).numpy()
 
-    return Inference(tuple(model.input_shape[1:]), int(model.output_shape[-1]), run)
+def _with_one_output(program: Program, name: str) -> Inference:
+    if len(program.input_shapes) != 1 or len(program.output_shapes) != 1:
+        raise ModelError(
+            f"model {name}: it has {len(program.input_shapes)} inputs and {len(program.output_shapes)} outputs "
+            f"({', '.join(program.output_shapes)}), expected one of each"
+        )
+    ((of_input, input_shape),), ((of_output, output_shape),) = (
+        shapes.items() for shapes in (program.input_shapes, program.output_shapes)
+    )
+    run = lambda images: program.run({of_input: images})[of_output]  # noqa: E731
+    return Inference(tuple(map(int, input_shape)), int(output_shape[-1]), run)  # type: ignore[arg-type]
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Return names that every format can hold."""
+    plain = [re.sub(r"\W", "_", name) for name in names]
+    return plain if len(set(plain)) == len(plain) else [f"{name}_{number}" for number, name in enumerate(plain)]
 
 
 def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model:
@@ -112,70 +182,67 @@ def as_keras_model(inference: Inference) -> keras.Model:
     return keras.Model(inputs, keras.layers.Lambda(call)(inputs), name="file")
 
 
-def _opened(opener: Callable[[Path], tuple[Run, Any, Any]], path: Path) -> tuple[Run, Any, Any]:
-    if not path.exists():
-        raise ModelError(f"model {path}: there is no such file")
-    try:
-        return opener(path)
-    except UserError:
-        raise
-    except Exception as error:  # each library has its own classes of errors
-        raise ModelError(
-            f"model {path}: cannot be opened ({one_line(error, 160)}); export it again with `resrep export`"
-        ) from None
-
-
-def _open_saved_model(path: Path) -> tuple[Run, Any, Any]:
+def _open_saved_model(path: Path) -> Program:
     loaded = tf.saved_model.load(str(path))
     function = loaded.signatures["serving_default"]
-    (inputs,) = function.structured_input_signature[1].values()
-    ((name, outputs),) = function.structured_outputs.items()
+    inputs = {spec.name: tuple(spec.shape[1:]) for spec in function.structured_input_signature[1].values()}
+    outputs = {name: tuple(spec.shape[1:]) for name, spec in function.structured_outputs.items()}
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(arrays: Arrays) -> Arrays:
         # `loaded` owns the variables, so it must exist as long as the function.
-        return loaded.signatures["serving_default"](**{inputs.name: tf.constant(images)})[name].numpy()
+        received = loaded.signatures["serving_default"](**{name: tf.constant(arrays[name]) for name in inputs})
+        return {name: received[name].numpy() for name in outputs}
 
-    return run, inputs.shape[1:], outputs.shape
+    return Program(inputs, outputs, run)
 
 
-def _open_tflite(path: Path) -> tuple[Run, Any, Any]:
-    def interpreter_of(num_images: int | None = None) -> Any:
-        interpreter = _interpreter(path)
-        if num_images is not None:
-            (details,) = interpreter.get_input_details()
-            interpreter.resize_tensor_input(details["index"], [num_images, *details["shape"][1:]])
+def _open_tflite(path: Path) -> Program:
+    def interpreter_of(arrays: Arrays | None = None) -> Any:
+        interpreter = Interpreter(str(path), num_threads=visible_cores())
+        if arrays is not None:
+            for name, details in inputs.items():
+                interpreter.resize_tensor_input(details["index"], arrays[name].shape)
             interpreter.allocate_tensors()
         return interpreter
 
-    (inputs,), (outputs,) = (getattr(interpreter_of(), f"get_{side}_details")() for side in ("input", "output"))
+    runner = interpreter_of().get_signature_runner()
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
     # One interpreter per batch size, so that none is resized after it has run.
-    interpreters: dict[int, Any] = {}
+    interpreters: dict[tuple[tuple[int, ...], ...], Any] = {}
 
-    def run_part(images: np.ndarray) -> np.ndarray:
-        if len(images) not in interpreters:
-            interpreters[len(images)] = interpreter_of(len(images))
-        interpreter = interpreters[len(images)]
-        interpreter.set_tensor(inputs["index"], images)
+    def run_part(arrays: Arrays) -> Arrays:
+        shapes = tuple(arrays[name].shape for name in inputs)
+        if shapes not in interpreters:
+            with _first_time_quietly():
+                interpreters[shapes] = interpreter_of(arrays)
+        interpreter = interpreters[shapes]
+        for name, details in inputs.items():
+            interpreter.set_tensor(details["index"], arrays[name])
         interpreter.invoke()
-        return np.array(interpreter.get_tensor(outputs["index"]))
+        return {name: np.array(interpreter.get_tensor(details["index"])) for name, details in outputs.items()}
 
-    def run(images: np.ndarray) -> np.ndarray:
-        parts = range(0, len(images), _MAX_TFLITE_IMAGES)
-        return np.concatenate([run_part(images[first : first + _MAX_TFLITE_IMAGES]) for first in parts])
+    def run(arrays: Arrays) -> Arrays:
+        starts = range(0, len(next(iter(arrays.values()))), _MAX_TFLITE_SAMPLES)
+        parts = [
+            run_part({name: a[start : start + _MAX_TFLITE_SAMPLES] for name, a in arrays.items()}) for start in starts
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
-    return run, inputs["shape"][1:], outputs["shape"]
+    shapes: list[dict[str, Shape]] = [
+        {name: tuple(map(int, d["shape"][1:])) for name, d in side.items()} for side in (inputs, outputs)
+    ]
+    return Program(shapes[0], shapes[1], run)
 
 
-def _interpreter(path: Path) -> Any:
-    """Create an interpreter, the first one without the line of the library that says which kernels it uses."""
-    quietly = without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext()
-    with quietly:
-        interpreter = Interpreter(str(path), num_threads=visible_cores())
+@contextlib.contextmanager
+def _first_time_quietly() -> Iterator[None]:
+    """Leave out the line in which the library says which kernels it uses, when a first model is made ready."""
+    with without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext():
+        yield
     _LINES_OF_TFLITE.clear()
-    return interpreter
 
 
-def _open_onnx(path: Path) -> tuple[Run, Any, Any]:
+def _open_onnx(path: Path) -> Program:
     try:
         import onnxruntime
     except ImportError as error:
@@ -183,5 +250,11 @@ def _open_onnx(path: Path) -> tuple[Run, Any, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = visible_cores()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
-    return lambda images: session.run(None, {inputs.name: images})[0], inputs.shape[1:], outputs.shape
+    shapes = [
+        {value.name: tuple(value.shape[1:]) for value in side} for side in (session.get_inputs(), session.get_outputs())
+    ]
+
+    def run(arrays: Arrays) -> Arrays:
+        return dict(zip(shapes[1], session.run(None, {name: arrays[name] for name in shapes[0]}), strict=True))
+
+    return Program(shapes[0], shapes[1], run)

@@ -18,6 +18,8 @@ class KeptChannels:
     """Indices into the original channels of each group, ascending."""
     is_refolded: bool = False
     """True if the layers before the compactors have lost the other channels too."""
+    is_merged: bool = False
+    """True if there are no compactors any more: the layers before them have taken them in."""
 
     @classmethod
     def all_of(cls, graph: Graph) -> "KeptChannels":
@@ -52,12 +54,13 @@ class KeptChannels:
         if saved is None:
             return cls.all_of(graph)
         try:
-            result = cls(tuple(map(tuple, saved["kept"])), saved["is_refolded"])
-            is_good = isinstance(result.is_refolded, bool) and all(
+            flags = saved["is_refolded"], saved.get("is_merged", False)  # earlier versions did not merge in training
+            result = cls(tuple(map(tuple, saved["kept"])), *flags)
+            is_good = all(isinstance(flag, bool) for flag in flags) and all(
                 kept and list(kept) == sorted(set(kept).intersection(range(width)))
                 for kept, width in zip(result.kept, graph.widths, strict=True)
             )
-        except (TypeError, KeyError, ValueError):
+        except (AttributeError, TypeError, KeyError, ValueError):
             is_good = False
         if not is_good:
             raise CheckpointError(

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from resrep_dist.graph.tensor_functions import function_as_layer, is_symbolic
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
@@ -20,6 +22,8 @@ _OF_TWO: dict[str, type[keras.layers.Layer]] = {
     "add": _layers.Add,
     "subtract": _layers.Subtract,
     "multiply": _layers.Multiply,
+    "maximum": _layers.Maximum,
+    "minimum": _layers.Minimum,
 }
 _OF_ONE: dict[str, Callable[[], keras.layers.Layer]] = {
     "nn.relu": _layers.ReLU,
@@ -28,12 +32,12 @@ _OF_ONE: dict[str, Callable[[], keras.layers.Layer]] = {
     "math.tanh": lambda: _layers.Activation("tanh"),
     "nn.silu": lambda: _layers.Activation("swish"),
     "nn.elu": lambda: _layers.Activation("elu"),
-    "nn.gelu": lambda: _layers.Activation("gelu"),
     "nn.selu": lambda: _layers.Activation("selu"),
     "math.softplus": lambda: _layers.Activation("softplus"),
     "nn.leaky_relu": lambda: _layers.LeakyReLU(0.2),
     "nn.softmax": lambda: _layers.Softmax(),
     "identity": lambda: _layers.Activation("linear"),
+    "math.negative": lambda: _layers.Rescaling(-1.0),
 }
 _COMMUTES = ("add", "multiply")
 
@@ -51,6 +55,8 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
     if type(node.layer).__name__ != "TFOpLambda":
         return None
     symbol = node.layer.get_config()["function"].removesuffix("_v2")
+    if (layer := function_as_layer(symbol, node)) is not None:
+        return layer
     operator = symbol.split(".")[-1].removeprefix("r") if "__operators__" in symbol else symbol.split(".")[-1]
     arguments = [value for value in [*node.call_args, *node.call_kwargs.values()] if value is not None]
     tensors = [value for value in arguments if is_symbolic(value)]
@@ -59,6 +65,8 @@ def operator_as_layer(node: Any) -> keras.layers.Layer | None:
         return None
     if len(tensors) == 1 and len(numbers) == 1 and operator in _WITH_NUMBER:
         is_first = is_symbolic(node.call_args[0])
+        if operator == "subtract" and not is_first:
+            return _layers.Rescaling(-1.0, offset=_plain(numbers[0]))
         return _WITH_NUMBER[operator](numbers[0]) if is_first or operator in _COMMUTES else None
     if len(tensors) == 1 and all(isinstance(number, float) for number in numbers):
         layer = _with_settings(symbol, [float(number) for number in numbers])
@@ -84,11 +92,6 @@ def _with_settings(symbol: str, numbers: list[float]) -> keras.layers.Layer | No
 
 def _plain(number: Number) -> float | list[float]:
     return number.tolist() if isinstance(number, np.ndarray) else number
-
-
-def is_symbolic(value: Any) -> bool:
-    """Return True for the tensors of a functional model."""
-    return hasattr(value, "_keras_history")
 
 
 def _as_number(value: Any, tensors: list[Any]) -> Number | None:

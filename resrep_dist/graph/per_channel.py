@@ -1,10 +1,10 @@
-"""Layers with one number for each channel that does not depend on the others."""
+"""Layers with numbers of their own for each channel that do not depend on the other channels."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.graph.channels import ChannelSets, Segments, State
-from resrep_dist.graph.kinds import Kind, Narrowed
+from resrep_dist.graph.kinds import Depthwise, Kind, Narrowed, UnitMacs, num_pixels
 
 import numpy as np
 from tensorflow import keras
@@ -22,3 +22,51 @@ class PerChannel(Kind):
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         values = {"scale": layer.scale, "offset": layer.offset}
         return Narrowed({name: np.asarray(v)[inputs].tolist() for name, v in values.items() if np.ndim(v)}, [])
+
+
+class Scaled(Kind):
+    """LayerScale: a trained factor for each channel."""
+
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        return inputs[0]
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        return inputs[0] * node.layer.gamma.numpy().astype(np.float64)
+
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({"projection_dim": int(inputs.sum())}, [layer.gamma.numpy()[inputs]])
+
+
+class Sloped(Kind):
+    """PReLU: a trained slope for each channel, or for each channel of each pixel."""
+
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        # A constant stays one only where all pixels have the same slope.
+        is_shared = max(node.layer.alpha.shape[:-1], default=1) == 1
+        return tuple(s if s.state == State.ZERO or is_shared else s.at(State.VARYING) for s in inputs[0])
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        slopes = node.layer.alpha.numpy().astype(np.float64).reshape(-1, len(inputs[0]))[0]
+        return np.where(inputs[0] > 0, inputs[0], slopes * inputs[0])
+
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        return Narrowed({}, [layer.alpha.numpy()[..., inputs]])
+
+
+class DepthwiseByGroups(Depthwise):
+    """A Conv2D of as many groups as channels: a depthwise convolution, as in ConvNeXt.
+
+    The kernel is [height, width, 1, C].
+    """
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        layer = node.layer
+        kernel = layer.kernel.numpy()[:, :, 0].astype(np.float64)
+        return inputs[0] * kernel.sum((0, 1)) + (layer.bias.numpy() if layer.use_bias else 0.0)
+
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        width = int(inputs.sum())
+        return Narrowed({"filters": width, "groups": width}, [weight[..., inputs] for weight in layer.get_weights()])
+
+    def macs(self, node: Any) -> UnitMacs:
+        return UnitMacs(per_input=num_pixels(node.output_shapes) * int(np.prod(node.layer.kernel_size)))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
-from resrep_dist.graph.operators import is_symbolic, operator_as_layer
+from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
+from resrep_dist.graph.operators import operator_as_layer
+from resrep_dist.graph.tensor_functions import is_symbolic
 
 import tensorflow as tf
 from tensorflow import keras
@@ -52,6 +54,7 @@ def flatten(model: keras.Model) -> keras.Model:
         not isinstance(node.layer, keras.Model)
         and not _has_activation_to_split(node.layer)
         and not _has_activity_to_move(node.layer)
+        and not is_copied_layer_scale(node.layer)
         and operator_as_layer(node) is None
         for node in nodes(model)
     )
@@ -103,7 +106,12 @@ def rebuild(
         for t, shape in zip(model.inputs, shapes, strict=True)
     ]
     outputs = _Rebuilding(model, call or _call_clone, names or {}).run(model, inputs, None)
-    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
+    # Several inputs and outputs are a list or a dict; of one alone Keras makes a tensor.
+    packed = [
+        tf.nest.pack_sequence_as(structure, tensors)
+        for structure, tensors in ((model._nested_inputs, inputs), (model._nested_outputs, outputs))
+    ]
+    return keras.Model(*packed, name=model.name)
 
 
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
@@ -206,6 +214,8 @@ def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Ca
 def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
     """Return the copy of a layer, and the layers that follow it for what is split off."""
     behind: list[keras.layers.Layer] = []
+    if is_copied_layer_scale(layer):
+        return [as_layer_scale(layer, name)]
     try:
         config = {**layer.get_config(), "name": name}
         if _has_activation_to_split(layer):

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from resrep_dist.graph import joins, kinds, per_channel, weighted
+from resrep_dist.graph.application_layers import LayerScale, StochasticDepth
 from resrep_dist.graph.kinds import Kind
 
 import numpy as np
@@ -33,6 +34,9 @@ _ALSO_PASSING = (
     _layers.UpSampling2D,
     _layers.UpSampling3D,
     _layers.ActivityRegularization,
+    _layers.Resizing,
+    _layers.CenterCrop,
+    StochasticDepth,
 )
 _GLOBAL_POOLING = (_layers.GlobalAveragePooling2D, _layers.GlobalMaxPooling2D)
 _OTHER_GLOBAL_POOLING = (
@@ -45,6 +49,10 @@ ACTIVATIONS = (_layers.Activation, _layers.ReLU, _layers.LeakyReLU, _layers.ELU)
 _JOINS = (_layers.Add, _layers.Subtract, _layers.Average, _layers.Maximum, _layers.Minimum)
 _OTHER_CONVOLUTIONS = (_layers.Conv1D, _layers.Conv3D)
 _CONVOLUTIONS = (_layers.Conv2D, *_OTHER_CONVOLUTIONS)
+OPERATORS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
+"""Names of Keras' layers for calls of TensorFlow's functions, whose arguments are part of what they compute."""
+# Layers that normalize by statistics of several channels.
+_OF_ALL_CHANNELS = (_layers.LayerNormalization, _layers.GroupNormalization)
 # Layers whose weights do not count as multiply-adds, by the convention of `macs.py`.
 _NORMALIZATIONS = (
     "BatchNormalization",
@@ -76,17 +84,22 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
             reason = "it is used at several places; one layer for each place could be pruned"
             return weighted.Fixed("which is used at several places", reason)
         return _opaque(layer, f"a {type(layer).__name__} that is used at several places")
-    if len(node.flat_output_ids) > 1:
+    if len(node.flat_output_ids) > 1 or type(layer).__name__ in OPERATORS:
         return _opaque(layer, f"a {type(layer).__name__}")
     kind = _weighted(node, tuple(excluded)) or _passing(node)
     if kind is None and isinstance(layer, _OTHER_CONVOLUTIONS):
         # Of several groups, or a subclass.
         return weighted.Fixed(f"a {type(layer).__name__}", f"it is a {type(layer).__name__} of another kind")
-    return kind or _opaque(layer, f"a {type(layer).__name__}")
+    description = f"a {type(layer).__name__}"
+    if isinstance(layer, _OF_ALL_CHANNELS):
+        description += ", whose mean and variance a channel that is zero changes too"
+    return kind or _opaque(layer, description)
 
 
 def _weighted(node: Any, excluded: tuple[str, ...]) -> Kind | None:
     layer = node.layer
+    if is_depthwise_by_groups(layer):
+        return None
     if type(layer) is _layers.Conv2D:
         return weighted.Grouped(excluded, layer.groups) if layer.groups > 1 else weighted.Convolution(excluded)
     if type(layer) in _OTHER_CONVOLUTIONS and layer.groups == 1:
@@ -119,6 +132,12 @@ def _passing(node: Any) -> Kind | None:
         return kinds.BatchNorm()
     if type(layer) is _layers.DepthwiseConv2D and layer.depth_multiplier == 1:
         return kinds.Depthwise()
+    if is_depthwise_by_groups(layer):
+        return per_channel.DepthwiseByGroups()
+    if type(layer) is LayerScale:
+        return per_channel.Scaled()
+    if type(layer) is _layers.PReLU:
+        return per_channel.Sloped()
     if type(layer) is _layers.Flatten:
         return kinds.Flatten()
     if type(layer) is _layers.Reshape and _keeps_channels_last(node):
@@ -142,6 +161,11 @@ def is_channelwise_batch_norm(node: Any) -> bool:
     if not isinstance(layer, _layers.BatchNormalization) or node.call_kwargs.get("training") is True:
         return False
     return list(layer.axis) == [len(node.output_shapes) - 1]
+
+
+def is_depthwise_by_groups(layer: keras.layers.Layer) -> bool:
+    """Return True for a Conv2D whose every output channel is made of the one input channel of the same number."""
+    return type(layer) is _layers.Conv2D and 1 < layer.groups == layer.filters == layer.input_shape[-1]
 
 
 def _is_per_channel(node: Any) -> bool:

@@ -190,7 +190,7 @@ class Dense(Weighted):
         self.known_to_kerassurgeon = on_vectors
 
     def is_convolution(self, node: Any) -> bool:
-        return len(node.output_shapes) == 4
+        return len(node.output_shapes) > 2
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
         return False

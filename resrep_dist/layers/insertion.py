@@ -40,9 +40,24 @@ def insert_compactors(model: keras.Model, graph: Graph) -> keras.Model:
     return pruned
 
 
+def has_compactors(model: keras.Model) -> bool:
+    """Return False for a model that was merged during its training, or never had compactors."""
+    return any(isinstance(layer, Compactor) for layer in model.layers)
+
+
+def with_compactors(model: keras.Model, graph: Graph) -> keras.Model:
+    """Return a model in training with compactors: itself, or if it was merged in training a copy with new ones.
+
+    Args:
+        model: A model in training.
+        graph: Graph of the original model.
+    """
+    return model if has_compactors(model) else insert_compactors(model, graph)
+
+
 def compactors_of(model: keras.Model, graph: Graph) -> list[Compactor]:
-    """Return the compactors of a model, in the order of `graph.layers`."""
-    return [model.get_layer(layer.compactor) for layer in graph.layers]
+    """Return the compactors of a model, in the order of `graph.layers`; none of one that was merged in training."""
+    return [model.get_layer(layer.compactor) for layer in graph.layers] if has_compactors(model) else []
 
 
 def live_graph(model: keras.Model, graph: Graph) -> Graph:

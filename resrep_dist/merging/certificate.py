@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from resrep_dist.errors import CertificateError
+from resrep_dist.models.ends import names_of_outputs
 from resrep_dist.models.softmax import with_logits
 from resrep_dist.models.strict_float32 import strict_float32
 
@@ -21,15 +22,19 @@ class Certificate:
     max_abs_difference: float
     """Largest absolute difference of two logits."""
     max_relative_difference: float
-    """Largest absolute difference of two logits, as a fraction of the largest absolute logit of the trained model."""
+    """Largest absolute difference of two logits, as a fraction of the largest absolute logit of the trained model. Of
+    several outputs the worst one."""
     argmax_agreement: float
-    """Fraction of the images for which both models predict the same class."""
+    """Fraction of the images for which both models predict the same class: for which the same value is the largest on
+    the last axis. For maps that of the pixels."""
     channels: dict[str, dict[str, int]]
     """For each group, by name, the number of channels: `kept` and `original`."""
     keras3_version: str | None = None
     """Version of Keras 3 in which the written file was run; None if it was not."""
     keras3_max_relative_difference: float | None = None
     """Largest absolute difference of its outputs there and those of the trained model, as a fraction of the largest."""
+    relative_differences: dict[str, float] = dataclasses.field(default_factory=dict)
+    """`max_relative_difference` of each output, by its key or the name of its layer."""
 
 
 def check_certificate(certificate: Certificate, tolerance: float) -> None:
@@ -68,17 +73,19 @@ def certify(trained: keras.Model, slim: keras.Model, images: Any, channels: dict
         channels: For `Certificate.channels`.
     """
     with strict_float32():
-        pairs = list(zip(_outputs(trained, images), _outputs(slim, images), strict=True))
+        pairs = list(zip(*(outputs_of(with_logits(model), images) for model in (trained, slim)), strict=True))
     largest = [max(float(np.max(np.abs(expected))), 1e-30) for expected, _ in pairs]
     differences = [float(np.max(np.abs(expected - received))) for expected, received in pairs]
+    relative = np.divide(differences, largest)
     agreements = [float(np.mean(a.argmax(-1) == b.argmax(-1))) for a, b in pairs]
     return Certificate(
         num_images=len(tf.nest.flatten(images)[0]),
         max_abs_difference=max(differences),
         # A NaN in any output makes it a NaN.
-        max_relative_difference=float(np.max(np.divide(differences, largest))),
+        max_relative_difference=float(np.max(relative)),
         argmax_agreement=min(agreements),
         channels=channels,
+        relative_differences=dict(zip(names_of_outputs(trained), map(float, relative), strict=True)),
     )
 
 
@@ -93,12 +100,21 @@ def logits(model: keras.Model, images: Any, batch_size: int = 64) -> np.ndarray:
     Returns:
         [N, num_classes].
     """
-    (outputs,) = _outputs(model, images, batch_size)
+    (outputs,) = outputs_of(with_logits(model), images, batch_size)
     return outputs
 
 
-def _outputs(model: keras.Model, images: Any, batch_size: int = 64) -> list[np.ndarray]:
-    model = with_logits(model)
+def outputs_of(model: keras.Model, images: Any, batch_size: int = 64) -> list[np.ndarray]:
+    """Return each output of a model.
+
+    Args:
+        model: The model.
+        images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
+        batch_size: Number of images that are computed at once.
+
+    Returns:
+        Arrays of length N, in the order of `model.outputs`.
+    """
     run = tf.function(lambda batch: tf.nest.flatten(model(batch, training=False)), reduce_retracing=True)
 
     def part(start: int) -> Any:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resrep_dist.errors import CertificateError, one_line
+from resrep_dist.merging.certificate import outputs_of
 
 import numpy as np
 import tensorflow as tf
@@ -32,8 +33,11 @@ except (ImportError, AssertionError):
 import numpy
 path, images, outputs = sys.argv[1:]
 model = keras.saving.load_model(path, compile=False)
-result = model.predict(numpy.load(images), batch_size={_BATCH_SIZE}, verbose=0)
-numpy.savez(outputs, *(result if isinstance(result, (list, tuple)) else [result]))
+with numpy.load(images) as arrays:
+    images = [arrays[name] for name in arrays.files]
+images = keras.tree.pack_sequence_as(model.input, images) if len(images) > 1 else images[0]
+result = model.predict(images, batch_size={_BATCH_SIZE}, verbose=0)
+numpy.savez(outputs, *keras.tree.flatten(result))
 print(keras.__version__)
 """
 
@@ -47,13 +51,13 @@ class Keras3Comparison(NamedTuple):
     """Largest absolute difference of two outputs, as a fraction of the largest absolute output."""
 
 
-def compare_in_keras3(model: keras.Model, path: Path, images: np.ndarray) -> Keras3Comparison | None:
+def compare_in_keras3(model: keras.Model, path: Path, images: Any) -> Keras3Comparison | None:
     """Load a file with Keras 3 and compare its outputs with those of a model.
 
     Args:
         model: The model whose outputs the file must have.
         path: A model file.
-        images: float32 [N, height, width, channels].
+        images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
 
     Returns:
         None if Keras 3 is not installed or does not answer; the log says so.
@@ -65,21 +69,19 @@ def compare_in_keras3(model: keras.Model, path: Path, images: np.ndarray) -> Ker
     if found is None:
         return None
     version, received = found
-    run = tf.function(lambda batch: tf.nest.flatten(model(batch, training=False)), reduce_retracing=True)
     # Where Keras 3 computes too: a GPU rounds at other places, by more than the tolerance.
     with tf.device("CPU:0"):
-        parts = [run(tf.constant(images[i : i + _BATCH_SIZE])) for i in range(0, len(images), _BATCH_SIZE)]
-    pairs = zip([np.concatenate(values) for values in zip(*parts, strict=True)], received, strict=True)
+        pairs = zip(outputs_of(model, images, _BATCH_SIZE), received, strict=True)
     differences = [float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(a))), 1e-30) for a, b in pairs]
     return Keras3Comparison(version, max(differences))
 
 
-def outputs_in_keras3(path: Path, images: np.ndarray) -> tuple[str, list[np.ndarray]] | None:
+def outputs_in_keras3(path: Path, images: Any) -> tuple[str, list[np.ndarray]] | None:
     """Load a file with Keras 3 and compute its outputs.
 
     Args:
         path: A model file.
-        images: float32 [N, height, width, channels].
+        images: float32 [N, height, width, channels]; for a model with several inputs a list or dict of arrays.
 
     Returns:
         The version of Keras, and the outputs. None if Keras 3 is not installed or does not answer; the log says so.
@@ -90,8 +92,8 @@ def outputs_in_keras3(path: Path, images: np.ndarray) -> tuple[str, list[np.ndar
     changes = {"TF_USE_LEGACY_KERAS": "0", "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
     environment = {**os.environ, **changes, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder) / "images.npy", Path(folder) / "outputs.npz"
-        np.save(inputs, images)
+        inputs, outputs = Path(folder) / "images.npz", Path(folder) / "outputs.npz"
+        np.savez(inputs, *tf.nest.flatten(images))
         # The current folder of that process is an empty one, so that it imports nothing from here.
         command = [sys.executable, "-c", _PROGRAM, str(path.absolute()), str(inputs), str(outputs)]
         try:

@@ -10,16 +10,13 @@ from typing import Any
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
 from resrep_dist.graph.kinds import Narrowed
-from resrep_dist.graph.table import ACTIVATIONS
+from resrep_dist.graph.table import ACTIVATIONS, OPERATORS
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.merging.folding import channels_where
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
-
-# Keras' layers for calls of TensorFlow's functions, whose arguments are part of what they compute.
-_OPERATORS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 
 
 def delete_channels(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> keras.Model:
@@ -59,7 +56,7 @@ def _has_plain_calls(model: keras.Model) -> bool:
     return is_single and not any(
         len(node.call_args) > 1
         or any(value is not None for value in node.call_kwargs.values())
-        or type(node.layer).__name__ in _OPERATORS
+        or type(node.layer).__name__ in OPERATORS
         for node in nodes(model)
     )
 

@@ -10,22 +10,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
+from resrep_dist.graph.application_layers import LayerScale, StochasticDepth
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_name, known_reference, read_references
+from resrep_dist.models.operations import operations_as_layers
 
 from tensorflow import keras
 
 _STOCK = """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D
-    BatchNormalization Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D Dense
-    DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
-    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D LayerNormalization LeakyReLU
-    MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
-    Normalization PReLU Permute ReLU RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
-    RandomZoom Rescaling Reshape SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D
-    Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    BatchNormalization CenterCrop Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D
+    Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D
+    GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
+    GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
+    Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
+    RandomZoom ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
+    ZeroPadding3D
 """.split()
-_LAYERS = {**{name: getattr(keras.layers, name) for name in _STOCK}, "resrep_dist>Compactor": Compactor}
+_OF_APPLICATIONS = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth}
+_LAYERS = {
+    **{name: getattr(keras.layers, name) for name in _STOCK},
+    **_OF_APPLICATIONS,
+    "resrep_dist>Compactor": Compactor,
+}
 _ACTIVATIONS = """
     elu exponential gelu leaky_relu linear log_softmax mish relu relu6 selu sigmoid silu softmax softplus softsign
     swish tanh
@@ -80,10 +88,12 @@ def rebuild_model(
     if len(entries) > _MAX_LAYERS:
         raise ModelError(f"it has {len(entries)} layers, expected at most {_MAX_LAYERS}")
     config = document["config"]
+    inputs: Any
+    outputs: Any
     if document["class_name"] == "Sequential":
         entries, inputs, outputs = chain(entries, config)
     else:
-        inputs, outputs = read_references(config["input_layers"]), read_references(config["output_layers"])
+        inputs, outputs = _references_by_name(config["input_layers"]), _references_by_name(config["output_layers"])
     tensors = {(entry_name(e), 0): _make_input(e, open_size) for e in entries if e["class_name"] == "InputLayer"}
     layers = {entry_name(e): _make_layer(e, is_keras_3) for e in entries if e["class_name"] != "InputLayer"}
     if len(tensors) + len(layers) != len(entries):
@@ -96,16 +106,27 @@ def rebuild_model(
     call_layers(layers, calls, tensors)
     for layer in layers.values():
         del layer.add_weight
-    ends = [[tensors[known_reference(reference, tensors)] for reference in side] for side in (inputs, outputs)]
-    model_inputs, model_outputs = (side[0] if len(side) == 1 else side for side in ends)
-    return keras.Model(model_inputs, model_outputs, name=str(config.get("name", "model")))
+    ends = [
+        {name: tensors[known_reference(reference, tensors)] for name, reference in side.items()}
+        if isinstance(side, dict)
+        else [tensors[known_reference(reference, tensors)] for reference in side]
+        for side in (inputs, outputs)
+    ]
+    return keras.Model(*ends, name=str(config.get("name", "model")))
+
+
+def _references_by_name(value: Any) -> list[tuple[str, int]] | dict[str, tuple[str, int]]:
+    """Read the inputs or outputs of a model, which are a list or have names."""
+    if not isinstance(value, dict):
+        return read_references(value)
+    return {name: read_references([reference])[0] for name, reference in value.items()}
 
 
 def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = document.get("class_name")
     if kind not in ("Functional", "Model", "Sequential") or _package(document):
         raise ModelError(f"it is a {kind}, not a functional or Sequential model; {FIX}")
-    entries = document["config"]["layers"]
+    entries = operations_as_layers(document)["config"]["layers"]
     for entry in entries:
         if entry["class_name"] in ("Functional", "Model", "Sequential"):
             raise ModelError(
@@ -120,8 +141,11 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_stock(entry: Mapping[str, Any]) -> bool:
-    # Operations of Keras 3 have the class names of layers (Add, Multiply) and another module.
+    # Other operations of Keras 3 have the class names of layers and another module.
     is_ours = entry["class_name"] == "resrep_dist>Compactor"
+    if entry["class_name"] in _OF_APPLICATIONS:
+        # Of Keras 2 or 3; a user's class of this name may compute something else.
+        return str(entry.get("module") or "applications.convnext").endswith("applications.convnext")
     return is_ours or (entry.get("module", "keras.layers") == "keras.layers" and not _package(entry))
 
 

@@ -39,19 +39,31 @@ def without_softmax(model: keras.Model) -> keras.Model:
 
 
 def with_logits(model: keras.Model) -> keras.Model:
-    """Return a model without the softmax or sigmoid at its end; the model itself if it has neither.
+    """Return a model without the softmax or sigmoid at each of its ends; the model itself if it has none.
 
     Args:
-        model: As in `without_softmax`.
+        model: As in `without_softmax`; it may have several outputs.
     """
     flat = flatten(model)
-    last = _last(flat, "softmax") or _last(flat, "sigmoid")
-    return model if last is None else _without(flat, last)
+    found = (_last_before(output, name) for output in flat.outputs for name in ("softmax", "sigmoid"))
+    # Where another layer takes the values too, it stays.
+    ends = [last for last in found if last is not None and _is_only_for_outputs(last, flat)]
+    return _without(flat, *ends) if ends else model
 
 
-def _without(model: keras.Model, last: keras.layers.Layer) -> keras.Model:
+def _is_only_for_outputs(layer: keras.layers.Layer, model: keras.Model) -> bool:
+    """Return True if the values of a layer of a flat model reach one of its outputs and no other layer."""
+    if len(model.outputs) == 1:
+        return True
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+    called = [node for node in nodes if node.layer is layer]
+    takers = [node for node in nodes if any(tensor.node.layer is layer for tensor in node.keras_inputs)]
+    return len(called) == 1 and all(_is_moving(taker.layer) for taker in takers)
+
+
+def _without(model: keras.Model, *ends: keras.layers.Layer) -> keras.Model:
     def linear(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
-        if layer is not last:
+        if all(layer is not end for end in ends):
             return clone(*inputs.args, **inputs.kwargs)
         if not layer.weights:
             return inputs.args[0]
@@ -64,10 +76,12 @@ def _without(model: keras.Model, last: keras.layers.Layer) -> keras.Model:
 
 
 def _last(model: keras.Model, function: str) -> keras.layers.Layer | None:
-    """Return the layer at the end of a model that is, or ends in, a softmax or a sigmoid."""
-    if len(model.outputs) != 1:
-        return None
-    tensor = model.outputs[0]
+    """Return the layer at the end of a model with one output that is, or ends in, a softmax or a sigmoid."""
+    return _last_before(model.outputs[0], function) if len(model.outputs) == 1 else None
+
+
+def _last_before(tensor: Any, function: str) -> keras.layers.Layer | None:
+    """Return the same for the end of a model that an output is."""
     num_classes = tensor.shape[-1]
     while not tensor.node.is_input:
         layer = tensor.node.layer

@@ -90,11 +90,12 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         """Create an optimizer with the same settings, and velocities of 0, for another model of the same run.
 
         Args:
-            model: A model that has compactors of the same names.
+            model: A model that has compactors of the same names, or no compactors any more.
         """
+        names = {layer.name for layer in model.layers}
         return ResRepOptimizer(
             self._learning_rate,
-            [model.get_layer(compactor.name) for compactor in self.compactors],
+            [model.get_layer(compactor.name) for compactor in self.compactors if compactor.name in names],
             momentum=self.momentum,
             decay=self.decay,
             lasso_strength=self.lasso_strength,

@@ -174,6 +174,11 @@ class Pruner:
         """Return the number of masked channels that are not dead yet."""
         return num_masked_alive(self._state.model, self.graph, self._config.dead_row_norm, self._layer_norms())
 
+    def is_pruned(self) -> bool:
+        """Return True if the living channels meet the target and every masked row is dead: nothing is left to do."""
+        is_met = self.macs_fraction(self.living_widths()) <= self._config.target_macs_fraction
+        return is_met and self.num_masked_alive() == 0
+
     def macs_fraction(self, widths: list[int]) -> float:
         """Return the multiply-adds as a fraction of those of the base model.
 

@@ -17,7 +17,7 @@ from resrep_dist.errors import CheckpointError, ConfigError, ModelError
 from resrep_dist.graph import Graph, trace
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
-from resrep_dist.layers.insertion import insert_compactors, live_graph
+from resrep_dist.layers.insertion import insert_compactors, live_graph, with_compactors
 from resrep_dist.merging.certificate import Certificate, certify, check_certificate
 from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.merging.merge import merge
@@ -147,7 +147,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         "model": config.model.name,
         "target_macs_fraction": config.prune.target_macs_fraction,
         "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
-        "num_masked_alive": num_masked_alive(trained, graph, dead_row_norm),
+        "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
         **source.notes(config),
         "usage": usage_of(config, validation_data),
@@ -172,9 +172,10 @@ def _certified_file(
 def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[str, int]:
     """Return the multiply-adds of the base model, of the trained model with its compactors, and of the slim model."""
     slim_graph = trace(slim)
+    kept = KeptChannels.first_of(live_graph(with_compactors(trained, graph), graph).widths)
     return {
         "base": graph.macs.total(graph.widths),
-        "trained": training_macs(trained, graph, live_graph(trained, graph).widths),
+        "trained": training_macs(trained, graph, kept),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
 
@@ -227,6 +228,7 @@ class _Restored:
             "checkpoint": self.name,
             "is_end_of_training": self.position.get("is_end"),
             "made_from": _made_from(config, self.folder, self.position["step"]),
+            "early_merge": self.position.get("early_merge"),
         }
 
 

@@ -6,12 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.checkpoints.state import TrainState
-from resrep_dist.config import ShrinkConfig
+from resrep_dist.config import Config
+from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
+from resrep_dist.layers.replacement import with_precision
+from resrep_dist.layers.sync_batch_norm import with_plain_batch_norm
+from resrep_dist.merging.certificate import certify
+from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.shrinking.early_merge import merged
 from resrep_dist.shrinking.refolding import calibrate, norm_velocities, refolded, refolded_layers
 from resrep_dist.shrinking.surgery import narrow_velocities, removable, with_channels, without_channels
 
@@ -27,13 +33,15 @@ class Shrinker:
 
     Args:
         graph: Trace of the original model.
-        config: Mode, and how much a shrink must save.
+        config: The configuration of the run: mode, how much a shrink must save, how a merged model is compared.
         interval_steps: Number of steps from one decision to the next; that of the masks.
         cluster: The ranks, over which the statistics of refolded batch norms are averaged.
     """
 
-    def __init__(self, graph: Graph, config: ShrinkConfig, interval_steps: int, cluster: Cluster) -> None:
-        self._graph, self._config, self._interval_steps, self._cluster = graph, config, interval_steps, cluster
+    def __init__(self, graph: Graph, config: Config, interval_steps: int, cluster: Cluster) -> None:
+        self._graph, self._config, self._merge = graph, config.shrink, config.merge
+        self._interval_steps, self._cluster = interval_steps, cluster
+        self._is_merge_refused = False
         self._base_macs = graph.macs.total(graph.widths)
 
     def is_due(self, step: int) -> bool:
@@ -44,17 +52,22 @@ class Shrinker:
         """
         return self._config.mode != "off" and step % self._interval_steps == 0
 
-    def next_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> dict[str, Any] | None:
-        """Decide which channels the model keeps from now on.
+    def next_channels(self, state: TrainState, pruner: Pruner) -> dict[str, Any] | None:
+        """Decide which channels the model keeps from now on, and whether it is merged.
 
         Args:
             state: The state of the run.
-            dead: For each group bool [width of the model], see `Pruner.dead`.
+            pruner: Knows which channels are dead, and whether all is done.
 
         Returns:
             The channels as a JSON value, or None if the model stays as it is.
         """
         assert state.channels is not None
+        dead = pruner.dead()
+        if self._config.mode == "merge" and not self._is_merge_refused and pruner.is_pruned():
+            channels = self._merged_channels(state, dead)
+            if channels is not None:
+                return dataclasses.asdict(channels)
         # A run can resume in another mode. A model that was refolded stays so.
         is_refolded = state.channels.is_refolded or self._config.mode == "refold"
         channels = dataclasses.replace(state.channels.without(dead), is_refolded=is_refolded)
@@ -79,26 +92,75 @@ class Shrinker:
             return whole
         return whole.for_model(with_channels(whole.model, self._graph, channels), channels)
 
-    def shrink(self, state: TrainState, channels: KeptChannels, batches: Iterable[tf.Tensor]) -> TrainState:
-        """Create the state of the run with a smaller model. A collective if the model is refolded.
+    def shrink(
+        self,
+        state: TrainState,
+        channels: KeptChannels,
+        batches: Iterable[tf.Tensor],
+        validation_data: ImageSource | None = None,
+    ) -> TrainState:
+        """Create the state of the run with a smaller model. A collective if the model is refolded or merged.
 
         Args:
             state: The state of the run.
             channels: The channels that the smaller model has.
-            batches: This rank's images for the statistics of batch norms; used only if the model is refolded.
+            batches: This rank's images for the statistics of batch norms; used only if the model is refolded or merged.
+            validation_data: A merged model is compared with the one before on its first images, on rank 0. None if
+                the model is not merged.
+
+        Returns:
+            A new state; `state` itself if the outputs of the merged model differ, which is logged.
         """
         assert state.channels is not None
         dead = channels.lost_from(state.channels)
         velocities = narrow_velocities(state.model, self._graph, dead, state.velocities)
         model = without_channels(state.model, self._graph, dead)
         if channels.is_refolded:
-            before, model = model, refolded(model, self._graph)
+            before, model = model, (merged if channels.is_merged else refolded)(model, self._graph)
             calibrate(model, self._graph, batches, self._cluster)
             # Refolded layers begin at rest, except for the row norms.
             folded = refolded_layers(self._graph)
-            of_norms = norm_velocities(before, model, self._graph, velocities)
+            of_norms = {} if channels.is_merged else norm_velocities(before, model, self._graph, velocities)
             velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
-        return state.for_model(model, channels, velocities)
+        after = state.for_model(model, channels, velocities)
+        if channels.is_merged and not state.channels.is_merged:
+            assert validation_data is not None
+            after.early_merge = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
+            return after if after.early_merge else state
+        return after
+
+    def _merged_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> KeptChannels | None:
+        """Return the channels of the merged model; None if dead channels would have to stay in it."""
+        assert state.channels is not None
+        going = removable(state.model, self._graph, dead)
+        if any((channels != gone).any() for channels, gone in zip(dead, going, strict=True)):
+            self._refuse_merge("a dead channel is a constant that the layers behind it cannot take in")
+            return None
+        return dataclasses.replace(state.channels.without(going), is_refolded=True, is_merged=True)
+
+    def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any] | None:
+        """Compare the outputs of the merged model with those of the one before; return None if they differ."""
+        assert after.channels is not None
+        widths = zip(self._graph.groups, after.channels.widths, strict=True)
+        counts = {g.name: {"kept": width * g.num_parts, "original": g.num_channels} for g, width in widths}
+        old, new = (with_precision(with_plain_batch_norm(s.model), "float32") for s in (before, after))
+        certificate = certify(old, new, validation_data.first_images(self._merge.num_images), counts)
+        difference = certificate.max_relative_difference
+        if not difference <= self._merge.tolerance:
+            self._refuse_merge(f"the outputs would differ by {difference:.2g} of the largest")
+            return None
+        _log.info(
+            "Step %d: nothing is left to prune, and the slim model trains on without compactors. Its outputs differ by "
+            "%.2g of the largest logit on %d images.",
+            before.step,
+            difference,
+            certificate.num_images,
+        )
+        return {"step": before.step, "certificate": vars(certificate)}
+
+    def _refuse_merge(self, reason: str) -> None:
+        self._is_merge_refused = True
+        _log.warning("shrink.mode merge goes on as exact: %s.", reason)
 
     def log(self, step: int, before: float, figures: Mapping[str, float]) -> None:
         """Log that the model shrinks.
@@ -142,10 +204,11 @@ class Shrinker:
             reasons.append(f"a smaller model draws other random numbers in {', '.join(random[:3])}{more}")
         if gradient_clip_norm is not None:
             reasons.append("training.gradient_clip_norm no longer counts the gradients of rows that are gone")
-        if self._config.mode == "exact" and reasons:
+        if self._config.mode in ("exact", "merge") and reasons:
             _log.warning(
-                "shrink.mode exact is not exact in this run: %s. Training is valid, but gives other results than "
+                "shrink.mode %s is not exact in this run: %s. Training is valid, but gives other results than "
                 "shrink.mode off; use off if they must be equal.",
+                self._config.mode,
                 "; ".join(reasons),
             )
 
@@ -172,4 +235,4 @@ class Shrinker:
         return saved_macs >= self._config.min_saved_macs_fraction * self._base_macs
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
-        return training_macs(state.model, self._graph, channels.widths, channels.is_refolded)
+        return training_macs(state.model, self._graph, channels)

@@ -10,6 +10,7 @@ from resrep_dist.layers.insertion import live_graph
 from resrep_dist.layers.sync_batch_norm import copy_clusters
 from resrep_dist.merging.folding import dead_constants
 from resrep_dist.merging.surgery import keep_channels, kept_weights
+from resrep_dist.shrinking.early_merge import merged
 from resrep_dist.shrinking.refolding import refolded
 
 import numpy as np
@@ -33,6 +34,8 @@ def with_channels(model: keras.Model, graph: Graph, channels: KeptChannels) -> k
     if channels == KeptChannels.all_of(graph):
         return model
     narrow = without_channels(model, graph, channels.dead(graph))
+    if channels.is_merged:
+        return merged(narrow, graph)
     return refolded(narrow, graph) if channels.is_refolded else narrow
 
 

@@ -33,7 +33,6 @@ class BestCheckpoint:
     def __init__(self, folder: Path | None, cluster: Cluster, graph: Graph | None, config: Config) -> None:
         self._folder = folder / BEST_NAME if folder else None
         self._cluster, self._graph, self._config = cluster, graph, config.to_dict()
-        self._target = config.prune.target_macs_fraction if config.prune else 1.0
         self._top1: float | None = None
         self._has_read = False
 
@@ -43,14 +42,12 @@ class BestCheckpoint:
         Args:
             state: The state that was evaluated.
             top1: Its top-1 on the validation set, percent.
-            pruner: Chooses the masks; None in a phase that does not prune.
+            pruner: Chooses the masks; None if the model has no compactors.
         """
         if self._folder is None:
             return
-        if pruner is not None:
-            is_pruned = pruner.macs_fraction(pruner.living_widths()) <= self._target
-            if not is_pruned or pruner.num_masked_alive():
-                return
+        if pruner is not None and not pruner.is_pruned():
+            return
         if not self._has_read:
             self._top1, self._has_read = self._cluster.from_root(self._earlier_top1), True
         if self._top1 is not None and top1 <= self._top1:

@@ -7,6 +7,9 @@ With several ranks, every rank calls `fit` with the same arguments on its own pa
 same size. Keras averages the loss over a rank's part, and the mean of these means is the mean over the batch only if
 the parts are equal. Keras does not know the other ranks, so the batch-norm statistics of the ranks drift apart. They
 are averaged before each use. Since a running average is linear, that gives the same as averaging at every step.
+
+The random layers of the model, such as Dropout, draw numbers that follow from seed, step and sample, see
+`randomness.py`: a resumed fit draws what an undisturbed one does, and two ranks draw different masks.
 """
 
 from pathlib import Path
@@ -23,6 +26,7 @@ from resrep_dist.monitoring.dashboard import write_layout
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.training.randomness import draw_by_position_in_fit
 
 from tensorflow import keras
 
@@ -39,12 +43,21 @@ class ChannelMasks(keras.callbacks.Callback):
         first_step: No mask is chosen before this step.
         last_step: No mask changes after this step; see `last_mask_step`.
         cluster: The cluster that the optimizer has too; None for one created here.
+        seed: Seed of the random layers, such as Dropout; the same on all ranks.
     """
 
     def __init__(
-        self, graph: Graph, config: PruneConfig, *, first_step: int, last_step: int, cluster: Cluster | None = None
+        self,
+        graph: Graph,
+        config: PruneConfig,
+        *,
+        first_step: int,
+        last_step: int,
+        cluster: Cluster | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self._seed = seed
         self._cluster = cluster
         self._graph, self._config, self._first_step, self._last_step = graph, config, first_step, last_step
         self.pruner: Pruner | None = None
@@ -92,6 +105,7 @@ class ChannelMasks(keras.callbacks.Callback):
         times = {"first_step": self._first_step, "last_step": self._last_step}
         self.pruner = Pruner(self.state, self._graph, self._config, self.cluster, **times)
         self.pruner.warn_if_too_slow()
+        draw_by_position_in_fit(self.model, self._seed, self.cluster)
         self.share()
 
     def share(self) -> None:

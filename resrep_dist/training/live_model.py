@@ -5,7 +5,7 @@ from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
-from resrep_dist.layers.insertion import compactors_of
+from resrep_dist.layers.insertion import compactors_of, has_compactors
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.training.evaluation import Evaluator
@@ -22,7 +22,7 @@ class LiveModel:
         state: The current state; `follow` replaces it.
         step: The compiled training step.
         evaluator: The compiled evaluation.
-        pruner: Chooses the masks; None without a graph.
+        pruner: Chooses the masks; None without a graph, and once the model has been merged during its training.
 
     Args:
         model: Model ready for training, see `model_for_training`. With a graph it has the graph's compactors.
@@ -47,7 +47,7 @@ class LiveModel:
         if graph:
             channels = channels or KeptChannels.all_of(graph)
         state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables)
-        self.pruner = _make_pruner(state, graph, plan, cluster) if graph else None
+        self.pruner = _make_pruner(state, graph, plan, cluster) if graph and has_compactors(model) else None
         self.follow(state)
 
     def follow(self, state: TrainState) -> None:
@@ -59,6 +59,8 @@ class LiveModel:
         self.state = state
         self.evaluator = Evaluator(state.model, self._metrics)
         self.step.follow(state)
+        if not has_compactors(state.model):
+            self.pruner = None
         if self.pruner:
             self.pruner.follow(state)
 

@@ -124,7 +124,7 @@ class Trainer:
 
     @property
     def pruner(self) -> Pruner | None:
-        """Chooses the masks; None without a graph."""
+        """Chooses the masks; None without a graph, and once the model was merged during the training."""
         return self._live.pruner
 
     @property
@@ -186,9 +186,9 @@ class Trainer:
             if self.pruner and self.pruner.is_due(self.step):
                 self.state.agree(self.cluster)
                 self.pruner.update()
-            if self._shrinker and self._shrinker.is_due(self.step):
+            if self._shrinker and self.pruner and self._shrinker.is_due(self.step):
                 with self.cluster.watchdog.patient():
-                    self._shrink(self._shrinker, images, labels)
+                    self._shrink(self._shrinker, self.pruner, images, labels)
             metrics = self._read_metrics() if self.step % self.config.logging.interval_steps == 0 else None
             self._hooks.on_step(self, metrics)
             if self._is_evaluation_due() or self.is_done():
@@ -224,7 +224,7 @@ class Trainer:
             self._live.step.request_stop()
 
     def _make_shrinker(self, graph: Graph) -> Shrinker:
-        shrinker = Shrinker(graph, self.config.shrink, self._plan.require_masks().interval_steps, self.cluster)
+        shrinker = Shrinker(graph, self.config, self._plan.require_masks().interval_steps, self.cluster)
         shrinker.require_unconstrained(self.model)
         shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
         return shrinker
@@ -232,18 +232,20 @@ class Trainer:
     def _state_at(self, channels: KeptChannels | None) -> TrainState:
         return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
 
-    def _shrink(self, shrinker: Shrinker, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def _shrink(self, shrinker: Shrinker, pruner: Pruner, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
-        assert self.graph is not None and self.pruner is not None
-        dead = self.pruner.dead
-        saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, dead()))
+        assert self.graph is not None
+        saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, pruner))
         if saved is None:
             return
         self.state.agree(self.cluster)
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
         channels = KeptChannels.from_json(self.graph, saved)
-        self._live.follow(shrinker.shrink(self.state, channels, (images for images, _ in batches)))
+        smaller = shrinker.shrink(self.state, channels, (images for images, _ in batches), self._validation_data)
+        if smaller is self.state:
+            return
+        self._live.follow(smaller)
         # Models and graphs contain reference cycles, so Python would keep the larger ones in memory for a while.
         gc.collect()
         built = time.perf_counter()

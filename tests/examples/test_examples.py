@@ -75,6 +75,28 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
     assert (tmp_path / "model.tflite").stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "score", "lowest", "outputs"),
+    [
+        ("unet_segmentation.py", "mean IoU", 85, ["classes"]),
+        ("two_headed_detector.py", "F1", 85, ["boxes", "classes"]),
+        ("signals_conv1d.py", "top-1", 95, ["classes"]),
+    ],
+)
+def test_more_than_classifiers_of_images_are_pruned_to_half_and_exported(tmp_path, name, score, lowest, outputs):
+    text = run(name, tmp_path)
+    assert re.search(rf"^ +{score} +multiply-adds$", text, re.MULTILINE)
+    before, macs = find(r"before +(\S+) % +(\S+)", text)
+    after, slim_macs = find(r"after +(\S+) % +(\S+)", text)
+    assert before > lowest and after > lowest and slim_macs <= macs / 2
+    differences = re.findall(r"^largest difference of (\S+): (\S+) of", text, re.MULTILINE)
+    assert [output for output, _ in differences] == outputs
+    files = re.findall(r"^(model\S+?)(?: in Keras 3\S+)?: (\S+) of the largest output", text, re.MULTILINE)
+    assert [file for file, _ in files] == ["model.h5", "model.tflite", "model.onnx"]
+    assert all(float(difference) < 1e-5 for _, difference in differences + files)
+    assert {path.name for path in tmp_path.iterdir()} == {file for file, _ in files}
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     import nbclient

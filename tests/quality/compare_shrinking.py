@@ -1,8 +1,7 @@
 """Modes of shrinking over seeds: `python -m tests.quality.compare_shrinking --seeds 3 [--config FILE]`.
 
-For each seed one base model is trained, and pruned in each mode for the same number of steps; `plain` is the mode
-`exact` up to the step at which the target is met and every masked row is dead, and from there plain training of the
-merged slim model. Prints top-1 at the end; the multiply-adds of all steps, compactors counted, relative to plain
+For each seed one base model is trained, and pruned in each mode for the same number of steps. Prints top-1 at the end;
+the multiply-adds of all steps, compactors counted, relative to plain
 training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
 
 `--nudges N` prunes N times in each mode, from weights of the base that differ by roundings: how far apart the ends of
@@ -16,14 +15,11 @@ import statistics
 import time
 from pathlib import Path
 
-from resrep_dist.config import Config, ShrinkConfig, load_config
+from resrep_dist.config import Config, load_config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.layers.costs import training_macs
-from resrep_dist.layers.insertion import live_graph
-from resrep_dist.merging import merge
 from resrep_dist.models.building import build_model
-from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.trainer import Trainer
 from tests.networks import sources_of
@@ -38,24 +34,19 @@ INTERVAL_STEPS = 10
 
 
 def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cluster) -> dict[str, float]:
-    shrink = dataclasses.replace(config.shrink, mode="exact" if mode == "plain" else mode)
-    config = dataclasses.replace(
-        config, shrink=shrink, prune=dataclasses.replace(config.prune, max_extension_epochs=0.0)
-    )
+    shrink = dataclasses.replace(config.shrink, mode=mode)
+    prune_config = dataclasses.replace(config.prune, max_extension_epochs=0.0)
+    config = dataclasses.replace(config, shrink=shrink, prune=prune_config)
     graph = trace(base)
     base_macs = graph.macs.total(graph.widths)
     trainer = Trainer(base, graph, config, *data, cluster=cluster)
     trainer.start()
     model, cost, seconds, shrink_steps = trainer.model, 0.0, 0.0, list[int]()
-    slim_macs = None
     while trainer.step < trainer.num_steps:
-        of_step = slim_macs or training_macs(trainer.model, graph, live_graph(trainer.model, graph).widths)
+        of_step = training_macs(trainer.model, graph, trainer.state.channels)
         first_step, start = trainer.step, time.perf_counter()
         trainer.train_until(min(trainer.step + INTERVAL_STEPS, trainer.num_steps))
         cost += of_step * (trainer.step - first_step)
-        if mode == "plain" and slim_macs is None and trainer.pruner.num_chosen and is_at_target(trainer.pruner, config):
-            slim_macs = graph.macs.total(trainer.pruner.living_widths())
-            trainer = plain_trainer(trainer, data, cluster)
         seconds += time.perf_counter() - start
         if trainer.model is not model:
             model = trainer.model
@@ -66,6 +57,7 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
         "seconds": seconds,
         "last_shrink_step": max(shrink_steps, default=0),
         "num_shrinks": len(shrink_steps),
+        "merge_step": trainer.state.early_merge["step"] if trainer.state.early_merge else -1,
         "num_masked_alive": trainer.pruner.num_masked_alive() if trainer.pruner else 0,
     }
 
@@ -78,30 +70,12 @@ def nudged(model: keras.Model, seed: int) -> keras.Model:
     return copy
 
 
-def is_at_target(pruner: Pruner, config: Config) -> bool:
-    """True once every masked channel is dead and the rest meets the target."""
-    is_met = pruner.macs_fraction(pruner.unmasked_widths()) <= config.prune.target_macs_fraction
-    return is_met and pruner.num_masked_alive() == 0
-
-
-def plain_trainer(trainer: Trainer, data: tuple, cluster: Cluster) -> Trainer:
-    """Plain training of the merged model from where the trainer stands, at the rates that it would have had."""
-    slim, _ = merge(trainer.model, trainer.graph, data[1].first_images(64))
-    config = dataclasses.replace(trainer.config, prune=None, base=None, shrink=ShrinkConfig())
-    plain = Trainer(slim, None, config, *data, cluster=cluster)
-    plain.start()
-    plain.step = trainer.step
-    plain.optimizer.iterations.assign(trainer.step)
-    plain._batches = plain._make_batches()
-    return plain
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=DIGITS, help="default: the demo's")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "plain"])
+    parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "merge"])
     parser.add_argument(
         "--nudges", type=int, default=0, help="runs in each mode from nudged weights (default: one run)"
     )

@@ -16,7 +16,7 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 # One launch for all scenarios of a number of ranks, since most of its time is TensorFlow's start. The last one ends it.
 SCENARIOS = {
     1: "trajectory",
-    2: "threads,identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,flipped_bits",
+    2: "threads,identical,trajectory,not_finite,evaluation,root_error,statistics,shrink,early_merge,flipped_bits",
     4: "fixed_sums,again,identical,trajectory,not_finite,flipped_bits",
 }
 
@@ -191,6 +191,27 @@ def test_ranks_shrink_together_and_one_process_restores_the_state(worked):
         assert state.keys() == one.state.keys()
         for name, variable in one.state.items():
             np.testing.assert_array_equal(state[name], variable.numpy(), err_msg=f"{where} {name}")
+
+
+def test_ranks_merge_at_the_same_step_and_one_process_restores_the_slim_model(worked):
+    import resrep_dist
+    from tests.networks import random_source, shrinking_config, small_network
+
+    folder, _, _ = worked(2, "early_merge")
+    ranks = [dict(np.load(folder / f"merged_rank{rank}.npz")) for rank in (0, 1)]
+    steps = [int(of_rank.pop("merge_step")) for of_rank in ranks]
+    assert steps[0] == steps[1] > 0
+    model = small_network(seed=5)
+    sources = random_source(), random_source(64, seed=1)
+    one = resrep_dist.Trainer(
+        model, resrep_dist.trace(model), shrinking_config("merge"), *sources, workdir=folder / "run"
+    )
+    one.start()
+    assert one.pruner is None and one.state.early_merge["step"] == steps[0]
+    for of_rank in ranks:
+        assert of_rank.keys() == one.state.keys()
+        for name, variable in one.state.items():
+            np.testing.assert_array_equal(of_rank[name], variable.numpy(), err_msg=name)
 
 
 @pytest.mark.slow

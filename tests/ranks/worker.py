@@ -143,6 +143,17 @@ def shrink(cluster: Cluster, folder: Path) -> None:
     np.savez(folder / f"from{first_step}_rank{cluster.rank}.npz", **state)
 
 
+def early_merge(cluster: Cluster, folder: Path) -> None:
+    """To the end of a run that is merged in its training; every rank writes its state and when it was merged."""
+    model = small_network(seed=cluster.rank)
+    config, sources = shrinking_config("merge"), (random_source(), random_source(64, seed=1))
+    trainer = Trainer(model, trace(model), config, *sources, cluster=cluster, workdir=folder / "run")
+    trainer.run()
+    state = {name: variable.numpy() for name, variable in trainer.state.items()}
+    step = int((trainer.state.early_merge or {"step": -1})["step"])
+    np.savez(folder / f"merged_rank{cluster.rank}.npz", **state, merge_step=np.int64(step))
+
+
 def flip_bit(variable: tf.Variable, bit: int = 1) -> None:
     array = variable.numpy()
     bits = array.reshape(-1).view(np.int32)

@@ -8,6 +8,7 @@ from resrep_dist.benchmark.widths import channels_of, choose_channels, even_chan
 from resrep_dist.cli.main import main
 from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
+from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.building import build_model
@@ -148,7 +149,7 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
         graph,
     )
     with_compactors = insert_compactors(model, graph)
-    macs = [training_macs(with_compactors, graph, widths) for widths in (full, half, narrow)]
+    macs = [training_macs(with_compactors, graph, KeptChannels.first_of(w)) for w in (full, half, narrow)]
     (off,) = stages(log, with_compactors, graph, config, "off")
     assert (off.num_steps, off.macs, off.channels.widths) == (100, macs[0], full)
     exact = stages(log, with_compactors, graph, config, "exact")
@@ -156,11 +157,16 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
         (40, full, macs[0]), (30, half, macs[1]), (30, narrow, macs[2])
     ]  # fmt: skip
     refold = stages(log, with_compactors, graph, config, "refold")
-    macs[1:] = [training_macs(with_compactors, graph, widths, is_refolded=True) for widths in (half, narrow)]
+    macs[1:] = [training_macs(with_compactors, graph, KeptChannels.first_of(w, True)) for w in (half, narrow)]
     assert [(s.num_steps, s.channels.is_refolded, s.macs) for s in refold] == [
         (40, False, macs[0]), (30, True, macs[1]), (30, True, macs[2])
     ]  # fmt: skip
     assert all(after.macs < before.macs for after, before in zip(refold[1:], exact[1:], strict=True))
+    merge = stages(log, with_compactors, graph, config, "merge")
+    assert [(s.num_steps, s.channels.widths, s.macs) for s in merge] == [
+        (40, full, macs[0]), (30, half, exact[1].macs), (30, narrow, graph.macs.total(narrow))
+    ]  # fmt: skip
+    assert [s.channels.is_merged for s in merge] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -189,11 +195,16 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     assert main(["benchmark", "replay", *arguments]) == 0
     result = json.loads((tmp_path / "benchmark.json").read_text())["replay"]
     macs, shrinks = result["macs_vs_plain"], result["num_shrinks"]
-    assert macs["off"] > macs["exact"] > macs["refold"] > 0 and shrinks == {"off": 0, "exact": 1, "refold": 1}
+    assert macs["off"] > macs["exact"] > macs["refold"] > macs["merge"] > 0 and shrinks == {
+        "off": 0,
+        "exact": 1,
+        "refold": 1,
+        "merge": 1,
+    }
     # Each layout is measured once, and every run is the sum of its halves.
-    points = {(p["is_refolded"], tuple(p["widths_channels"])): p for p in result["points"]}
-    assert len(points) == len(result["points"]) == 3
-    halves = [points[False, tuple(graph.widths)], points[True, tuple(narrow)]]
+    points = {(p["is_refolded"], p["is_merged"], tuple(p["widths_channels"])): p for p in result["points"]}
+    assert len(points) == len(result["points"]) == 4
+    halves = [points[False, False, tuple(graph.widths)], points[True, False, tuple(narrow)]]
     for key in ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain"):
         assert math.isclose(result[key]["refold"], sum(point[key] for point in halves) / 2)
     assert "refold" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from resrep_dist.cli.main import build_parser, main
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export import convert as export
 from resrep_dist.export.convert import FORMATS, export_model
-from resrep_dist.export.inference import load_any_model, open_model_file
+from resrep_dist.export.inference import load_any_model, open_model_file, open_program
 from resrep_dist.models.files import save_model
 from resrep_dist.reporting.usage import usage_of
 from resrep_dist.training.evaluation import Evaluator
@@ -52,6 +52,39 @@ def test_a_file_gives_the_models_outputs_for_any_batch_and_evaluates_to_the_same
     assert values == pytest.approx(expected, rel=1e-2 if is_float16 else 1e-4)
 
 
+def two_in_three_out():
+    """Two inputs and three outputs: classes, boxes, and a map whose layer's name no format can hold."""
+    layers = keras.layers
+    image, size = keras.Input([16, 16, 3], name="image"), keras.Input([2], name="size")
+    x = layers.Conv2D(8, 3, activation="relu")(image)
+    pooled = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), size])
+    heads = [
+        layers.Dense(3, name="class")(pooled),
+        layers.Dense(4, name="box")(pooled),
+        layers.Conv2D(2, 1, name="a/b")(x),
+    ]
+    model = keras.Model([image, size], heads)
+    randomise(model)
+    return model
+
+
+@pytest.mark.parametrize("name", ["saved_model", "tflite", "onnx"])
+def test_several_inputs_and_outputs_are_exported_and_compared_by_name(tmp_path, name):
+    if name == "onnx":
+        pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
+    model, sizes = two_in_three_out(), np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    result = export_model(model, name, tmp_path, {"image": IMAGES, "size": sizes}, 1e-4)
+    assert result.relative_differences.keys() == {"class", "box", "a_b"}
+    assert max(result.relative_differences.values()) == result.max_relative_difference < 1e-5
+    program = open_program(result.path)
+    assert program.input_shapes == {"image": (16, 16, 3), "size": (2,)}
+    received = program.run({"image": IMAGES[:7], "size": sizes[:7]})
+    for output, expected in zip(("class", "box", "a_b"), model([IMAGES[:7], sizes[:7]]), strict=True):
+        np.testing.assert_allclose(received[output], expected, atol=1e-4)
+    with pytest.raises(ModelError, match="has 2 inputs and 3 outputs"):
+        open_model_file(result.path)
+
+
 def test_an_onnx_file_says_how_it_is_used(tmp_path):
     pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
     import onnx
@@ -73,12 +106,12 @@ def test_on_a_gpu_with_tf32_the_comparison_is_in_full_float32(tmp_path, monkeypa
     is_enabled = tf.config.experimental.tensor_float_32_execution_enabled
 
     def open_on_a_gpu(path):
-        inference = open_model_file(path)
+        program = open_program(path)
         # Rounding to 10 bits is worth this much.
-        run = lambda images: inference.run(images) * (1.0 + 1e-3 * is_enabled())  # noqa: E731
-        return dataclasses.replace(inference, run=run)
+        rounded = lambda arrays: {name: array * (1.0 + 1e-3 * is_enabled()) for name, array in arrays.items()}  # noqa: E731
+        return dataclasses.replace(program, run=lambda arrays: rounded(program.run(arrays)))
 
-    monkeypatch.setattr(export, "open_model_file", open_on_a_gpu)
+    monkeypatch.setattr(export, "open_program", open_on_a_gpu)
     assert is_enabled()
     assert export_model(network(), "saved_model", tmp_path, IMAGES, 1e-4).max_relative_difference < 1e-5
     assert is_enabled()

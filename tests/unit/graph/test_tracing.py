@@ -57,11 +57,15 @@ def test_a_constant_that_a_layer_pads_with_zeros_is_refused_by_its_name(layer):
     assert reason == "a dead channel would be a constant, and border pads it with zeros"
 
 
+STATISTICS = "whose mean and variance a channel that is zero changes too"
+
+
 @pytest.mark.parametrize(
     "layer, reason",
     [
         (layers.Activation("softmax", name="s"), "the activation s mixes its channels"),
-        (layers.LayerNormalization(name="n"), "its channels reach n, a LayerNormalization"),
+        (layers.LayerNormalization(name="n"), f"its channels reach n, a LayerNormalization, {STATISTICS}"),
+        (layers.GroupNormalization(2, name="n"), f"its channels reach n, a GroupNormalization, {STATISTICS}"),
         (layers.DepthwiseConv2D(3, depth_multiplier=2, name="d"), "its channels reach d, a DepthwiseConv2D"),
         (
             layers.MaxPooling2D(data_format="channels_first", name="p"),

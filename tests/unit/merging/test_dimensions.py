@@ -1,4 +1,4 @@
-"""More than classifiers of images: signals, volumes, and a U-Net whose output is a map."""
+"""More than classifiers of images: signals, volumes, a U-Net whose output is a map, two inputs and two heads."""
 
 import resrep_dist
 from resrep_dist.graph import trace
@@ -7,54 +7,21 @@ from resrep_dist.models.files import load_model
 from resrep_dist.shrinking.refolding import refolded
 from resrep_dist.shrinking.surgery import without_channels
 from tests.networks import randomise, with_dead_channels
+from tests.other_networks import signals, two_headed, unet, volumes
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 layers = keras.layers
-
-
-def signals():
-    x = inputs = keras.Input([32, 2])
-    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(8, 5, padding="causal", name="a")(x)))
-    x = layers.SpatialDropout1D(0.1)(layers.MaxPooling1D(2)(layers.ZeroPadding1D(1)(x)))
-    x = layers.Conv1D(12, 3, padding="same", dilation_rate=2, activation="relu", name="b")(x)
-    x = layers.AveragePooling1D(2)(layers.UpSampling1D(2)(layers.Cropping1D(1)(x)))
-    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(6, 3, 2, use_bias=False, name="c")(x)))
-    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling1D()(x)))
-
-
-def volumes():
-    x = inputs = keras.Input([8, 8, 8, 1])
-    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv3D(6, 3, padding="same", name="a")(x)))
-    x = layers.SpatialDropout3D(0.1)(layers.MaxPooling3D(2)(layers.ZeroPadding3D(1)(x)))
-    x = layers.Conv3D(8, 3, activation="relu", name="b")(layers.Cropping3D(1)(layers.UpSampling3D(2)(x)))
-    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(layers.AveragePooling3D(2)(x))))
-
-
-def unet():
-    x = inputs = keras.Input([16, 16, 3])
-    skips = []
-    for depth, width in enumerate((6, 8)):
-        x = layers.Conv2D(width, 3, padding="same", name=f"down{depth}")(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-        skips.append(x)
-        x = layers.MaxPooling2D(2)(x)
-    x = layers.Conv2D(12, 3, padding="same", activation="relu", name="bottom")(x)
-    for depth, width in ((1, 8), (0, 6)):
-        x = layers.Conv2DTranspose(width, 3, 2, "same", name=f"up{depth}")(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x) if depth else x)
-        x = layers.Concatenate()([x, skips[depth]])
-        x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"wide{depth}")(x)
-    x = layers.Conv2DTranspose(4, 2, 2, activation="relu", name="finer")(x)
-    return keras.Model(inputs, layers.Conv2D(5, 1, name="map")(x))
 
 
 MODELS = {
     "signals": (signals, ["a", "b", "c"]),
     "volumes": (volumes, ["a", "b"]),
     "unet": (unet, ["down0", "down1", "bottom", "up1", "wide1", "up0", "wide0", "finer"]),
+    "two_headed": (two_headed, ["stem", "trunk", "of_boxes"]),
 }
 
 
@@ -63,8 +30,15 @@ def built(name):
     model = MODELS[name][0]()
     randomise(model)
     graph = trace(model)
-    images = np.random.default_rng(0).normal(size=(16, *model.input_shape[1:])).astype(np.float32)
-    return model, graph, images
+    random = np.random.default_rng(0)
+    images = [random.normal(size=(16, *tensor.shape[1:])).astype(np.float32) for tensor in model.inputs]
+    return model, graph, images if len(images) > 1 else images[0]
+
+
+def assert_equal_outputs(model, other, images, atol):
+    received, expected = (tf.nest.flatten(each(images)) for each in (model, other))
+    for one, another in zip(received, expected, strict=True):
+        np.testing.assert_allclose(one, another, atol=atol)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,7 +48,7 @@ def test_half_of_all_channels_go_and_the_outputs_stay(name):
     trained = with_dead_channels(model, graph)
     slim, certificate = resrep_dist.merge(trained, graph, images)
     assert certificate.max_relative_difference < 1e-5
-    np.testing.assert_allclose(slim(images), trained(images), atol=1e-4)
+    assert_equal_outputs(slim, trained, images, 1e-4)
     kept = [entry["kept"] for entry in certificate.channels.values()]
     assert sum(kept) < sum(graph.widths)
     of_slim = trace(slim)
@@ -87,11 +61,21 @@ def test_a_model_in_training_shrinks_and_is_folded_anew(name):
     trained = with_dead_channels(model, graph)
     dead = [trained.get_layer(group.layers[0].compactor).mask.numpy() == 0 for group in graph.groups]
     narrow = without_channels(trained, graph, dead)
-    np.testing.assert_allclose(narrow(images), trained(images), atol=1e-4)
-    np.testing.assert_allclose(refolded(narrow, graph)(images), trained(images), atol=1e-3)
+    assert_equal_outputs(narrow, trained, images, 1e-4)
+    assert_equal_outputs(refolded(narrow, graph), trained, images, 1e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_the_multiply_adds_of_all_heads_count():
+    _, graph, _ = built("two_headed")
+    pixels = 8 * 8
+    trunk = pixels * 9 * (3 * 8 + 8 * 12)
+    classes, boxes = (12 + 4) * 5, pixels * (9 * 12 * 10 + 10 * 4)
+    assert graph.macs.total(graph.widths) == trunk + classes + boxes
+    # One channel of the trunk feeds both heads.
+    assert graph.macs.per_channel(graph.widths)[1] == pixels * 9 * (8 + 10) + 5
+
+
+@pytest.mark.parametrize("name", ["signals", "volumes", "unet"])
 def test_its_file_is_read_here_and_by_keras_3(tmp_path, name):
     model, _, images = built(name)
     resrep_dist.save_model(model, tmp_path / "model.h5")

@@ -4,7 +4,7 @@ from resrep_dist.graph import trace
 from resrep_dist.merging import merge
 from resrep_dist.models.files import load_model, save_model
 from tests.networks import randomise, with_dead_channels
-from tests.quality.coverage import load_in_keras3
+from tests.quality.coverage import load_in_keras3, save_arrays
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_keras_2_reads_the_file(saved):
 @pytest.mark.slow
 def test_keras_3_reads_the_file(saved):
     path, images, outputs = saved
-    np.savez(f"{path}.npz", images=images, outputs=outputs)
+    save_arrays(path, images, outputs)
     version, results = load_in_keras3([path])
     assert version.startswith("3.")
     assert results[str(path)] < 1e-6

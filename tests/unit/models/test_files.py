@@ -67,6 +67,14 @@ def test_a_file_of_either_keras_gives_the_same_outputs(folder, version, network,
         assert model.get_layer("separable").activation is keras.activations.linear
 
 
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_operations_of_keras_3_become_layers(folder, ending):
+    model = load_model(folder / f"keras3_operations.{ending}")
+    outputs = model.predict(keras_files.images(), verbose=0)
+    assert np.abs(outputs - np.load(folder / "keras3_operations.npy")).max() < 1e-5
+    assert {group.name for group in trace(model).groups} == {"wide"}
+
+
 @pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5"])
 @pytest.mark.parametrize("version", ["keras2", "keras3"])
 def test_weights_of_either_keras_go_into_a_model(folder, version, ending):

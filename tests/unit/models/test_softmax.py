@@ -131,3 +131,18 @@ def test_the_advice_for_a_single_output_is_not_a_circle(monkeypatch):
         small_config(model={"num_classes": 1})
     monkeypatch.setattr(building, "_call_users_function", lambda name, config: models[2])
     assert build_model(ModelConfig("python:mine:build", 2, 8)).output_shape == (None, 2)
+
+
+def test_of_several_outputs_each_softmax_is_taken_off_unless_another_layer_takes_it():
+    inputs = keras.Input([8])
+    probabilities, gate = layers.Dense(3, activation="softmax")(inputs), layers.Dense(4, activation="sigmoid")(inputs)
+    outputs = [layers.Softmax()(layers.Dense(5)(inputs)), probabilities, layers.Multiply()([gate, inputs[:, :4]]), gate]
+    model = keras.Model(inputs, outputs)
+    values = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+    logits = with_logits(model)(values)
+    for index, (before, after) in enumerate(zip(model(values), logits, strict=True)):
+        if index < 2:
+            np.testing.assert_allclose(tf.nn.softmax(after), before, atol=1e-6)
+            assert not np.allclose(after, before)
+        else:
+            np.testing.assert_allclose(after, before, atol=1e-6)

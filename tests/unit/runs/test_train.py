@@ -40,12 +40,12 @@ def test_a_folder_of_other_things_is_refused_and_what_a_killed_start_left_is_not
         open_workdir(load_config(DIGITS_CONFIG), tmp_path)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold"])
+@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold", "merge"])
 def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
     config = dataclasses.replace(
         shrinking_config(mode),
         model=dataclasses.replace(small_config().model, name="python:tests.networks:small_classifier"),
-        train=dataclasses.replace(small_config().train, num_epochs=4),
+        train=dataclasses.replace(small_config().train, num_epochs=8 if mode == "merge" else 4),
     )
     prune = dataclasses.replace(config.prune, mask_start_epochs=0.2)
     report = train(dataclasses.replace(config, prune=prune), tmp_path, Cluster(), Console(quiet=True))
@@ -54,6 +54,11 @@ def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_origin
     assert {name: entry["original"] for name, entry in channels.items()} == {g.name: g.width for g in graph.groups}
     kept = [entry["kept"] for entry in channels.values()]
     assert report["slim"]["macs"] == graph.macs.total(kept) <= 0.6 * report["base"]["macs"]
-    # The trained model is shrunken already, with compactors in it.
-    assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
+    if mode == "merge":
+        assert report["slim"]["macs"] == report["trained"]["macs"]
+        assert 0 < report["early_merge"]["step"] < report["made_from"]["step"]
+        assert report["early_merge"]["certificate"]["max_relative_difference"] < 1e-5
+    else:
+        # The trained model is shrunken already, with compactors in it.
+        assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
     assert report["slim"]["top1"] == report["trained"]["top1"]

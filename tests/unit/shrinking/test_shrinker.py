@@ -103,7 +103,10 @@ def test_other_ways_to_compute_a_step_go_on_in_a_smaller_model(training):
     [
         ({"prune": {"target_macs_fraction": 0.5, "rule": "paper"}}, "received 'exact' with prune.rule 'paper'"),
         ({"prune": None, "base": None}, "received 'exact' without the section `prune`"),
-        ({"shrink": {"mode": "merge"}}, "shrink.mode: received 'merge', expected 'off', 'exact' or 'refold'"),
+        (
+            {"shrink": {"mode": "merged"}},
+            "shrink.mode: received 'merged', expected 'off', 'exact', 'refold' or 'merge'",
+        ),
     ],
 )
 def test_what_cannot_shrink_is_refused(change, message):

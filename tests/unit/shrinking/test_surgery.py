@@ -15,7 +15,16 @@ from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.shrinking.surgery import removable, with_channels, without_channels
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase
-from tests.networks import random_source, randomise, small_config, small_network, with_dead_channels
+from tests.networks import (
+    branching_network,
+    convolution,
+    grouped_network,
+    random_source,
+    randomise,
+    small_config,
+    small_network,
+    with_dead_channels,
+)
 
 import numpy as np
 import pytest
@@ -32,38 +41,6 @@ def float64():
     keras.backend.set_floatx("float64")
     yield
     keras.backend.set_floatx("float32")
-
-
-def convolution(x, width, name, activation=True):
-    x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
-    x = layers.BatchNormalization(name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x) if activation else x
-
-
-def branching_network():
-    """Two branches side by side, two residual additions, pixels flattened into a dense layer."""
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input([16, 16, 3])
-    small = layers.MaxPooling2D(4)(inputs)
-    x = layers.Concatenate(name="side_by_side")([convolution(small, 8, "left"), convolution(small, 6, "right")])
-    x = convolution(x, 10, "stem")
-    for block in ("first", "second"):
-        y = convolution(convolution(x, 8, f"{block}_in"), 10, f"{block}_out", activation=False)
-        x = layers.ReLU(name=f"{block}_relu")(layers.Add(name=f"{block}_add")([x, y]))
-    x = layers.Flatten(name="pixels")(layers.MaxPooling2D(2)(x))
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="branching")
-
-
-def grouped_network():
-    """Convolutions of two and of four groups; the first divides its channels for them."""
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input([16, 16, 3])
-    x = convolution(layers.MaxPooling2D(2)(inputs), 16, "conv")
-    for number, groups in enumerate((2, 4)):
-        x = layers.Conv2D(16, 3, padding="same", groups=groups, use_bias=False, name=f"grouped{number}")(x)
-        x = layers.ReLU(name=f"relu{number}")(layers.BatchNormalization(name=f"bn{number}")(x))
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="grouped")
 
 
 def depthwise_network(use_bias=False, batch_norm=True):
@@ -95,7 +72,7 @@ def make_live(model, graph):
     )
     plan = plan_phase(config, graph, len(SOURCE))
     live = LiveModel(model_for_training(model, graph, config, CLUSTER), graph, plan, config.training, CLUSTER)
-    return live, Shrinker(graph, config.shrink, config.prune.mask_interval_steps, CLUSTER)
+    return live, Shrinker(graph, config, config.prune.mask_interval_steps, CLUSTER)
 
 
 def train(live, first_step, last_step):
@@ -125,7 +102,7 @@ def test_in_float64_training_goes_on_as_if_the_dead_channels_were_still_there(fl
         compactor.kernel.assign(compactor.kernel * ([0.05] * 3 + [1.0] * 7))
     train(live, 0, 150)
     small, shrinker = copy_of(live, model, graph)
-    layout = KeptChannels.from_json(graph, shrinker.next_channels(small.state, small.pruner.dead()))
+    layout = KeptChannels.from_json(graph, shrinker.next_channels(small.state, small.pruner))
     num_gone = sum(graph.widths) - sum(layout.widths)
     assert num_gone >= 3, "rows have died"
     small.follow(shrinker.shrink(small.state, layout, ()))
@@ -174,10 +151,10 @@ def test_a_shrunken_model_is_counted_and_merged_and_reports_the_original_widths(
     for expected, received in zip(whole.get_weights(), slim.get_weights(), strict=True):
         np.testing.assert_allclose(received, expected, atol=1e-5)
     # What is counted before it is built is what is built, and what a count by hand of the layers gives.
-    widths = layout.widths
-    assert training_macs(pruned, graph, widths) == training_macs(small, graph, widths) == macs_by_hand(small)
+    assert training_macs(pruned, graph, layout) == training_macs(small, graph, layout) == macs_by_hand(small)
     refold = refolded(small, graph)
-    assert training_macs(small, graph, widths, is_refolded=True) == macs_by_hand(refold) < macs_by_hand(small)
+    layout = dataclasses.replace(layout, is_refolded=True)
+    assert training_macs(small, graph, layout) == macs_by_hand(refold) < macs_by_hand(small)
 
 
 def macs_by_hand(model):
@@ -252,7 +229,7 @@ def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_sp
     graph = trace(model)
     live, shrinker = make_live(model, graph)
     train(live, 0, 150)
-    saved = shrinker.next_channels(live.state, live.pruner.dead())
+    saved = shrinker.next_channels(live.state, live.pruner)
     layout = dataclasses.replace(KeptChannels.from_json(graph, saved), is_refolded=True)
     assert sum(layout.widths) < sum(graph.widths)
     kept = {layer.compactor: list(k) for g, k in zip(graph.groups, layout.kept, strict=True) for layer in g.layers}
@@ -276,7 +253,7 @@ def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_sp
             assert not variable.numpy().any(), name
     # The shrinker's own mode is `exact`: a run may go on in another mode than the one that has folded it.
     train(small, 150, 300)
-    assert shrinker.next_channels(small.state, small.pruner.dead())["is_refolded"]
+    assert shrinker.next_channels(small.state, small.pruner)["is_refolded"]
 
 
 @pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])

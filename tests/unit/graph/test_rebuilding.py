@@ -1,0 +1,51 @@
+"""What a rebuilt model keeps of the one that it is made from."""
+
+import resrep_dist
+from resrep_dist.graph import rebuild
+from resrep_dist.models.files import load_model
+from tests.networks import randomise, with_dead_channels
+
+import numpy as np
+import pytest
+from tensorflow import keras
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def two_heads():
+    """Inputs and outputs by name, in no order of the alphabet, one head behind a softmax."""
+    image, size = keras.Input([16, 16, 3], name="photo"), keras.Input([2], name="extent")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, name="a")(image)))
+    x = layers.Conv2D(12, 3, activation="relu", name="b")(x)
+    pooled = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), size])
+    outputs = {
+        "kind": layers.Dense(3, activation="softmax", name="z_dense")(pooled),
+        "box": layers.Dense(4, name="dense")(pooled),
+    }
+    model = keras.Model({"the_image": image, "its_size": size}, outputs)
+    randomise(model)
+    random = np.random.default_rng(0)
+    images = {"the_image": random.normal(size=(20, 16, 16, 3)), "its_size": random.normal(size=(20, 2))}
+    return model, {name: array.astype(np.float32) for name, array in images.items()}
+
+
+def test_inputs_and_outputs_that_have_names_keep_them_from_the_trace_to_the_files(two_heads, tmp_path):
+    model, images = two_heads
+    expected = model(images)
+    assert rebuild(model)(images).keys() == expected.keys()
+    graph = resrep_dist.trace(model)
+    assert [group.name for group in graph.groups] == ["a", "b"]
+    trained = with_dead_channels(model, graph)
+    slim, certificate = resrep_dist.merge(trained, graph, images)
+    assert certificate.relative_differences.keys() == {"box", "kind"}
+    assert max(certificate.relative_differences.values()) == certificate.max_relative_difference < 1e-5
+    expected = trained(images)
+    resrep_dist.save_model(slim, tmp_path / "slim.h5")
+    for received in (slim(images), load_model(tmp_path / "slim.h5")(images)):
+        assert received.keys() == {"kind", "box"}
+        for name in expected:
+            np.testing.assert_allclose(received[name], expected[name], atol=1e-4)
+    assert resrep_dist.compare_in_keras3(trained, tmp_path / "slim.h5", images).max_relative_difference < 1e-5
+    exported = resrep_dist.export_model(slim, "tflite", tmp_path, images, tolerance=1e-4)
+    assert exported.relative_differences.keys() == {"box", "kind"}
