@@ -49,6 +49,8 @@ _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
     "rng_type",
 }  # fmt: skip
+# Values of options of Keras 3 that are what Keras 2 does.
+_USUAL = (("groups", 1), ("data_format", "channels_last"), ("fill_mode", "constant"))
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000
 
@@ -175,7 +177,7 @@ def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Laye
     for key, value in config.items():
         if key in known:
             options[key] = _option(entry, key, value, is_keras_3)
-        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
+        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) not in _USUAL:
             raise ModelError(
                 f"layer {entry_name(entry)}: its option {key}={value!r} is not known to Keras 2; {FIX}"[:300]
             )
