@@ -1,5 +1,6 @@
 """Opens model files of all formats that this package writes, as functions from images to outputs."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ModelError, UserError, one_line
 from resrep_dist.models.ends import names_of_inputs, names_of_outputs
 from resrep_dist.models.files import load_model
+from resrep_dist.monitoring.quiet import without_lines
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +25,8 @@ Arrays = dict[str, np.ndarray]
 """Inputs or outputs by name, float32 [N, ...]."""
 # With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
 _MAX_TFLITE_SAMPLES = 32
+# It prints this once in a process.
+_LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +198,7 @@ def _open_saved_model(path: Path) -> Program:
 
 def _open_tflite(path: Path) -> Program:
     def interpreter_of(arrays: Arrays | None = None) -> Any:
-        interpreter = Interpreter(str(path), num_threads=visible_cores())
+        interpreter = _interpreter(path)
         if arrays is not None:
             for name, details in inputs.items():
                 interpreter.resize_tensor_input(details["index"], arrays[name].shape)
@@ -227,6 +231,15 @@ def _open_tflite(path: Path) -> Program:
         {name: tuple(map(int, d["shape"][1:])) for name, d in side.items()} for side in (inputs, outputs)
     ]
     return Program(shapes[0], shapes[1], run)
+
+
+def _interpreter(path: Path) -> Any:
+    """Create an interpreter, the first one without the line of the library that says which kernels it uses."""
+    quietly = without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext()
+    with quietly:
+        interpreter = Interpreter(str(path), num_threads=visible_cores())
+    _LINES_OF_TFLITE.clear()
+    return interpreter
 
 
 def _open_onnx(path: Path) -> Program:

@@ -72,13 +72,14 @@ class Trainer:
         validation_data: ImageSource,
         *,
         cluster: Cluster | None = None,
-        workdir: Path | None = None,
+        workdir: Path | str | None = None,
         console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
         accepts_changed_data: bool = False,
     ) -> None:
         self.cluster = cluster or Cluster(config.training.deterministic)
         self.graph = graph
+        workdir = Path(workdir) if workdir is not None else None
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
         check_start(config, model, graph, train_data, self.cluster.size)
