@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def _open_saved_model(path: Path) -> Program:
 
 def _open_tflite(path: Path) -> Program:
     def interpreter_of(arrays: Arrays | None = None) -> Any:
-        interpreter = _interpreter(path)
+        interpreter = Interpreter(str(path), num_threads=visible_cores())
         if arrays is not None:
             for name, details in inputs.items():
                 interpreter.resize_tensor_input(details["index"], arrays[name].shape)
@@ -213,7 +213,8 @@ def _open_tflite(path: Path) -> Program:
     def run_part(arrays: Arrays) -> Arrays:
         shapes = tuple(arrays[name].shape for name in inputs)
         if shapes not in interpreters:
-            interpreters[shapes] = interpreter_of(arrays)
+            with _first_time_quietly():
+                interpreters[shapes] = interpreter_of(arrays)
         interpreter = interpreters[shapes]
         for name, details in inputs.items():
             interpreter.set_tensor(details["index"], arrays[name])
@@ -233,13 +234,12 @@ def _open_tflite(path: Path) -> Program:
     return Program(shapes[0], shapes[1], run)
 
 
-def _interpreter(path: Path) -> Any:
-    """Create an interpreter, the first one without the line of the library that says which kernels it uses."""
-    quietly = without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext()
-    with quietly:
-        interpreter = Interpreter(str(path), num_threads=visible_cores())
+@contextlib.contextmanager
+def _first_time_quietly() -> Iterator[None]:
+    """Leave out the line in which the library says which kernels it uses, when a first model is made ready."""
+    with without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext():
+        yield
     _LINES_OF_TFLITE.clear()
-    return interpreter
 
 
 def _open_onnx(path: Path) -> Program:
