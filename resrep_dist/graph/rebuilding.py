@@ -18,7 +18,8 @@ from tensorflow import keras
 
 _layers = keras.layers
 _WITH_ACTIVATION = (
-    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv2DTranspose, _layers.DepthwiseConv2D,
+    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv1DTranspose, _layers.Conv2DTranspose,
+    _layers.Conv3DTranspose, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D, _layers.SeparableConv1D,
     _layers.SeparableConv2D, _layers.Dense,
 )  # fmt: skip
 

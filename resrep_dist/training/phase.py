@@ -84,6 +84,16 @@ class PhasePlan:
         """
         return dataclasses.replace(config, prune=self.masks.config) if self.masks else config
 
+    def ends_epochs(self, step: int, num_epochs: float) -> bool:
+        """Return True if a step is the last of a number of epochs, or of a multiple of it.
+
+        Args:
+            step: Number of steps made, with this one.
+            num_epochs: The number, which may be a fraction.
+        """
+        interval_steps = num_epochs * self.steps_per_epoch
+        return int(step / interval_steps) > int((step - 1) / interval_steps)
+
     def require_masks(self) -> MaskSchedule:
         """Return the schedule of the masks, which the plan of a phase with a graph has."""
         assert self.masks is not None, "the plan was made without a graph"
