@@ -58,6 +58,10 @@ class Cluster:
             if deterministic:
                 # NVLink's switches add in an order of their own. Set unless the user has set it.
                 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+            if tf.config.list_physical_devices("GPU"):
+                # A sum is done when the GPU knows what to wait for. Otherwise a thread waits until it has arrived, and
+                # only then is the GPU given what follows. Set unless the user has set it.
+                os.environ.setdefault("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
             self._start_horovod()
         # Before the first operation, since TensorFlow then takes all GPUs and as many threads as there are cores.
         try:

@@ -144,11 +144,17 @@ def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str]
 
 
 def require_functional(model: keras.Model) -> None:
-    """Check that a model is functional or Sequential, and built.
+    """Check that a model is a functional or Sequential one of Keras 2, and built.
 
     Raises:
         ModelError: If it is not.
     """
+    if not isinstance(model, keras.Model):
+        kind = type(model)
+        raise ModelError(
+            f"model: received a {kind.__module__}.{kind.__qualname__}, expected a Keras 2 model; "
+            "resrep_dist.load_model(path) reads one from a file of Keras 2 or 3, so save a model of Keras 3 first"
+        )
     if not isinstance(model, keras.Sequential) and not getattr(model, "_is_graph_network", False):
         raise ModelError(
             f"model {model.name}: expected a functional Keras model, received a subclassed one "

@@ -199,13 +199,26 @@ def _check(model: keras.Model, config: ModelConfig) -> None:
             f"{received}inputs and outputs have shapes {shapes}, expected one input [None, {size}, {size}, channels] "
             "(channels last) and one output; model.image_size must be that of the model"
         )
-    if shapes[1][1:] == (1,):
-        raise ModelError(
-            f"{received}its output is a single number, as with two classes and a sigmoid; expected one output for each "
-            "class: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 and 1"
-        )
+    require_classes(received, shapes[1])
     if shapes[1][1:] != (config.num_classes,):
         raise ModelError(
             f"{received}its output has shape {list(shapes[1])}, model.num_classes is {config.num_classes}; "
             "make them equal"
+        )
+
+
+def require_classes(received: str, shape: tuple[int | None, ...]) -> None:
+    """Check that a model has more than one output.
+
+    Args:
+        received: Beginning of the message: what was received.
+        shape: Shape of the output.
+
+    Raises:
+        ModelError: If it has one, as for two classes with a sigmoid.
+    """
+    if shape[1:] == (1,):
+        raise ModelError(
+            f"{received}its output is a single number, as with two classes and a sigmoid; expected one output for each "
+            "class: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 and 1"
         )

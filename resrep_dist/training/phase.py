@@ -8,7 +8,7 @@ from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
-from resrep_dist.graph import Graph, flatten
+from resrep_dist.graph import Graph, flatten, require_functional
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
@@ -84,6 +84,16 @@ class PhasePlan:
         """
         return dataclasses.replace(config, prune=self.masks.config) if self.masks else config
 
+    def ends_epochs(self, step: int, num_epochs: float) -> bool:
+        """Return True if a step is the last of a number of epochs, or of a multiple of it.
+
+        Args:
+            step: Number of steps made, with this one.
+            num_epochs: The number, which may be a fraction.
+        """
+        interval_steps = num_epochs * self.steps_per_epoch
+        return int(step / interval_steps) > int((step - 1) / interval_steps)
+
     def require_masks(self) -> MaskSchedule:
         """Return the schedule of the masks, which the plan of a phase with a graph has."""
         assert self.masks is not None, "the plan was made without a graph"
@@ -133,8 +143,9 @@ def check_start(
 
     Raises:
         ConfigError: As in `check_data` and `check_images`.
-        ModelError: If the graph has nothing to prune.
+        ModelError: If the model is no functional one of Keras 2, or the graph has nothing to prune.
     """
+    require_functional(model)
     check_data(config, train_data, num_ranks)
     check_images(model, train_data)
     if graph:
