@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.benchmark.peak_memory import peak_memory_growth
-from resrep_dist.config import Config, ShrinkConfig
+from resrep_dist.config import Config, DistillationConfig, ShrinkConfig
 from resrep_dist.data.order import rank_part
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.environment import visible_cores
@@ -19,6 +19,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.surgery import with_channels
 from resrep_dist.training.determinism import enable_determinism
+from resrep_dist.training.distillation import make_teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase, pruning_of
@@ -131,6 +132,20 @@ def compactors_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cl
     return arm
 
 
+def taught_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
+    """Return an arm that trains with ResRep and a teacher of the same size, see `train.distillation`.
+
+    Args:
+        model: The model without compactors, which is the teacher too.
+        graph: Its graph.
+        config: The configuration.
+        cluster: The ranks.
+    """
+    distillation = config.train.distillation or DistillationConfig()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, distillation=distillation))
+    return pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster)
+
+
 def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster) -> Arm:
     """Return an arm that trains with ResRep a model with some of its channels.
 
@@ -142,8 +157,10 @@ def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config:
         cluster: The ranks.
     """
     counting = CountingCluster(cluster)
+    teacher = make_teacher(model, config)
     model = with_channels(model_for_training(model, graph, config, counting), graph, channels)
-    live = LiveModel(model, graph, plan_phase(config, graph, NUM_SAMPLES), config.training, counting, channels)
+    plan = plan_phase(config, graph, NUM_SAMPLES)
+    live = LiveModel(model, graph, plan, config.training, counting, channels, teacher)
     return Arm(live, training_macs(model, graph, channels), counting)
 
 

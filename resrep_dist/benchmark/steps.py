@@ -20,6 +20,7 @@ from resrep_dist.benchmark.arms import (
     prepare,
     pruned_arm,
     setting,
+    taught_arm,
     time_in_turn,
     time_ratio,
     trace_and_warm,
@@ -52,7 +53,7 @@ ARMS = (
     "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
 )  # fmt: skip
 """What is measured unless names are given."""
-OTHER_ARMS = ("stock_keras", "one_group")
+OTHER_ARMS = ("stock_keras", "one_group", "resrep_taught")
 """What is measured if it is named."""
 _NUM_REPEATED = 5
 _ALSO_RELATIVE_TO = {
@@ -169,6 +170,8 @@ def _make_arm(
     plain = {"stock_horovod": stock_arm, "stock_keras": keras_arm, "plain": plain_arm, "one_group": one_group_arm}
     if name in plain:
         return plain[name](model, macs, config, cluster)
+    if name == "resrep_taught":
+        return taught_arm(model, graph, config, cluster)
     if name == "compactors":
         return compactors_arm(model, graph, config, cluster)
     if name == "resrep_unchecked":

@@ -81,6 +81,13 @@ class Config:
             )
         if self.prune is not None:
             _check_mask_times(self.prune, self.train)
+        if self.base is not None and self.base.distillation is not None:
+            raise ValueError("base.distillation: given, but the base model has no teacher; write it below `train`")
+        if self.train.distillation is not None and self.prune is None:
+            raise ValueError(
+                "train.distillation: given without the section `prune`; the teacher is the base model of a run that "
+                "prunes"
+            )
         _check_shrink(self.shrink, self.prune)
 
     def to_dict(self) -> dict[str, Any]:

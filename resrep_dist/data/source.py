@@ -102,7 +102,8 @@ class Source(ImageSource):
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
 
     Raises:
-        DataError: If there are no images, not as many images as labels, or labels outside of the classes.
+        DataError: If there are no images, not as many images as labels, or labels that are no classes, one-hot ones for
+            example.
     """
 
     images: np.ndarray
@@ -116,11 +117,18 @@ class Source(ImageSource):
             raise DataError("the set is empty; expected at least one image with its label")
         if len(self.images) != len(self.labels):
             raise DataError(f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}")
+        if self.labels.ndim != 1:
+            raise DataError(
+                f"expected labels of shape [{len(self.images)}], received {list(self.labels.shape)}; one-hot labels "
+                "become classes by labels.argmax(-1), a column of classes by labels[:, 0]"
+            )
         if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
             raise DataError(
                 f"expected labels from 0 to {self.num_classes - 1}, "
                 f"received {self.labels.min()} to {self.labels.max()}"
             )
+        if not np.array_equal(self.labels, np.asarray(self.labels, np.int64)):
+            raise DataError(f"expected whole numbers as labels, received {self.labels.dtype} with fractions")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -19,14 +19,14 @@ from tensorflow import keras
 
 _STOCK = """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D
-    BatchNormalization CenterCrop Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D
-    Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D
-    GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
-    GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
-    Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
-    RandomZoom ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D
-    SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
-    ZeroPadding3D
+    BatchNormalization CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose
+    Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU Flatten GaussianDropout
+    GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D
+    GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D
+    MaxPooling3D Maximum Minimum Multiply Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip
+    RandomRotation RandomTranslation RandomZoom ReLU Rescaling Reshape Resizing SeparableConv1D SeparableConv2D
+    Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D
+    UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """.split()
 _OF_APPLICATIONS = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth}
 _LAYERS = {
@@ -49,6 +49,8 @@ _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
     "rng_type",
 }  # fmt: skip
+# Values of options of Keras 3 that are what Keras 2 does.
+_USUAL = (("groups", 1), ("data_format", "channels_last"), ("fill_mode", "constant"))
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000
 
@@ -175,7 +177,7 @@ def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Laye
     for key, value in config.items():
         if key in known:
             options[key] = _option(entry, key, value, is_keras_3)
-        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
+        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) not in _USUAL:
             raise ModelError(
                 f"layer {entry_name(entry)}: its option {key}={value!r} is not known to Keras 2; {FIX}"[:300]
             )

@@ -8,7 +8,7 @@ from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
-from resrep_dist.graph import Graph, flatten
+from resrep_dist.graph import Graph, flatten, require_functional
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
@@ -143,8 +143,9 @@ def check_start(
 
     Raises:
         ConfigError: As in `check_data` and `check_images`.
-        ModelError: If the graph has nothing to prune.
+        ModelError: If the model is no functional one of Keras 2, or the graph has nothing to prune.
     """
+    require_functional(model)
     check_data(config, train_data, num_ranks)
     check_images(model, train_data)
     if graph:

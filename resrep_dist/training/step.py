@@ -10,6 +10,7 @@ from resrep_dist.config import TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.training.determinism import check_determinism
+from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
@@ -40,10 +41,18 @@ class TrainStep:
         config: Loss, precision, accumulation, compression and clipping.
         global_batch_size: Number of samples per step, over all ranks; they have to get as many.
         seed: Seed of the random numbers of layers, such as Dropout.
+        teacher: Model whose outputs the trained one is to match; None for the labels alone.
     """
 
-    def __init__(self, cluster: Cluster, config: TrainingConfig, global_batch_size: int, seed: int = 0) -> None:
-        self._cluster, self._config = cluster, config
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: TrainingConfig,
+        global_batch_size: int,
+        seed: int = 0,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self._cluster, self._config, self._teacher = cluster, config, teacher
         self._global_batch_size, self._seed = global_batch_size, seed
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
@@ -252,7 +261,10 @@ class TrainStep:
         share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:
             outputs = tf.cast(self._model(images, training=True), self._dtype)
-            loss = tf.reduce_sum(tf.cast(self._loss(labels, outputs), self._dtype))
+            losses = tf.cast(self._loss(labels, outputs), self._dtype)
+            if self._teacher:
+                losses = self._teacher.taught(losses, images, outputs)
+            loss = tf.reduce_sum(losses)
             # Divided by the number of all samples, since parts may differ in size.
             objective = loss / self._global_batch_size + share * sum(self._model.losses)
             # The 16-bit gradients are means over this rank's samples, whose size does not depend on their number.

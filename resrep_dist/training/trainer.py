@@ -25,6 +25,7 @@ from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.best import BestCheckpoint
 from resrep_dist.training.determinism import enable_determinism
+from resrep_dist.training.distillation import make_teacher
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import check_start, fingerprints, model_for_training, plan_phase
 
@@ -71,23 +72,27 @@ class Trainer:
         validation_data: ImageSource,
         *,
         cluster: Cluster | None = None,
-        workdir: Path | None = None,
+        workdir: Path | str | None = None,
         console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
         accepts_changed_data: bool = False,
     ) -> None:
         self.cluster = cluster or Cluster(config.training.deterministic)
         self.graph = graph
+        workdir = Path(workdir) if workdir is not None else None
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
         check_start(config, model, graph, train_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
+        self._teacher = make_teacher(model, config) if graph else None
         model = model_for_training(model, graph, config, self.cluster)
-        self._live = LiveModel(model, graph, self._plan, config.training, self.cluster)
-        self._shrinker = self._make_shrinker(graph) if graph else None
-        if self._plan.masks:
+        self._live = LiveModel(model, graph, self._plan, config.training, self.cluster, teacher=self._teacher)
+        self._shrinker: Shrinker | None = None
+        if graph and self._plan.masks:
+            self._shrinker = Shrinker(graph, config, self._plan.masks.interval_steps, self.cluster)
+            self._shrinker.check(model, config.training.gradient_clip_norm)
             self._plan.masks.log()
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
@@ -162,6 +167,8 @@ class Trainer:
 
     def start(self) -> None:
         """Continue from the newest checkpoint, or start from scratch if there is none. A collective."""
+        if self._teacher:
+            self._teacher.share(self.cluster)
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
@@ -221,25 +228,18 @@ class Trainer:
         if stop.is_set():
             self._live.step.request_stop()
 
-    def _make_shrinker(self, graph: Graph) -> Shrinker:
-        shrinker = Shrinker(graph, self.config, self._plan.require_masks().interval_steps, self.cluster)
-        shrinker.require_unconstrained(self.model)
-        shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
-        return shrinker
-
     def _state_at(self, channels: KeptChannels | None) -> TrainState:
         return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
 
     def _shrink(self, shrinker: Shrinker, pruner: Pruner, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
-        assert self.graph is not None
         saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, pruner))
         if saved is None:
             return
         self._agree()
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
-        channels = KeptChannels.from_json(self.graph, saved)
+        channels = KeptChannels.from_json(pruner.graph, saved)
         smaller = shrinker.shrink(self.state, channels, (images for images, _ in batches), self._validation_data)
         if smaller is self.state:
             return

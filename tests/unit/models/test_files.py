@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 
+import resrep_dist
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import insert_compactors
@@ -44,6 +45,14 @@ def folder(tmp_path_factory):
     for network in keras_files.NETWORKS:
         keras_files.write(keras, network, folder, f"keras2_{network}")
     return folder
+
+
+def test_a_program_loads_files_of_either_keras_and_is_told_what_cannot_be_loaded(folder, tmp_path):
+    for version in ("keras2", "keras3"):
+        assert isinstance(resrep_dist.load_model(f"{folder}/{version}_sequential.keras"), keras.Model)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(ModelError, match=r"it is a SavedModel.*save it by model.save\('model.keras'\)"):
+        resrep_dist.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
