@@ -69,6 +69,14 @@ cores_of_a_rank() { # a rank's own part of the host's cores, near its GPU as ran
     fi
 }
 
+# Rank 0 speaks for all, so its lines need no rank; those of others keep it. The last words of a crash pass, too. Two
+# lines of TensorFlow, which horovodrun imports, go: no setting silences them (issue 100442 of TensorFlow).
+without_prefixes() {
+    if ! command -v sed >/dev/null; then exec cat; fi
+    exec sed -u -E -e 's/^\[([^]]*[@,])?0\]<std(out|err)>: ?//' \
+        -e '/^WARNING: All log messages before absl::InitializeLog/d' -e '/oneDNN custom operations are on/d'
+}
+
 start_ranks() { # the launcher's command line; the script leaves with the code of the first rank that ended by an error
     local name environment=("PATH=$PWD/.venv/bin:$PATH") own=("${!OMPI_@}" "${!SLURM_@}")
     if [[ $1 == horovodrun ]]; then own=(); fi
@@ -77,7 +85,11 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
     trap 'stop INT' INT
     trap 'stop TERM' TERM
     trap 'stop USR1' USR1
-    setsid env -i "${environment[@]}" "$@" &
+    exec 4> >(without_prefixes)
+    local filters=($!)
+    exec 5> >(without_prefixes >&2)
+    filters+=($!)
+    setsid env -i "${environment[@]}" "$@" 1>&4 2>&5 4>&- 5>&- &
     ranks=$!
     local left_seconds=0
     while kill -0 "$ranks" 2>/dev/null; do
@@ -90,6 +102,11 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
         wait $! || true # a signal ends this wait, and the trap runs
     done
     wait "$ranks" && code=0 || code=$?
+    exec 4>&- 5>&-
+    for _ in {1..20}; do # the last lines are printed before this script is left
+        kill -0 "${filters[@]}" 2>/dev/null || break
+        sleep 0.1
+    done
     if [[ -s ${RESREP_EXIT_CODES:-} ]]; then
         read -r code <"$RESREP_EXIT_CODES"
     elif [[ $asked && $code == 1 && ! ${RESREP_EXIT_CODES:-} && $1 != srun ]]; then

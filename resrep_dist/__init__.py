@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from resrep_dist.merging import compare_in_keras3 as compare_in_keras3
     from resrep_dist.merging import merge as merge
     from resrep_dist.merging import merge_convolution as merge_convolution
+    from resrep_dist.models.files import load_model as load_model
     from resrep_dist.models.files import save_model as save_model
     from resrep_dist.monitoring.hooks import Hook as Hook
     from resrep_dist.monitoring.hooks import Watched as Watched
@@ -65,7 +66,7 @@ _MODULES = {
     "layers.insertion": ("insert_compactors",),
     "merging": ("Certificate", "compare_in_keras3", "merge", "merge_convolution"),
     "monitoring.hooks": ("Hook", "Watched"),
-    "models.files": ("save_model",),
+    "models.files": ("load_model", "save_model"),
     "pruning.optimizer": ("ResRepOptimizer",),
     "runs.library": ("PruneResult", "prune"),
     "training.keras_callbacks": ("ChannelMasks", "Checkpoints", "PruningCurves"),

@@ -38,7 +38,27 @@ def sequential(keras):
     )
 
 
+def operations(keras):
+    """Arithmetic and `keras.ops`, which Keras 3 writes as operations, and layers of keras.applications' ConvNeXt."""
+    from keras.src.applications.convnext import LayerScale, StochasticDepth
+
+    layers, ops = keras.layers, keras.ops
+    inputs = keras.Input((16, 16, 3), name="images")
+    x = inputs / 127.5 - 1.0
+    x = (1.0 - x * np.array([1.0, 2.0, 3.0], "float32")) * 0.5
+    x = ops.relu(layers.Conv2D(8, 3, name="conv")(x)) + 0.1
+    y = layers.Dense(16, name="wide")(layers.GroupNormalization(2)(x))
+    y = layers.Dense(8, name="narrow")(ops.gelu(y, approximate=False))
+    x = x + StochasticDepth(0.1)(LayerScale(0.5, 8)(y))
+    x = ops.concatenate([ops.silu(x), -ops.leaky_relu(x - layers.Conv2D(8, 1)(x), negative_slope=0.3)], axis=-1)
+    x = ops.maximum(x, ops.tanh(x) * layers.Conv2D(16, 1)(x))
+    x = layers.CenterCrop(8, 6)(layers.Resizing(10, 8)(ops.maximum(x, 0.0)))
+    x = ops.mean(x, axis=[1, 2]) + ops.max(x, axis=(2, 1))
+    return keras.Model(inputs, ops.softmax(layers.Dense(10, name="logits")(x)))
+
+
 NETWORKS = {"branched": branched, "sequential": sequential}
+OF_KERAS_3 = {"operations": operations}
 
 
 def images():
@@ -48,7 +68,7 @@ def images():
 def write(keras, network, folder, name):
     """Save with random weights in each format, and the outputs beside."""
     random = np.random.default_rng(1)
-    model = NETWORKS[network](keras)
+    model = (NETWORKS | OF_KERAS_3)[network](keras)
     for weight in model.weights:
         value = 0.2 * random.normal(size=weight.shape)
         weight.assign(1.0 + np.abs(value) if "variance" in getattr(weight, "path", weight.name) else value)
@@ -88,6 +108,6 @@ if __name__ == "__main__":
     import keras
 
     target = Path(sys.argv[1])
-    for each in NETWORKS:
+    for each in NETWORKS | OF_KERAS_3:
         write(keras, each, target, f"keras3_{each}")
     write_hostile(keras, target)

@@ -15,6 +15,25 @@ def signals():
     return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling1D()(x)))
 
 
+def mobile_signals():
+    """Depthwise, separable and transposed convolutions of signals."""
+    x = inputs = keras.Input([32, 2])
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(8, 5, name="a")(x)))
+    x = layers.BatchNormalization()(layers.DepthwiseConv1D(3, 2, use_bias=False)(x))
+    x = layers.Conv1D(10, 1, activation="relu", name="pointwise")(x)
+    x = layers.SeparableConv1D(12, 3, padding="same", activation="relu", name="separable")(x)
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1DTranspose(6, 3, 2, name="up")(x)))
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalMaxPooling1D()(x)))
+
+
+def finer_volumes():
+    """A transposed convolution of volumes."""
+    x = inputs = keras.Input([4, 4, 4, 1])
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv3D(6, 3, 2, "same", name="a")(x)))
+    x = layers.Conv3DTranspose(5, 3, 2, "same", activation="relu", name="up")(x)
+    return keras.Model(inputs, layers.Conv3D(2, 1)(x))
+
+
 def volumes():
     x = inputs = keras.Input([8, 8, 8, 1])
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv3D(6, 3, padding="same", name="a")(x)))

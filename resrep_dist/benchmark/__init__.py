@@ -11,6 +11,7 @@ from resrep_dist.benchmark.plan import read_steps as read_steps
 from resrep_dist.benchmark.replay import benchmark_replay as benchmark_replay
 from resrep_dist.benchmark.replay import print_replay_benchmark as print_replay_benchmark
 from resrep_dist.benchmark.steps import ARMS as ARMS
+from resrep_dist.benchmark.steps import OTHER_ARMS as OTHER_ARMS
 from resrep_dist.benchmark.steps import benchmark_steps as benchmark_steps
 from resrep_dist.benchmark.steps import print_steps_benchmark as print_steps_benchmark
 from resrep_dist.benchmark.steps import steps_sections as steps_sections

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.benchmark.peak_memory import peak_memory_growth
-from resrep_dist.config import Config, ShrinkConfig
+from resrep_dist.config import Config, DistillationConfig, ShrinkConfig
 from resrep_dist.data.order import rank_part
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.environment import visible_cores
@@ -19,6 +19,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.shrinking.surgery import with_channels
 from resrep_dist.training.determinism import enable_determinism
+from resrep_dist.training.distillation import make_teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import model_for_training, plan_phase, pruning_of
@@ -131,6 +132,20 @@ def compactors_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cl
     return arm
 
 
+def taught_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
+    """Return an arm that trains with ResRep and a teacher of the same size, see `train.distillation`.
+
+    Args:
+        model: The model without compactors, which is the teacher too.
+        graph: Its graph.
+        config: The configuration.
+        cluster: The ranks.
+    """
+    distillation = config.train.distillation or DistillationConfig()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, distillation=distillation))
+    return pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster)
+
+
 def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster) -> Arm:
     """Return an arm that trains with ResRep a model with some of its channels.
 
@@ -142,8 +157,10 @@ def pruned_arm(model: keras.Model, graph: Graph, channels: KeptChannels, config:
         cluster: The ranks.
     """
     counting = CountingCluster(cluster)
+    teacher = make_teacher(model, config)
     model = with_channels(model_for_training(model, graph, config, counting), graph, channels)
-    live = LiveModel(model, graph, plan_phase(config, graph, NUM_SAMPLES), config.training, counting, channels)
+    plan = plan_phase(config, graph, NUM_SAMPLES)
+    live = LiveModel(model, graph, plan, config.training, counting, channels, teacher)
     return Arm(live, training_macs(model, graph, channels), counting)
 
 
@@ -157,8 +174,7 @@ class _UncheckedStep(TrainStep):
 def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Cluster) -> Arm:
     """Return an arm that trains with ResRep at full width without the checks of a step, to measure their cost.
 
-    No run trains like this. On one rank TensorFlow then also removes the branch for steps with values that are not
-    finite.
+    No run trains like this.
 
     Args:
         model: The model without compactors.
@@ -258,15 +274,19 @@ def _num_bytes(tensors: Iterable[Any]) -> int:
 
 
 def _times(live: LiveModel, batch: Batch, num_steps: int) -> list[float]:
-    """Run steps and return the time of each on this rank, milliseconds."""
+    """Run steps and return the time of each on this rank, milliseconds; on a GPU their mean.
+
+    A GPU computes a step while the host launches the next one, as in a run, so the time of one alone is not known.
+    """
+    num_waits = 1 if tf.config.list_logical_devices("GPU") else num_steps
     times = []
-    for _ in range(num_steps):
+    for _ in range(num_waits):
         start = time.perf_counter()
-        live.step.run(*batch)
-        # Waits for the device, which may still be computing when the call returns.
-        live.state.optimizer.iterations.numpy()
-        times.append(1000.0 * (time.perf_counter() - start))
-    return times
+        for _ in range(num_steps // num_waits):
+            live.step.run(*batch)
+        live.step.settle()
+        times.append(1000.0 * (time.perf_counter() - start) * num_waits / num_steps)
+    return times * (num_steps // num_waits)
 
 
 def _slowest_rank(times: list[float], cluster: Cluster) -> list[float]:

@@ -20,12 +20,13 @@ from resrep_dist.benchmark.arms import (
     prepare,
     pruned_arm,
     setting,
+    taught_arm,
     time_in_turn,
     time_ratio,
     trace_and_warm,
     unchecked_arm,
 )
-from resrep_dist.benchmark.stock import stock_arm
+from resrep_dist.benchmark.stock import keras_arm, one_group_arm, stock_arm
 from resrep_dist.benchmark.widths import choose_channels
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.config import Config
@@ -51,7 +52,9 @@ from tensorflow import keras
 ARMS = (
     "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
 )  # fmt: skip
-"""What can be measured."""
+"""What is measured unless names are given."""
+OTHER_ARMS = ("stock_keras", "one_group", "resrep_taught")
+"""What is measured if it is named."""
 _NUM_REPEATED = 5
 _ALSO_RELATIVE_TO = {
     "compactors": "its compactors trained plainly",
@@ -87,7 +90,8 @@ def benchmark_steps(
     """
     model, graph = prepare(config)
     channels = cluster.everywhere(lambda: choose_channels(graph, config, run))
-    arms = {name: _make_arm(name, model, graph, channels, config, cluster) for name in ARMS if name in names}
+    in_order = [name for name in ARMS + OTHER_ARMS if name in names]
+    arms = {name: _make_arm(name, model, graph, channels, config, cluster) for name in in_order}
     batch = noise_batch(model, config, cluster)
     for arm in arms.values():
         trace_and_warm(arm, batch)
@@ -144,7 +148,7 @@ def print_steps_benchmark(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         "time, multiply-adds: relative to plain. Reduced: bytes that a step gives to its collectives; tensors: as how "
-        "many. Stock_horovod is Keras' SGD with Horovod's tape, nothing of this package."
+        "many. Stock_horovod is Keras' SGD with Horovod's tape, stock_keras the step of `fit`: nothing of this package."
     )
     for name, other in _ALSO_RELATIVE_TO.items():
         ratio = result["ratios"].get("resrep", {}).get(f"time_to_{name}")
@@ -163,10 +167,11 @@ def _make_arm(
     name: str, model: keras.Model, graph: Graph, channels: KeptChannels, config: Config, cluster: Cluster
 ) -> Arm:
     macs = graph.macs.total(graph.widths)
-    if name == "stock_horovod":
-        return stock_arm(model, macs, config, cluster)
-    if name == "plain":
-        return plain_arm(model, macs, config, cluster)
+    plain = {"stock_horovod": stock_arm, "stock_keras": keras_arm, "plain": plain_arm, "one_group": one_group_arm}
+    if name in plain:
+        return plain[name](model, macs, config, cluster)
+    if name == "resrep_taught":
+        return taught_arm(model, graph, config, cluster)
     if name == "compactors":
         return compactors_arm(model, graph, config, cluster)
     if name == "resrep_unchecked":

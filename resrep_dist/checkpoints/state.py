@@ -29,12 +29,15 @@ class Optimizer(Protocol):
     def row_norms(self) -> list[tf.Tensor]:
         """Return the row norms of each compactor on this rank, [D_out]."""
 
-    def apply_gradients(self, grads_and_vars: Any, *, norms: Sequence[tf.Tensor] | None = None) -> Any:
+    def apply_gradients(
+        self, grads_and_vars: Any, *, norms: Sequence[tf.Tensor] | None = None, is_good: tf.Tensor | bool = True
+    ) -> Any:
         """Make one step.
 
         Args:
             grads_and_vars: Gradient and variable of all trainable variables.
             norms: Averaged row norms of each compactor, [D_out].
+            is_good: False to keep the values of all variables but the number of steps.
         """
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:

@@ -53,7 +53,11 @@ def _add_steps(kinds: Any) -> argparse.ArgumentParser:
         metavar="DIR|FILE",
         help="a finished run, or a log as for `replay`, for its widths; default: the same share of every layer",
     )
-    steps.add_argument("--arms", metavar="A,B", help="names as in the table (default: all); plain is always measured")
+    steps.add_argument(
+        "--arms",
+        metavar="A,B",
+        help="names as in the table (default: all), also stock_keras on one rank, one_group; plain is always measured",
+    )
     steps.set_defaults(command=_benchmark_steps)
     return steps
 
@@ -161,10 +165,10 @@ def _benchmark_data(options: argparse.Namespace) -> int:
     return 0
 
 
-def _names_of_arms(text: str | None, known: Sequence[str]) -> Sequence[str]:
+def _names_of_arms(text: str | None, default: Sequence[str], others: Sequence[str]) -> Sequence[str]:
     if text is None:
-        return known
-    names = text.split(",")
+        return default
+    names, known = text.split(","), [*default, *others]
     if not set(names) <= set(known):
         raise UserError(f"--arms {text}: expected some of {','.join(known)}")
     return ["plain", *names]
@@ -177,7 +181,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     from resrep_dist.distributed.cluster import Cluster
 
     cluster = Cluster(config.training.deterministic)
-    names = _names_of_arms(options.arms, benchmark.ARMS)
+    names = _names_of_arms(options.arms, benchmark.ARMS, benchmark.OTHER_ARMS)
     result = benchmark.benchmark_steps(config, cluster, options.num_steps, options.num_rounds, options.run, names)
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:

@@ -59,8 +59,8 @@ def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
         return
     masks = plan_phase(config, graph, num_samples).require_masks()
     console.print(masks.describe(), markup=False)
-    for problem in masks.problems():
-        console.print(problem, markup=False)
+    for warning in masks.warnings():
+        console.print(warning, markup=False)
 
 
 def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:

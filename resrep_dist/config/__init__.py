@@ -7,6 +7,7 @@ from resrep_dist.config.normalization import ChannelStatistics
 from resrep_dist.config.paths import with_absolute_paths, with_real_paths
 from resrep_dist.config.schema import (
     CheckpointConfig,
+    DistillationConfig,
     LoggingConfig,
     MergeConfig,
     ModelConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DistillationConfig",
     "LoggingConfig",
     "MergeConfig",
     "ModelConfig",

@@ -75,7 +75,7 @@ class Config:
         if self.data.normalization == "default":
             name: Any = default_normalization(self.data.source, self.model.name)
             object.__setattr__(self, "data", dataclasses.replace(self.data, normalization=name))
-        _check_task(self.task, self.model, self.data)
+        _check_task(self.task, self.model, self.data, self.train)
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)
@@ -86,6 +86,13 @@ class Config:
             )
         if self.prune is not None:
             _check_mask_times(self.prune, self.train)
+        if self.base is not None and self.base.distillation is not None:
+            raise ValueError("base.distillation: given, but the base model has no teacher; write it below `train`")
+        if self.train.distillation is not None and self.prune is None:
+            raise ValueError(
+                "train.distillation: given without the section `prune`; the teacher is the base model of a run that "
+                "prunes"
+            )
         _check_shrink(self.shrink, self.prune)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def _with_quotes(value: Any) -> Any:
     return DoubleQuotedScalarString(value) if isinstance(value, str) and not value.isprintable() else value
 
 
-def _check_task(task: str, model: ModelConfig, data: DataConfig) -> None:
+def _check_task(task: str, model: ModelConfig, data: DataConfig, train: PhaseConfig) -> None:
     if task == "multilabel" and model.num_classes < 1:
         raise ValueError(f"model.num_classes: received {model.num_classes}, expected greater than or equal to 1")
     if task != "multilabel" and model.num_classes < 2:
@@ -117,6 +124,11 @@ def _check_task(task: str, model: ModelConfig, data: DataConfig) -> None:
             f"model.num_classes: received {model.num_classes}, expected greater than or equal to 2; a model of two "
             "classes has two outputs: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 "
             "and 1. For a single output with a sigmoid set task: multilabel"
+        )
+    if task != "classification" and train.distillation is not None:
+        raise ValueError(
+            f"train.distillation: given with task {task}; the distance to the teacher is one of an image's classes; leave "
+            "it out"
         )
     served = TASKS[task].sources
     if served is not None and data.source not in served:

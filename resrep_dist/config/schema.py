@@ -35,6 +35,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class DistillationConfig:
+    """How much the model in training follows the base model, its teacher."""
+
+    weight: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Share of the loss that is the distance to the teacher's outputs. The rest is the loss by the labels."""
+    temperature: PositiveFloat = 4.0
+    """Divisor of the logits of both models, which makes the probabilities of wrong classes count. 1 for none."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class PhaseConfig:
     """A phase of training: its length, learning rate and optimizer."""
 
@@ -58,6 +68,8 @@ class PhaseConfig:
     """Momentum of all weights except those of the compactors."""
     weight_decay: NotNegativeFloat = 1e-4
     """Weight decay of all weights except those of compactors, bias and batch norm."""
+    distillation: DistillationConfig | None = None
+    """The base model teaches the one that is pruned, for `train` of a run that prunes. None for the labels alone."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -117,4 +117,7 @@ def _prefetch(batches: tf.data.Dataset, num_threads: int | None) -> tf.data.Data
     options = tf.data.Options()
     if num_threads is not None:
         options.autotune.cpu_budget = num_threads
-    return batches.prefetch(_NUM_PREFETCHED).with_options(options)
+    batches = batches.prefetch(_NUM_PREFETCHED).with_options(options)
+    gpus = tf.config.list_logical_devices("GPU")
+    # Copied to the device while it computes the step before. It has to be the last transformation.
+    return batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name)) if gpus else batches

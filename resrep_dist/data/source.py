@@ -107,7 +107,8 @@ class Source(ImageSource):
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
 
     Raises:
-        DataError: If there are no images, not as many images as labels, or labels outside of the classes.
+        DataError: If there are no images, not as many images as labels, or labels that are no classes, one-hot ones for
+            example.
     """
 
     images: np.ndarray
@@ -127,11 +128,16 @@ class Source(ImageSource):
                 f"labels of shape {list(self.labels.shape)}, expected [N], [N, num_classes] or [N, height, width]"
             )
         if self.task == "multilabel" and self.labels.shape[1] != self.num_classes:
-            raise DataError(f"labels of shape {list(self.labels.shape)}, expected [N, {self.num_classes}]")
+            raise DataError(
+                f"labels of shape {list(self.labels.shape)}, expected [N, {self.num_classes}] for several labels; "
+                "one-hot labels become classes by labels.argmax(-1), a column of classes by labels[:, 0]"
+            )
         lowest = -1 if self.task == "segmentation" else 0
         highest = 1 if self.task == "multilabel" else self.num_classes - 1
         if self.labels.min() < lowest or self.labels.max() > highest:
             raise DataError(f"expected labels from 0 to {highest}, received {self.labels.min()} to {self.labels.max()}")
+        if not np.array_equal(self.labels, np.asarray(self.labels, np.int64)):
+            raise DataError(f"expected whole numbers as labels, received {self.labels.dtype} with fractions")
 
     @property
     def task(self) -> str:  # type: ignore[override]

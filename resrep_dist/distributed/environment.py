@@ -11,11 +11,14 @@ from typing import NoReturn
 
 from resrep_dist.errors import UserError
 
+import psutil
+
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _BOUND_BY_OPEN_MPI = "OMPI_MCA_orte_bound_at_launch"
+_LAUNCHERS = ("horovodrun", "mpirun", "mpiexec", "orterun", "prterun")
 _before_leaving: list[Callable[[], None]] = []
 _leaving = threading.Lock()
 
@@ -38,6 +41,21 @@ def launched_local_rank() -> int:
 def launched_local_size() -> int:
     """Return the number of processes that the launcher started on this host."""
     return _first(_LOCAL_SIZE, _srun_tasks_on_this_node() if _is_srun_step() else 1)
+
+
+def launcher_terminal() -> str | None:
+    """Return the terminal on which the launcher of this process prints; None if there is none on this host.
+
+    Launchers read their ranks' output through pipes, and print it with the rank in front of each line.
+    """
+    for parent in psutil.Process().parents() if launched_size() > 1 else ():
+        try:
+            if any(Path(part).name in _LAUNCHERS for part in parent.cmdline()[:2]):
+                terminal = os.readlink(f"/proc/{parent.pid}/fd/1")
+                return terminal if terminal.startswith(("/dev/pts/", "/dev/tty")) else None
+        except (OSError, psutil.Error):
+            continue  # of another user, or gone
+    return None
 
 
 def visible_cores() -> int:

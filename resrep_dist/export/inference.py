@@ -1,8 +1,9 @@
 """Opens model files of all formats that this package writes, as functions from images to outputs."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ModelError, UserError, one_line
 from resrep_dist.models.ends import names_of_inputs, names_of_outputs
 from resrep_dist.models.files import load_model
+from resrep_dist.monitoring.quiet import without_lines
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +25,8 @@ Arrays = dict[str, np.ndarray]
 """Inputs or outputs by name, float32 [N, ...]."""
 # With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
 _MAX_TFLITE_SAMPLES = 32
+# It prints this once in a process.
+_LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +228,8 @@ def _open_tflite(path: Path) -> Program:
     def run_part(arrays: Arrays) -> Arrays:
         shapes = tuple(arrays[name].shape for name in inputs)
         if shapes not in interpreters:
-            interpreters[shapes] = interpreter_of(arrays)
+            with _first_time_quietly():
+                interpreters[shapes] = interpreter_of(arrays)
         interpreter = interpreters[shapes]
         for name, details in inputs.items():
             interpreter.set_tensor(details["index"], arrays[name])
@@ -242,6 +247,14 @@ def _open_tflite(path: Path) -> Program:
         {name: tuple(map(int, d["shape"][1:])) for name, d in side.items()} for side in (inputs, outputs)
     ]
     return Program(shapes[0], shapes[1], run)
+
+
+@contextlib.contextmanager
+def _first_time_quietly() -> Iterator[None]:
+    """Leave out the line in which the library says which kernels it uses, when a first model is made ready."""
+    with without_lines(_LINES_OF_TFLITE) if _LINES_OF_TFLITE else contextlib.nullcontext():
+        yield
+    _LINES_OF_TFLITE.clear()
 
 
 def _open_onnx(path: Path) -> Program:

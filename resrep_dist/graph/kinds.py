@@ -176,31 +176,6 @@ class BatchNorm(Kind):
         return Narrowed({}, [weight[inputs] for weight in layer.get_weights()])
 
 
-class Depthwise(Kind):
-    """DepthwiseConv2D: a convolution of every channel alone."""
-
-    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
-        layer = node.layer
-        if pads(layer):
-            nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
-            channels.keep(nonzero, f"a dead channel would be a constant, and {layer.name} pads it with zeros")
-        least = State.CONSTANT if layer.use_bias else State.ZERO
-        return tuple(segment.at(max(segment.state, least)) for segment in inputs[0])
-
-    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        layer = node.layer
-        kernel = layer.depthwise_kernel.numpy()[..., 0].astype(np.float64)
-        return inputs[0] * kernel.sum((0, 1)) + (layer.bias.numpy() if layer.use_bias else 0.0)
-
-    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
-        kernel, *bias = layer.get_weights()
-        return Narrowed({}, [kernel[:, :, inputs], *(vector[inputs] for vector in bias)])
-
-    def macs(self, node: Any) -> UnitMacs | None:
-        taps = int(np.prod(node.layer.kernel_size)) * node.layer.depth_multiplier
-        return UnitMacs(per_input=num_pixels(node.output_shapes) * taps)
-
-
 class Flatten(Kind):
     """Flatten: all channels of the first pixel, then those of the second, and so on."""
 

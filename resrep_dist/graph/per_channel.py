@@ -1,10 +1,10 @@
-"""Layers with numbers of their own for each channel that do not depend on the other channels."""
+"""Layers that treat every channel alone, by weights or numbers of its own."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.graph.channels import ChannelSets, Segments, State
-from resrep_dist.graph.kinds import Depthwise, Kind, Narrowed, UnitMacs, num_pixels
+from resrep_dist.graph.kinds import Kind, Narrowed, UnitMacs, num_pixels, pads
 
 import numpy as np
 from tensorflow import keras
@@ -51,6 +51,32 @@ class Sloped(Kind):
 
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         return Narrowed({}, [layer.alpha.numpy()[..., inputs]])
+
+
+class Depthwise(Kind):
+    """DepthwiseConv1D and 2D: a convolution of every channel alone, with a kernel [..., C, 1]."""
+
+    def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
+        layer = node.layer
+        if pads(layer):
+            nonzero = [segment for segment in inputs[0] if segment.state != State.ZERO]
+            channels.keep(nonzero, f"a dead channel would be a constant, and {layer.name} pads it with zeros")
+        least = State.CONSTANT if layer.use_bias else State.ZERO
+        return tuple(segment.at(max(segment.state, least)) for segment in inputs[0])
+
+    def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        layer = node.layer
+        kernel = layer.depthwise_kernel.numpy()[..., 0].astype(np.float64)
+        taps = kernel.reshape(-1, kernel.shape[-1]).sum(0)
+        return inputs[0] * taps + (layer.bias.numpy() if layer.use_bias else 0.0)
+
+    def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
+        kernel, *bias = layer.get_weights()
+        return Narrowed({}, [kernel[..., inputs, :], *(vector[inputs] for vector in bias)])
+
+    def macs(self, node: Any) -> UnitMacs | None:
+        taps = int(np.prod(node.layer.kernel_size)) * node.layer.depth_multiplier
+        return UnitMacs(per_input=num_pixels(node.output_shapes) * taps)
 
 
 class DepthwiseByGroups(Depthwise):

@@ -18,7 +18,8 @@ from tensorflow import keras
 
 _layers = keras.layers
 _WITH_ACTIVATION = (
-    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv2DTranspose, _layers.DepthwiseConv2D,
+    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv1DTranspose, _layers.Conv2DTranspose,
+    _layers.Conv3DTranspose, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D, _layers.SeparableConv1D,
     _layers.SeparableConv2D, _layers.Dense,
 )  # fmt: skip
 
@@ -114,6 +115,20 @@ def rebuild(
     return keras.Model(*packed, name=model.name)
 
 
+def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the configuration of a layer, from which a copy can be made.
+
+    Args:
+        layer: A layer.
+    """
+    config = dict(layer.get_config())
+    activation = getattr(layer, "activation", None)
+    # The function itself: Keras writes its name, and finds only its own functions by name.
+    if "activation" in config and callable(activation) and not isinstance(activation, keras.layers.Layer):
+        config["activation"] = activation
+    return config
+
+
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
     """Copy the weights of all layers that both models have.
 
@@ -129,11 +144,17 @@ def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str]
 
 
 def require_functional(model: keras.Model) -> None:
-    """Check that a model is functional or Sequential, and built.
+    """Check that a model is a functional or Sequential one of Keras 2, and built.
 
     Raises:
         ModelError: If it is not.
     """
+    if not isinstance(model, keras.Model):
+        kind = type(model)
+        raise ModelError(
+            f"model: received a {kind.__module__}.{kind.__qualname__}, expected a Keras 2 model; "
+            "resrep_dist.load_model(path) reads one from a file of Keras 2 or 3, so save a model of Keras 3 first"
+        )
     if not isinstance(model, keras.Sequential) and not getattr(model, "_is_graph_network", False):
         raise ModelError(
             f"model {model.name}: expected a functional Keras model, received a subclassed one "
@@ -211,7 +232,7 @@ def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
     if is_copied_layer_scale(layer):
         return [as_layer_scale(layer, name)]
     try:
-        config = {**layer.get_config(), "name": name}
+        config = {**config_of(layer), "name": name}
         if _has_activation_to_split(layer):
             config["activation"] = "linear"
             behind.append(_layers.Activation(layer.activation, name=f"{name}_activation"))

@@ -106,9 +106,9 @@ def _weighted(node: Any, excluded: tuple[str, ...]) -> Kind | None:
         return weighted.OtherConvolution(excluded)
     if type(layer) is _layers.Dense:
         return weighted.Dense(excluded, on_vectors=len(node.input_shapes) == 2)
-    if type(layer) is _layers.SeparableConv2D and layer.depth_multiplier == 1:
+    if type(layer) in (_layers.SeparableConv1D, _layers.SeparableConv2D) and layer.depth_multiplier == 1:
         return weighted.Separable(excluded)
-    if type(layer) is _layers.Conv2DTranspose:
+    if type(layer) in (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose):
         return weighted.Transposed(excluded)
     return None
 
@@ -130,8 +130,8 @@ def _passing(node: Any) -> Kind | None:
         return per_channel.PerChannel()
     if type(layer) is _layers.BatchNormalization and is_channelwise_batch_norm(node):
         return kinds.BatchNorm()
-    if type(layer) is _layers.DepthwiseConv2D and layer.depth_multiplier == 1:
-        return kinds.Depthwise()
+    if type(layer) in (_layers.DepthwiseConv1D, _layers.DepthwiseConv2D) and layer.depth_multiplier == 1:
+        return per_channel.Depthwise()
     if is_depthwise_by_groups(layer):
         return per_channel.DepthwiseByGroups()
     if type(layer) is LayerScale:

@@ -28,6 +28,7 @@ from resrep_dist.graph.structure import Graph, Group, LayerChannels, PrunableLay
 from resrep_dist.graph.table import is_channelwise_batch_norm, kind_of
 from resrep_dist.graph.weighted import Weighted
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -73,15 +74,31 @@ def trace(model: keras.Model, exclude: Sequence[str] = (), residual_groups: bool
 
 
 def _require_repeatable(model: keras.Model) -> None:
-    """Refuse a model with random layers that are called with `training=True`: no two of its outputs are the same."""
+    """Refuse a model whose outputs are random in inference too: no slim model can be compared with it."""
+    has_code = False
     for node in nodes(model):
-        is_random = isinstance(node.layer, keras.__internal__.layers.BaseRandomLayer)
+        layer = node.layer
+        is_random = isinstance(layer, keras.__internal__.layers.BaseRandomLayer)
         if is_random and node.call_kwargs.get("training") is True:
-            raise ModelError(
-                f"layer {node.layer.name}: a {type(node.layer).__name__} that is called with training=True, so the "
-                "outputs are random and no slim model can be compared with them; call it without, and build the slim "
-                "model with it afterwards"
-            )
+            raise _random(f"layer {layer.name}: a {type(layer).__name__} that is called with training=True")
+        function = layer.get_config()["function"] if type(layer).__name__ == "TFOpLambda" else ""
+        if "random" in function or "dropout" in function:
+            raise _random(f"layer {layer.name}: tf.{function} draws in inference too")
+        has_code = has_code or type(layer) is keras.layers.Lambda
+    if has_code and all(None not in tensor.shape[1:] for tensor in model.inputs):
+        inputs = [tf.ones([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+        first, second = (tf.nest.flatten(model(inputs, training=False)) for _ in range(2))
+        # Two runs may round differently.
+        pairs = [(np.asarray(one), np.asarray(other)) for one, other in zip(first, second, strict=True)]
+        if not all(np.allclose(a, b, rtol=0.0, atol=1e-2 * np.max(np.abs(a)), equal_nan=True) for a, b in pairs):
+            raise _random(f"model {model.name}: a Lambda layer in it draws random numbers in inference too")
+
+
+def _random(what: str) -> ModelError:
+    return ModelError(
+        f"{what}, so the outputs are random and no slim model can be compared with them; call a layer such as "
+        "keras.layers.Dropout without `training`, and build the slim model with it afterwards"
+    )
 
 
 class _Tracing:

@@ -200,15 +200,16 @@ class Dense(Weighted):
 
 
 class Separable(Weighted):
-    """SeparableConv2D: a depthwise convolution and a 1x1 convolution in one layer."""
+    """SeparableConv1D and 2D: a depthwise convolution and a 1x1 convolution in one layer."""
 
     def response(self, kernels: Sequence[np.ndarray], constants: np.ndarray) -> np.ndarray:
         depthwise, pointwise = kernels
-        return (constants * depthwise.sum((0, 1))[:, 0]) @ pointwise[0, 0]
+        taps = depthwise.reshape(-1, len(constants)).sum(0)
+        return (constants * taps) @ pointwise.reshape(len(constants), -1)
 
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
         depthwise, pointwise, *bias = layer.get_weights()
-        weights = [depthwise[:, :, inputs], pointwise[:, :, inputs][..., outputs], *(b[outputs] for b in bias)]
+        weights = [depthwise[..., inputs, :], pointwise[..., inputs, :][..., outputs], *(b[outputs] for b in bias)]
         return Narrowed({"filters": int(outputs.sum())}, weights)
 
     def macs(self, node: Any) -> UnitMacs | None:
@@ -217,7 +218,7 @@ class Separable(Weighted):
 
 
 class Transposed(Weighted):
-    """Conv2DTranspose, whose kernel is [height, width, C_out, C_in]."""
+    """Conv1DTranspose, 2D and 3D, whose kernel is [..., C_out, C_in]."""
 
     def needs_zeros(self, layer: keras.layers.Layer) -> bool:
         return True

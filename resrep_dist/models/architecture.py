@@ -13,19 +13,20 @@ from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.application_layers import LayerScale, StochasticDepth
 from resrep_dist.layers.compactor import Compactor
 from resrep_dist.models.links import FIX, call_layers, calls_of, chain, entry_name, known_reference, read_references
+from resrep_dist.models.operations import operations_as_layers
 
 from tensorflow import keras
 
 _STOCK = """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D
-    BatchNormalization CenterCrop Concatenate Conv1D Conv2D Conv2DTranspose Conv3D Cropping1D Cropping2D Cropping3D
-    Dense DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D
-    GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
-    GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply
-    Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation
-    RandomZoom ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D
-    SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
-    ZeroPadding3D
+    BatchNormalization CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose
+    Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU Flatten GaussianDropout
+    GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D
+    GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D
+    MaxPooling3D Maximum Minimum Multiply Normalization PReLU Permute RandomBrightness RandomContrast RandomFlip
+    RandomRotation RandomTranslation RandomZoom ReLU Rescaling Reshape Resizing SeparableConv1D SeparableConv2D
+    Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract ThresholdedReLU UpSampling1D UpSampling2D
+    UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """.split()
 _OF_APPLICATIONS = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth}
 _LAYERS = {
@@ -48,6 +49,8 @@ _WITHOUT_EFFECT = {
     "renorm_momentum", "input_axes", "output_axes", "kernel_initializer", "batch_input_shape", "batch_shape",
     "rng_type",
 }  # fmt: skip
+# Values of options of Keras 3 that are what Keras 2 does.
+_USUAL = (("groups", 1), ("data_format", "channels_last"), ("fill_mode", "constant"))
 # The largest of keras.applications has 1,040.
 _MAX_LAYERS = 5_000
 
@@ -125,7 +128,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     kind = document.get("class_name")
     if kind not in ("Functional", "Model", "Sequential") or _package(document):
         raise ModelError(f"it is a {kind}, not a functional or Sequential model; {FIX}")
-    entries = document["config"]["layers"]
+    entries = operations_as_layers(document)["config"]["layers"]
     for entry in entries:
         if entry["class_name"] in ("Functional", "Model", "Sequential"):
             raise ModelError(
@@ -140,7 +143,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_stock(entry: Mapping[str, Any]) -> bool:
-    # Operations of Keras 3 have the class names of layers (Add, Multiply) and another module.
+    # Other operations of Keras 3 have the class names of layers and another module.
     is_ours = entry["class_name"] == "resrep_dist>Compactor"
     if entry["class_name"] in _OF_APPLICATIONS:
         # Of Keras 2 or 3; a user's class of this name may compute something else.
@@ -174,7 +177,7 @@ def _make_layer(entry: Mapping[str, Any], is_keras_3: bool) -> keras.layers.Laye
     for key, value in config.items():
         if key in known:
             options[key] = _option(entry, key, value, is_keras_3)
-        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) != ("groups", 1):
+        elif key not in _WITHOUT_EFFECT and value not in (None, False) and (key, value) not in _USUAL:
             raise ModelError(
                 f"layer {entry_name(entry)}: its option {key}={value!r} is not known to Keras 2; {FIX}"[:300]
             )

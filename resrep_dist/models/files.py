@@ -36,16 +36,18 @@ def save_model(model: keras.Model, path: Path) -> None:
     os.replace(partial, path)
 
 
-def load_model(path: Path, open_size: int | None = None) -> keras.Model:
-    """Load a functional or Sequential model of stock layers, with its weights.
+def load_model(path: Path | str, open_size: int | None = None) -> keras.Model:
+    """Load a functional or Sequential model of stock layers, with its weights, as a model of Keras 2.
 
     Args:
-        path: A `.keras` or `.h5` file of Keras 2 or 3. No code in it is run.
+        path: A `.keras` or `.h5` file of Keras 2 or 3. No code in it is run, so it cannot be a SavedModel, which is a
+            program.
         open_size: Height and width of the images, pixels, for an input that leaves them open. None to leave them open.
 
     Raises:
         ModelError: If the file is missing or damaged, or has code or other than stock layers.
     """
+    path = Path(path)
     _require_file(path, f"model {path}")
     try:
         with open_archive(path) as archive:
@@ -87,6 +89,11 @@ def load_weights(model: keras.Model, path: Path) -> None:
 def _require_file(path: Path, received: str) -> None:
     if not path.exists():
         raise ModelError(f"{received}: cannot be loaded, there is no such file")
+    if (path / "saved_model.pb").exists():
+        raise ModelError(
+            f"{received}: it is a SavedModel, a program without an architecture that could be pruned; expected a "
+            ".keras or .h5 file: load it in the Keras that wrote it, and save it by model.save('model.keras')"
+        )
     # A pipe or a device may never end.
     if not path.is_file():
         raise ModelError(f"{received}: cannot be loaded, it is a folder, a pipe or a device; expected a file")

@@ -16,10 +16,15 @@ from tensorflow import keras
 _layers = keras.layers
 
 # Options that Keras 2 writes and that the class of Keras 3 refuses; none of them changes the outputs.
+_OF_SEPARABLE = ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
 _UNKNOWN_TO_KERAS_3 = {
+    "DepthwiseConv1D": ("groups",),
     "DepthwiseConv2D": ("groups",),
-    "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
+    "SeparableConv1D": _OF_SEPARABLE,
+    "SeparableConv2D": _OF_SEPARABLE,
+    "Conv1DTranspose": ("groups",),
     "Conv2DTranspose": ("groups",),
+    "Conv3DTranspose": ("groups",),
     "SpatialDropout1D": ("trainable", "noise_shape"),
     "SpatialDropout2D": ("trainable", "noise_shape"),
     "SpatialDropout3D": ("trainable", "noise_shape"),

@@ -13,7 +13,7 @@ from resrep_dist.monitoring.channel_images import CHANNELS_LEGEND, channel_pictu
 from resrep_dist.monitoring.dashboard import write_head
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.monitoring.monitor import Monitor
-from resrep_dist.monitoring.step_timer import StepTimer
+from resrep_dist.monitoring.step_timer import DataWait, StepTimer
 from resrep_dist.pruning.pruner import Pruner
 
 
@@ -31,7 +31,7 @@ class Curves(Hook):
         self, monitor: Monitor, config: LoggingConfig, global_batch_size: int, sweep_row: str | None = None
     ) -> None:
         self._monitor, self._config, self._sweep_row = monitor, config, sweep_row
-        self._timer = StepTimer(global_batch_size)
+        self._timer, self._data_wait = StepTimer(global_batch_size), DataWait()
         self._history = ChannelHistory()
         self._collective_seconds = 0.0
         self._first_step, self._start_time = 0, time.monotonic()
@@ -115,6 +115,7 @@ class Curves(Hook):
         if self._monitor.is_silent:
             return
         times = self._timer.read(step)
+        self._data_wait.see(step, times)
         rest = times["time/step_seconds"] - times["time/data_seconds"] - self._collective_seconds
         key = next(task.training_score for task in TASKS.values() if task.training_score in metrics)
         scalars = times | {

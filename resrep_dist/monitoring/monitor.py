@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.distributed.environment import launched_size
+from resrep_dist.distributed.environment import launched_size, launcher_terminal
 from resrep_dist.errors import one_line
 from resrep_dist.monitoring.dashboard import subrun_of
 from resrep_dist.monitoring.events import drop_events_after as drop_events_after
@@ -32,9 +32,10 @@ _PIPE_COLUMNS = 120
 def make_console() -> Console:
     """Create the console for the terminal.
 
-    If a launcher reads this process' output through a pipe, it is the terminal that RESREP_TERMINAL names, if any.
+    If a launcher reads this process' output through a pipe, it is the terminal that RESREP_TERMINAL names, or on which
+    the launcher prints, if any.
     """
-    terminal = os.environ.get("RESREP_TERMINAL")
+    terminal = os.environ.get("RESREP_TERMINAL") or launcher_terminal()
     # The output of a rank under mpirun looks like a terminal, but goes through a pipe.
     is_pipe = launched_size() > 1 or not sys.stdout.isatty()
     if terminal and is_pipe:

@@ -1,8 +1,14 @@
 """Measures where the time of a step goes, as far as the host can see it without waiting for the device."""
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+_log = logging.getLogger(__name__)
+_MAX_DATA_FRACTION = 0.05
+# A warning needs this many logging steps in a row that waited; the first one waits until the buffers are full.
+_PATIENCE = 3
 
 
 class StepTimer:
@@ -67,3 +73,27 @@ class StepTimer:
             "time/data_seconds": data_seconds,
             "train/images_per_second": self._global_batch_size / seconds,
         }
+
+
+class DataWait:
+    """Warns once of a phase whose steps wait for their data."""
+
+    def __init__(self) -> None:
+        self._num_in_a_row, self._is_said = 0, False
+
+    def see(self, step: int, times: Mapping[str, float]) -> None:
+        """Look at the times of a logging step.
+
+        Args:
+            step: Number of steps made.
+            times: What `StepTimer.read` returned.
+        """
+        fraction = times["time/data_seconds"] / times["time/step_seconds"]
+        self._num_in_a_row = self._num_in_a_row + 1 if fraction > _MAX_DATA_FRACTION else 0
+        if self._num_in_a_row >= _PATIENCE and not self._is_said:
+            self._is_said = True
+            _log.warning(
+                "Step %d: %.0f %% of a step is spent waiting for data, more than %.0f %%; measure the data by `resrep "
+                "benchmark data CONFIG`, and give each rank more processor cores, a faster disk or smaller files.",
+                step, 100 * fraction, 100 * _MAX_DATA_FRACTION,
+            )  # fmt: skip

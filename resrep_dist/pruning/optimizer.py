@@ -114,6 +114,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]],
         name: str | None = None,
         norms: Sequence[tf.Tensor] | None = None,
+        is_good: tf.Tensor | bool = True,
         **kwargs: Any,
     ) -> tf.Variable:
         """Make one step.
@@ -123,6 +124,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             name: Not used; part of the Keras interface.
             norms: Row norms of each compactor, averaged over the ranks, [D_out]; the gradients must be averaged too.
                 None to average both here, and to skip the step if an averaged gradient is not finite.
+            is_good: False to skip the step: weights and velocities keep their values. A scalar bool tensor decides it
+                on the device, without a branch, for which a GPU would have to wait for the host.
             **kwargs: Not used; part of the Keras interface.
 
         Returns:
@@ -136,12 +139,12 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         with tf.init_scope():
             self.build([variable for _, variable in pairs])
         if norms is not None:
-            self._apply(pairs, norms)
+            self._apply(pairs, norms, is_good)
             return self.iterations.assign_add(1)
         gradients, norms = self._average([gradient for gradient, _ in pairs])
         averaged = list(zip(gradients, (variable for _, variable in pairs), strict=True))
         is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-        tf.cond(is_finite, lambda: self._apply(averaged, norms), lambda: None)
+        self._apply(averaged, norms, is_finite)
         return self.iterations.assign_add(1)
 
     def rate_at(self, step: int) -> float:
@@ -163,36 +166,57 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             norms = [norm / size for norm in self.cluster.sum(norms, "optimizer_norms")]
         return averaged, norms
 
-    def _apply(self, pairs: Sequence[tuple[tf.Tensor, tf.Variable]], norms: Sequence[tf.Tensor]) -> None:
+    def _apply(
+        self,
+        pairs: Sequence[tuple[tf.Tensor, tf.Variable]],
+        norms: Sequence[tf.Tensor],
+        is_good: tf.Tensor | bool,
+    ) -> None:
         gradients = {variable.ref(): gradient for gradient, variable in pairs}
         rate = self._rate()
         # The name makes the update of the compactors easy to find in a profile.
         with tf.name_scope("resrep_update"):
-            self._update_compactors(gradients, norms, rate)
+            self._update_compactors(gradients, norms, rate, is_good)
         of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
+        # In a skipped step: v = 1 v + 0, then w = w - 0 v.
+        rate = _choose(is_good, tf.convert_to_tensor(rate), tf.zeros([], rate.dtype))
+        momentum = _choose(is_good, tf.constant(self.momentum, tf.float64), tf.constant(1.0, tf.float64))
         for gradient, variable in pairs:
             if variable.ref() not in of_compactors:
-                self._update_weight(gradient, variable, rate)
+                self._update_weight(gradient, variable, rate, momentum, is_good)
 
     def _rate(self) -> tf.Tensor:
         if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             return self._learning_rate(self.iterations)
         return self._learning_rate
 
-    def _update_weight(self, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor) -> None:
+    def _update_weight(
+        self,
+        gradient: tf.Tensor,
+        variable: tf.Variable,
+        rate: tf.Tensor,
+        momentum: tf.Tensor,
+        is_good: tf.Tensor | bool,
+    ) -> None:
         if self.decay and variable.shape.rank > 1:
             gradient += tf.constant(self.decay, variable.dtype) * variable
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=self._velocity_of[variable.ref()].handle,
             lr=tf.cast(rate, variable.dtype),
-            grad=gradient,
-            momentum=tf.constant(self.momentum, variable.dtype),
+            grad=gradient if is_good is True else tf.math.multiply_no_nan(gradient, tf.cast(is_good, gradient.dtype)),
+            momentum=tf.cast(momentum, variable.dtype),
         )
         if variable.constraint is not None:
-            variable.assign(variable.constraint(variable))
+            variable.assign(_choose(is_good, variable.constraint(variable), variable))
 
-    def _update_compactors(self, gradients: dict[Any, tf.Tensor], norms: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
+    def _update_compactors(
+        self,
+        gradients: dict[Any, tf.Tensor],
+        norms: Sequence[tf.Tensor],
+        rate: tf.Tensor,
+        is_good: tf.Tensor | bool,
+    ) -> None:
         # Compactors of one shape are stacked and updated together. The update is a series of small operations; so their
         # number grows with the number of shapes, not with that of layers, and a model has few shapes.
         by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -201,9 +225,9 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         for indices in by_shape.values():
             kernels = [self.compactors[index].kernel for index in indices]
             velocities = [self._velocity_of[kernel.ref()] for kernel in kernels]
-            stacked, velocity = update_compactor(
-                tf.stack(kernels),
-                tf.stack(velocities),
+            before = tf.stack(kernels), tf.stack(velocities)
+            after = update_compactor(
+                *before,
                 tf.stack([gradients[kernel.ref()] for kernel in kernels]),
                 tf.stack([self.compactors[index].mask for index in indices])[:, tf.newaxis, tf.newaxis],
                 tf.stack([norms[index] for index in indices])[:, tf.newaxis, tf.newaxis],
@@ -212,6 +236,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 momentum=self.compactor_momentum,
                 radial=self.rule == "radial",
             )
+            stacked, velocity = (_choose(is_good, *pair) for pair in zip(after, before, strict=True))
             for variable, value in zip(kernels + velocities, tf.unstack(stacked) + tf.unstack(velocity), strict=True):
                 variable.assign(value)
 
@@ -248,3 +273,11 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 f"the optimizer: it was loaded from a file and has lost the {self._num_lost} compactors that it "
                 "trained; compile the model again with resrep_dist.ResRepOptimizer(rate, compactors)"
             )
+
+
+def _choose(condition: tf.Tensor | bool, value: Any, otherwise: Any) -> Any:
+    """Return one of two values of the same shape and type, as a scalar condition says."""
+    if isinstance(condition, bool):
+        return value if condition else otherwise
+    # `tf.where` would broadcast the condition, for which a processor takes more than twice the time.
+    return tf.raw_ops.Select(condition=condition, x=value, y=otherwise)

@@ -49,6 +49,10 @@ class MaskSchedule:
     before that update."""
     is_in_time: bool
     """True if a row of norm 1 that is masked at `last_step` dies in time."""
+    steps_per_epoch: float
+    """Number of steps per epoch; not rounded."""
+    unhurried_steps: int
+    """Minimum length of a phase with a chosen penalty in which no row dies within the momentum's memory."""
 
     @property
     def num_updates(self) -> int:
@@ -97,11 +101,36 @@ class MaskSchedule:
             ]
         return []
 
+    def cautions(self) -> list[str]:
+        """Return what costs accuracy although the target is reached: rows that have to die in a hurry.
+
+        The momentum of the compactors averages over 1 / (1 - momentum) steps. A penalty that takes a row to zero in
+        less pulls hard at the rows of the channels that stay, too, and the objective has no time to answer.
+        """
+        memory_steps = round(1 / (1 - self.config.compactor_momentum))
+        if self.death_steps is None or self.death_steps >= memory_steps:
+            return []
+        advice = (
+            f"Raise train.num_epochs from {self.num_steps / self.steps_per_epoch:.3g} to at least "
+            f"{_epochs(self.unhurried_steps / self.steps_per_epoch)}, {self.unhurried_steps:,} steps"
+            if self.num_steps < self.unhurried_steps
+            else "Lower prune.lasso_strength, or set it to auto"
+        )
+        return [
+            f"This is likely to cost accuracy: a row of norm 1 dies in about {self.death_steps:,} steps, less than the "
+            f"{memory_steps:,} over which the compactors' momentum averages, and a penalty of "
+            f"{self.lasso_strength:.2g} pulls as hard at the channels that stay. {advice}."
+        ]
+
+    def warnings(self) -> list[str]:
+        """Return `problems` and `cautions`."""
+        return [*self.problems(), *self.cautions()]
+
     def log(self) -> None:
         """Log the schedule, and what is wrong with it as warnings."""
         _log.info("%s", self.describe())
-        for problem in self.problems():
-            _log.warning("%s", problem)
+        for warning in self.warnings():
+            _log.warning("%s", warning)
 
 
 def plan_masks(
@@ -149,6 +178,8 @@ def plan_masks(
         death_steps=steps_to_die(rates, first_step, **options),
         needed_strength=strength_to_die(rates, complete, momentum=momentum),
         is_in_time=last_step <= last_step_to_die(rates, **options),
+        steps_per_epoch=steps_per_epoch,
+        unhurried_steps=_unhurried_steps(rates, first_step / num_steps, momentum),
     )
 
 
@@ -171,6 +202,27 @@ def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
         return config.lasso_strength
     needed = strength_to_die(rates, window_end, momentum=config.compactor_momentum)
     return max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
+
+
+def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) -> int:
+    """Return the length of a phase, with the same curve of rates, in which a row dies in 1 / (1 - momentum) steps."""
+
+    def death_steps(num_steps: int) -> int:
+        stretched = np.interp(np.linspace(0, len(rates) - 1, num_steps), np.arange(len(rates)), rates)
+        first_step = max(1, round(first_fraction * num_steps))
+        end = min(num_steps - 1, first_step + math.ceil(_MASK_FRACTION * max(0, num_steps - first_step)))
+        strength = strength_to_die(stretched, end, momentum=momentum)
+        if strength is None:
+            return 0
+        strength = max(_PAPER_STRENGTH, strength)
+        return steps_to_die(stretched, first_step, lasso_strength=strength, momentum=momentum) or num_steps
+
+    memory_steps = round(1 / (1 - momentum))
+    num_steps = memory_steps
+    while death_steps(num_steps) < memory_steps:
+        num_steps = math.ceil(1.05 * num_steps)
+    # A little more, since the times of the masks are rounded.
+    return math.ceil(1.1 * num_steps)
 
 
 _AUTOMATIC = ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")
@@ -216,3 +268,8 @@ def _rounded_up(value: float) -> str:
     """Return a number with two digits that is not smaller."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / unit) * unit:.2g}"
+
+
+def _epochs(number: float) -> str:
+    """Return a number of epochs that is not smaller, without more digits than one would type."""
+    return f"{math.ceil(number)}" if number >= 10 else f"{math.ceil(10 * number) / 10:g}"

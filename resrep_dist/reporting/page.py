@@ -186,7 +186,9 @@ def _goal(run: RunRecord, is_named: bool) -> str:
     if not _is_pruned(run):
         return f"{name}{report['model']}, trained without pruning."
     reached, target = report["slim"]["macs"] / report["base"]["macs"], report["target_macs_fraction"]
-    end = f"missed, {report['num_masked_alive']} masked channels are still alive" if report["target_missed"] else "met"
+    num_alive = report["num_masked_alive"]
+    end = "missed" if report["target_missed"] else "met"
+    end += f", {num_alive:,} masked channels are still alive" if report["target_missed"] and num_alive else ""
     figures = f"target {100 * target:.1f} % of the multiply-adds, {100 * reached:.1f} % left"
     return f"{name}{report['model']}, {figures}: {end}."
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import DataError
-from resrep_dist.graph import Graph, flatten, trace, with_input_size
+from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
-from resrep_dist.models.building import logits_only
+from resrep_dist.models.building import logits_only, require_classes
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
@@ -27,6 +27,7 @@ from resrep_dist.training.trainer import Trainer
 
 import numpy as np
 import tensorflow as tf
+from rich.console import Console
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
@@ -58,9 +59,10 @@ def prune(
     target: float = 0.5,
     num_epochs: float | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    workdir: Path | None = None,
+    workdir: Path | str | None = None,
     cluster: Cluster | None = None,
-    **options: Any,
+    console: Console | Literal["default"] | None = "default",
+    hooks: Sequence[Hook] = (),
 ) -> PruneResult:
     """Prune a trained model, on one rank or under a launcher. A collective.
 
@@ -77,32 +79,36 @@ def prune(
             `{"train": {"learning_rate": 0.02}}`.
         workdir: Folder of checkpoints, curves and the slim model; the same call resumes. None to write nothing.
         cluster: The ranks; None for those that the launcher started.
-        **options: Further arguments of `Trainer`: `console`, `hooks`.
+        console: Where progress is shown: by default on the terminal, or in lines. None to show none.
+        hooks: Hooks that observe the run; see `Hook`.
 
     Raises:
         UserError: If the model cannot be pruned, the data does not fit, or the base guesses; see `check_base`.
         CertificateError: If the outputs of the slim model differ from those of the trained one.
     """
-    cluster = cluster or Cluster()
-    require_one_input_and_output(model)
+    _require_classifier(model)
+    cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
-    model = _for_images(model, train_data)
+    model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
-    graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
-    require_prunable(model.name, graph)
-    require_reachable_target(graph, pruning_of(config))
-    history = _History()
-    options = {**options, "hooks": [history, *options.get("hooks", ())]}
-    trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, workdir=workdir, **options)
+    graph = _graph(model, config)
+    options: dict[str, Any] = {"workdir": workdir, "console": console, "hooks": [history, *hooks]}
+    trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, **options)
     base_score = check_base(model, config, validation_data, cluster)
     trainer.run()
-    images = validation_data.first_images(config.merge.num_images)
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
+    images = validation_data.first_images(config.merge.num_images)
     slim, certificate = merge(trainer.model, graph, images, **limits)
     report = _report(model, base_score, slim, graph, config, validation_data, cluster)
     if workdir is not None and cluster.is_root:
         save_model(slim, workdir / "slim" / "model.h5")
     return PruneResult(slim, certificate, report, history.values)
+
+
+def _require_classifier(model: keras.Model) -> None:
+    require_functional(model)
+    require_one_input_and_output(model)
+    require_classes(f"model {model.name}: ", tuple(model.output_shape))
 
 
 def _for_images(model: keras.Model, data: ImageSource) -> keras.Model:
@@ -111,6 +117,13 @@ def _for_images(model: keras.Model, data: ImageSource) -> keras.Model:
     if None in model.input_shape[1:3]:
         model = with_input_size(model, (height, width))
     return logits_only(flatten(model))
+
+
+def _graph(model: keras.Model, config: Config) -> Graph:
+    graph = trace(model, pruning_of(config).exclude, pruning_of(config).residual_groups)
+    require_prunable(model.name, graph)
+    require_reachable_target(graph, pruning_of(config))
+    return graph
 
 
 class _History(Hook):
@@ -155,17 +168,24 @@ def _source(data: Data, num_classes: int) -> ImageSource:
         return data
     if isinstance(data, tf.data.Dataset):
         data = _read(data)
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        received = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
+        raise DataError(
+            f"data: received {received}, expected a Source, a pair (images, labels), or a tf.data.Dataset of such pairs"
+        )
     images, labels = (np.asarray(part) for part in data)
-    if labels.ndim == 2 and labels.shape[1] == num_classes > 1 and (labels.sum(axis=1) == 1).all():
-        labels = labels.argmax(axis=1)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     is_of_labels = labels.ndim == 2 and labels.shape[1] == num_classes and np.isin(labels, (0, 1)).all()
+    if labels.ndim == 2 and labels.shape[1] == num_classes and (not is_of_labels or (labels.sum(axis=1) == 1).all()):
+        labels, is_of_labels = labels.argmax(axis=1), False
     if images.ndim != 4 or not (labels.ndim in (1, 3) or is_of_labels):
         raise DataError(
             f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
-            f"channels] and labels [N], or one-hot labels or several labels of 0 and 1 [N, {num_classes}] as the model "
-            f"has {num_classes} outputs, or masks [N, height, width]"
+            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs, "
+            "or several labels of 0 and 1 of the same shape, or masks [N, height, width]"
         )
-    return Source(images.astype(np.float32), labels.astype(np.int64), num_classes)
+    return Source(images.astype(np.float32), labels, num_classes)
 
 
 def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:

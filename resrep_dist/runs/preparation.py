@@ -106,8 +106,8 @@ def _with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path,
         _log.info("Chosen: %s.", masks.choices())
     if config.base:
         # Said before the base is trained, too.
-        for problem in masks.problems():
-            _log.warning("%s", problem)
+        for warning in masks.warnings():
+            _log.warning("%s", warning)
     return plan.resolved(config)
 
 

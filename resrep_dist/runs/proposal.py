@@ -18,6 +18,8 @@ _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 _DEFAULT_IMAGE_SIZE = 224
 _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
+# With less the rows die in a hurry, see `MaskSchedule.cautions`.
+_FEWEST_STEPS = 400
 # From so many training images on, batches of this size.
 _BATCH_SIZES = ((200_000, 256), (20_000, 128), (2_000, 64), (0, 32))
 
@@ -100,13 +102,15 @@ def proposed_batch_size(num_images: int) -> int:
 
 
 def proposed_epochs(num_images: int, batch_size: int) -> int:
-    """Return a length for the pruning phase: at least 1,500 steps, in 20 to 180 epochs.
+    """Return a length for the pruning phase: at least 1,500 steps, in 20 to 180 epochs, or more for 400 steps.
 
     Args:
         num_images: Number of training images.
         batch_size: Global batch size.
     """
-    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS * batch_size / num_images)))
+    steps_per_epoch = num_images / batch_size
+    epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch)))
+    return max(epochs, math.ceil(_FEWEST_STEPS / steps_per_epoch))
 
 
 def propose(

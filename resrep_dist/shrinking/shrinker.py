@@ -189,13 +189,20 @@ class Shrinker:
         assert state.channels is not None
         return self._macs(state, state.channels) / self._base_macs
 
-    def warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
-        """Log a warning if the mode `exact` will not give the results of `off`, with the reasons.
+    def check(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
+        """Check that a model can shrink, and log a warning if the mode `exact` will not give the results of `off`.
 
         Args:
             model: The model in training.
             gradient_clip_norm: Limit of the gradients' norm; None for no limit.
+
+        Raises:
+            ConfigError: If a weight which a shrink makes smaller has a constraint, since its norm would be another one.
         """
+        self._require_unconstrained(model)
+        self._warn_if_inexact(model, gradient_clip_norm)
+
+    def _warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
         reasons = []
         if random := [
             layer.name for layer in model.layers if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)
@@ -212,15 +219,7 @@ class Shrinker:
                 "; ".join(reasons),
             )
 
-    def require_unconstrained(self, model: keras.Model) -> None:
-        """Check that no weight which a shrink makes smaller has a constraint, since its norm would be another one.
-
-        Args:
-            model: The model in training.
-
-        Raises:
-            ConfigError: If one has.
-        """
+    def _require_unconstrained(self, model: keras.Model) -> None:
         touched = [name for name, channels in self._graph.channels.items() if channels.is_in_a_group]
         for layer in (model.get_layer(name) for name in touched if self._config.mode != "off"):
             if constrained := [weight.name for weight in layer.trainable_weights if weight.constraint is not None]:

@@ -8,6 +8,7 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.insertion import compactors_of, has_compactors
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.phase import PhasePlan
 from resrep_dist.training.step import TrainStep
@@ -31,6 +32,7 @@ class LiveModel:
         training: Settings of the training steps.
         cluster: The ranks.
         channels: The original channels that the model has; None for all.
+        teacher: Model whose outputs the trained one is to match; None for the labels alone.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class LiveModel:
         training: TrainingConfig,
         cluster: Cluster,
         channels: KeptChannels | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self._metrics, self._task = training.metrics, plan.task
-        self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, plan.task)
+        self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, teacher, plan.task)
         if graph:
             channels = channels or KeptChannels.all_of(graph)
         state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables)

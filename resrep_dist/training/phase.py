@@ -9,7 +9,7 @@ from resrep_dist.config.tasks import TASKS
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError, ModelError
-from resrep_dist.graph import Graph, flatten
+from resrep_dist.graph import Graph, flatten, require_functional
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
@@ -87,6 +87,16 @@ class PhasePlan:
         """
         return dataclasses.replace(config, prune=self.masks.config) if self.masks else config
 
+    def ends_epochs(self, step: int, num_epochs: float) -> bool:
+        """Return True if a step is the last of a number of epochs, or of a multiple of it.
+
+        Args:
+            step: Number of steps made, with this one.
+            num_epochs: The number, which may be a fraction.
+        """
+        interval_steps = num_epochs * self.steps_per_epoch
+        return int(step / interval_steps) > int((step - 1) / interval_steps)
+
     def require_masks(self) -> MaskSchedule:
         """Return the schedule of the masks, which the plan of a phase with a graph has."""
         assert self.masks is not None, "the plan was made without a graph"
@@ -142,8 +152,10 @@ def check_start(
 
     Raises:
         ConfigError: As in `check_data` and `check_images`, and if the target cannot be reached.
-        ModelError: If the model has several inputs or outputs, or the graph has nothing to prune.
+        ModelError: If the model is no functional one of Keras 2 or has several inputs or outputs, or the graph has
+            nothing to prune.
     """
+    require_functional(model)
     require_one_input_and_output(model)
     check_data(config, train_data, num_ranks)
     for source in (train_data, validation_data):
@@ -160,17 +172,10 @@ def check_start(
 
 
 def require_one_input_and_output(model: keras.Model) -> None:
-    """Check that a model takes images and returns one tensor.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ModelError: If it has several inputs or outputs. The message says how such a model is pruned.
-    """
+    """Raise a ModelError for a model with several inputs or outputs, which says how such a model is pruned."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(
-            f"model {model.name}: it has {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one of "
+            f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one of "
             "each; prune it in Keras' own `fit` with resrep_dist.ChannelMasks, as in examples/two_headed_detector.py"
         )
 

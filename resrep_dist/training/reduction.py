@@ -53,17 +53,17 @@ def sum_over_ranks(
     received = sum_in_buckets(cluster, packed, "step_float16")
     unpacked = [tf.cast(p, g.dtype) / _FLOAT16_FACTOR for p, g in zip(received, gradients, strict=True)]
     # Finite gradients may be too large for float16. All ranks receive the same sums, so they get the same answer.
-    fits = tf.reduce_all([is_finite(value) for value in unpacked])
+    fits = tf.reduce_all(are_finite(unpacked))
     return ClusterSums(unpacked, cluster.sum(rest, "step_rest"), fits)
 
 
-def is_finite(tensor: tf.Tensor) -> tf.Tensor:
-    """Return True if all values of a tensor are finite, a scalar bool.
+def are_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return for each tensor whether all of its values are finite, bool [number of tensors].
 
-    Only their sum is tested, which is faster than a test of each value. A sum that overflows counts as not finite; a
+    Only their sums are tested, which is faster than a test of each value. A sum that overflows counts as not finite; a
     step with such gradients is lost anyway.
 
     Args:
-        tensor: A tensor of a floating-point type.
+        tensors: Tensors of one floating-point type.
     """
-    return tf.math.is_finite(tf.reduce_sum(tensor))
+    return tf.math.is_finite(tf.stack([tf.reduce_sum(tensor) for tensor in tensors]))

@@ -32,7 +32,7 @@ class SkippedSteps:
         Args:
             step: Number of the step.
             names: Names of the values that are checked.
-            are_finite: For each of them, bool: whether it is finite on this rank.
+            are_finite: For each of them whether it is finite on this rank.
 
         Raises:
             NonFiniteError: On every rank, if too many steps in a row were skipped.

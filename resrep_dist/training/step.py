@@ -3,44 +3,31 @@
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.config.tasks import TASKS
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.training.determinism import check_determinism
+from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
+from resrep_dist.training.outcome import DRIFTED, GOOD, NOT_FINITE, RESCALED, Outcomes
 from resrep_dist.training.randomness import LayerRandomness, warn_of_other_randomness
-from resrep_dist.training.reduction import ClusterSums, RankSums, is_finite, sum_over_ranks
+from resrep_dist.training.reduction import ClusterSums, RankSums, are_finite, sum_over_ranks
 from resrep_dist.training.scores import correct_shares
-from resrep_dist.training.skipping import SkippedSteps
 
 import tensorflow as tf
 from tensorflow import keras
 
-# Results of a step, the same on all ranks: applied; skipped to lower the loss scale, which is normal; skipped since a
-# value is not finite; skipped since the ranks differ.
-_GOOD, _RESCALED, _NOT_FINITE, _DRIFTED = range(4)
-
-
-class _Outcome(NamedTuple):
-    """The result of a step; all but `are_finite` is the same on all ranks."""
-
-    kind: tf.Tensor
-    """_GOOD, _RESCALED, _NOT_FINITE or _DRIFTED."""
-    num_stop_requests: tf.Tensor
-    """Number of ranks that were asked to stop."""
-    are_finite: tf.Tensor
-    """For each of the step's names, bool: whether its value on this rank is finite."""
-
 
 class TrainStep:
     """The compiled step of one rank. Its metrics stay on the device until they are read.
+
+    So does what came of it, until the next step has been launched or `settle` is called, see `Outcomes`.
 
     A rank can divide its part of the batch into micro-batches (gradient accumulation). Each micro-batch is treated like
     the part of a rank: its gradients are sums over samples, and its batch norms use its own statistics, with whose
@@ -56,26 +43,26 @@ class TrainStep:
         config: Loss, precision, accumulation, compression and clipping.
         global_batch_size: Number of samples per step, over all ranks; they have to get as many.
         seed: Seed of the random numbers of layers, such as Dropout.
+        teacher: Model whose outputs the trained one is to match; None for the labels alone.
         task: What the labels say; see `Config.task`.
     """
 
     def __init__(
         self, cluster: Cluster, config: TrainingConfig, global_batch_size: int, seed: int = 0,
-        task: str = "classification",
+        teacher: Teacher | None = None, task: str = "classification",
     ) -> None:  # fmt: skip
-        self._cluster, self._config, self._task = cluster, config, task
+        self._cluster, self._config, self._teacher, self._task = cluster, config, teacher, task
         self._global_batch_size, self._seed = global_batch_size, seed
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
         self.variables = self._loss_scale.variables if self._loss_scale else {}
-        self._skipped = SkippedSteps(cluster)
+        self._outcomes = Outcomes(cluster, self._dtype)
         # loss sum, correct, samples, skipped steps
         self._totals = tf.Variable(tf.zeros([4], self._dtype), trainable=False)
         self._stop_requested = tf.Variable(0.0, trainable=False, dtype=self._dtype)
-        self._num_stop_requests = 0.0
 
     def follow(self, state: TrainState) -> None:
-        """Train another state from now on. Metrics that were not read yet are kept.
+        """Train another state from now on. Metrics that were not read yet are kept. The last step has to be settled.
 
         Args:
             state: A state of the same run, whose model may be smaller.
@@ -86,10 +73,12 @@ class TrainStep:
         self._statistics = batch_norm_statistics(state.model)
         self._statistics_shapes = [statistic.shape for statistic in self._statistics]
         weights = [f"the gradient of {plain_name(variable)}" for variable in state.model.trainable_variables]
-        self._names = ["the loss", *weights, *map(plain_name, self._statistics)]
+        names = ["the loss", *weights, *map(plain_name, self._statistics)]
         # Compared in every step: they decide which channels die. Statistics are compared too, since a step averages
         # them over the ranks, and a difference would no longer show afterwards.
         self._watched = [variable for c in self._optimizer.compactors for variable in (c.kernel, c.mask)]
+        compared = {plain_name(variable): variable for variable in [*self._watched, *self._statistics]}
+        self._outcomes.follow(state, names, compared)
         self._compute, self._apply = self._forward_and_backward, self._clip_and_apply
         if self._config.xla:
             # The collectives are not part of it, since XLA cannot compile them.
@@ -100,7 +89,9 @@ class TrainStep:
         self._is_traced = False
 
     def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
-        """Make one step. A collective; another one follows only if the step failed, to find out where.
+        """Make one step, and look at what came of the one before it. A collective.
+
+        Another collective follows only if that one failed, to find out where.
 
         Args:
             images: This rank's part of the batch, [B, height, width, channels].
@@ -108,28 +99,29 @@ class TrainStep:
 
         Raises:
             ConfigError: Before the first step, if it has to be deterministic and cannot be.
-            NonFiniteError: On every rank, if too many steps in a row were skipped because values were not finite.
-            DisagreementError: On every rank, if their compactors, masks or batch-norm statistics differ.
+            NonFiniteError: As `settle`.
+            DisagreementError: As `settle`.
         """
         if not self._is_traced:
             self.trace(images, labels)
-        outcome = self._compiled(images, labels)
-        kind, self._num_stop_requests = int(outcome.kind), float(outcome.num_stop_requests)
-        if kind == _GOOD:
-            self._skipped.num_in_a_row = 0
-        elif kind == _NOT_FINITE:
-            self._skipped.explain(self._state.step + 1, self._names, outcome.are_finite.numpy())
-        elif kind == _DRIFTED:
-            digests = Digest({plain_name(variable): variable for variable in [*self._watched, *self._statistics]})
-            self._cluster.agree(digests.names, digests())
-        self._state.step += 1
+        self._outcomes.launched(self._compiled(images, labels))
+
+    def settle(self) -> None:
+        """Wait for the last step, and look at what came of it. A collective if it failed.
+
+        Raises:
+            NonFiniteError: On every rank, if too many steps in a row were skipped because values were not finite.
+            DisagreementError: On every rank, if their compactors, masks or batch-norm statistics differ.
+        """
+        self._outcomes.settle()
 
     def read_metrics(self) -> dict[str, float]:
-        """Return the metrics over all ranks since the last call. Waits for the device.
+        """Return the metrics over all ranks since the last call. Settles the last step.
 
         Returns:
             The mean `loss`, the task's `training_score` (percent), `skipped_steps` and `skipped_steps_in_a_row`.
         """
+        self.settle()
         loss, correct, count, skipped = (float(value) for value in self._totals.numpy())
         self._totals.assign(tf.zeros_like(self._totals))
         count = max(count, 1.0)
@@ -137,7 +129,7 @@ class TrainStep:
             "loss": loss / count,
             TASKS[self._task].training_score: 100.0 * correct / count,
             "skipped_steps": skipped,
-            "skipped_steps_in_a_row": float(self._skipped.num_in_a_row),
+            "skipped_steps_in_a_row": float(self._outcomes.num_skipped_in_a_row),
         }
 
     def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
@@ -184,20 +176,22 @@ class TrainStep:
         self._stop_requested.assign(1.0)
 
     def is_stop_requested(self) -> bool:
-        """Return True, on all ranks alike, if a rank had called `request_stop` before the last step."""
-        return self._num_stop_requests > 0
+        """Return True, on all ranks alike, if a rank had called `request_stop` before the last step looked at."""
+        return self._outcomes.num_stop_requests > 0
 
-    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> _Outcome:
-        """Make the step, as one graph.
+    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Make the step, as one graph, and return the outcome of the step before it.
 
         Gradients are summed over the ranks in a few collectives, as they are computed. One more has the rest: the
         row norms, the statistics, the fingerprint, and the flags [loss, correct, samples, ranks with values that
         are not finite, ranks asked to stop]. Averages are divided by the number of all samples before they are summed.
 
         Whether the step is applied is decided from these sums, which are the same on all ranks, so all decide alike. It
-        is decided on the device, inside the graph: the host would have to wait for the collective, read the flags, and
-        start the update, while the device has nothing to do.
+        is decided on the device and without a branch. Otherwise the host would have to wait for the collective, read
+        the flags, and start the update, while the device has nothing to do.
         """
+        # Read first, so that it can be copied to the host while this step is computed.
+        outcome_before = self._outcomes.take()
         # The forward pass updates the statistics. A skipped step restores them, so that values which are not finite, or
         # differ between the ranks, do not remain.
         before = pack(self._statistics, self._dtype)
@@ -205,9 +199,9 @@ class TrainStep:
         row_norms = self._optimizer.row_norms()
         with tf.name_scope("resrep_checks"):
             values = [local.counts, *local.gradients, *unpack(local.statistics, self._statistics_shapes)]
-            marks, are_finite = self._check(before, values)
+            marks, are_all_finite = self._check(before, values)
         norms = local.counts[2] / self._global_batch_size * pack(row_norms, self._dtype)
-        is_bad = 1.0 - tf.cast(tf.reduce_all(are_finite), self._dtype)
+        is_bad = 1.0 - tf.cast(tf.reduce_all(are_all_finite), self._dtype)
         flags = tf.concat([local.counts, [is_bad, self._stop_requested]], 0)
         summed = self._sum(local.gradients, [norms, local.statistics, marks, flags])
         norms, statistics, marks, flags = summed.rest
@@ -215,17 +209,14 @@ class TrainStep:
         has_drifted = differ(marks, self._cluster.size)
         is_good = (num_bad == 0) & summed.fits & ~has_drifted
         self._assign_statistics(tf.where(is_good, statistics, before))
-        if is_good:
-            self._apply(summed.gradients, unpack(norms, [norm.shape for norm in row_norms]))
-            self._totals.assign_add(tf.stack([loss, correct, count, 0.0]))
-        else:
-            # The batch is used up, so the step counts for the learning-rate schedule.
-            self._optimizer.iterations.assign_add(1)
-            self._totals.assign_add([0.0, 0.0, 0.0, 1.0])
-        kind = tf.where(is_good, _GOOD, tf.where(has_drifted, _DRIFTED, self._rescale(num_bad)))
+        # A batch that is skipped is used up, so its step counts for the learning-rate schedule.
+        self._apply(summed.gradients, unpack(norms, [norm.shape for norm in row_norms]), is_good)
+        totals = tf.stack([loss, correct, count, 0.0])
+        self._totals.assign_add(tf.where(is_good, totals, tf.constant([0.0, 0.0, 0.0, 1.0], self._dtype)))
+        kind = tf.where(is_good, GOOD, tf.where(has_drifted, DRIFTED, self._rescale(num_bad)))
+        self._outcomes.put(kind, num_stop_requests, are_all_finite)
         with tf.device("CPU:0"):
-            # From there the host can read them without waiting for the update.
-            return _Outcome(tf.identity(kind), tf.identity(num_stop_requests), are_finite)
+            return tf.identity(outcome_before)
 
     def _rescale(self, num_bad: tf.Tensor) -> tf.Tensor:
         """Update the loss scale, and return the kind of a step that is not good.
@@ -234,15 +225,15 @@ class TrainStep:
         summed. So a sum that is too large for the collective's float16 would be too large at a lower scale too.
         """
         if self._loss_scale is None:
-            return tf.constant(_NOT_FINITE)
+            return tf.constant(NOT_FINITE)
         is_scale_too_high = (num_bad > 0) & ~self._loss_scale.is_lowest()
         self._loss_scale.update(num_bad == 0)
-        return tf.where(is_scale_too_high, _RESCALED, _NOT_FINITE)
+        return tf.where(is_scale_too_high, RESCALED, NOT_FINITE)
 
     def _check(self, before: tf.Tensor, values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the fingerprint of what must be the same on all ranks, and for each value whether it is finite."""
         marks = fingerprint([*self._watched, before], self._dtype)
-        return marks, tf.stack([is_finite(value) for value in values])
+        return marks, are_finite(values)
 
     def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: tf.Tensor) -> RankSums:
         num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
@@ -271,7 +262,10 @@ class TrainStep:
         share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:
             outputs = tf.cast(self._model(images, training=True), self._dtype)
-            loss = tf.reduce_sum(tf.cast(self._loss(labels, outputs), self._dtype))
+            losses = tf.cast(self._loss(labels, outputs), self._dtype)
+            if self._teacher:
+                losses = self._teacher.taught(losses, images, outputs)
+            loss = tf.reduce_sum(losses)
             # Divided by the number of all samples, since parts may differ in size.
             objective = loss / self._global_batch_size + share * sum(self._model.losses)
             # The 16-bit gradients are means over this rank's samples, whose size does not depend on their number.
@@ -292,9 +286,9 @@ class TrainStep:
         for statistic, value in zip(self._statistics, unpack(values, self._statistics_shapes), strict=True):
             statistic.assign(value)
 
-    def _clip_and_apply(self, gradients: list[tf.Tensor], norms: list[tf.Tensor]) -> None:
+    def _clip_and_apply(self, gradients: list[tf.Tensor], norms: list[tf.Tensor], is_good: tf.Tensor) -> None:
         if self._config.gradient_clip_norm is not None:
             # Clips the averaged gradients of the objective; the optimizer adds weight decay and penalty afterwards.
             gradients, _ = tf.clip_by_global_norm(gradients, self._config.gradient_clip_norm)
         pairs = zip(gradients, self._model.trainable_variables, strict=True)
-        self._optimizer.apply_gradients(pairs, norms=norms)
+        self._optimizer.apply_gradients(pairs, norms=norms, is_good=is_good)

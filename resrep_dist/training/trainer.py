@@ -26,6 +26,7 @@ from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.best import BestCheckpoint
 from resrep_dist.training.determinism import enable_determinism
+from resrep_dist.training.distillation import make_teacher
 from resrep_dist.training.live_model import LiveModel
 from resrep_dist.training.phase import check_start, fingerprints, model_for_training, plan_phase
 
@@ -53,8 +54,7 @@ class Trainer:
         train_data: The training set.
         validation_data: The validation set.
         cluster: The ranks; by default those that the launcher started.
-        workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
-            nothing.
+        workdir: Folder of checkpoints and curves, those of a base model in its folder `base`; None to write nothing.
         console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
         accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.
@@ -73,23 +73,27 @@ class Trainer:
         validation_data: ImageSource,
         *,
         cluster: Cluster | None = None,
-        workdir: Path | None = None,
+        workdir: Path | str | None = None,
         console: Console | Literal["default"] | None = "default",
         hooks: Sequence[Hook] = (),
         accepts_changed_data: bool = False,
     ) -> None:
         self.cluster = cluster or Cluster(config.training.deterministic)
         self.graph = graph
+        workdir = Path(workdir) if workdir is not None else None
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
         check_start(config, model, graph, train_data, validation_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
+        self._teacher = make_teacher(model, config) if graph else None
         model = model_for_training(model, graph, config, self.cluster)
-        self._live = LiveModel(model, graph, self._plan, config.training, self.cluster)
-        self._shrinker = self._make_shrinker(graph) if graph else None
-        if self._plan.masks:
+        self._live = LiveModel(model, graph, self._plan, config.training, self.cluster, teacher=self._teacher)
+        self._shrinker: Shrinker | None = None
+        if graph and self._plan.masks:
+            self._shrinker = Shrinker(graph, config, self._plan.masks.interval_steps, self.cluster)
+            self._shrinker.check(model, config.training.gradient_clip_norm)
             self._plan.masks.log()
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
@@ -164,6 +168,8 @@ class Trainer:
 
     def start(self) -> None:
         """Continue from the newest checkpoint, or start from scratch if there is none. A collective."""
+        if self._teacher:
+            self._teacher.share(self.cluster)
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
@@ -184,14 +190,14 @@ class Trainer:
             self.cluster.watchdog.beat(self.step + 1)
             self._live.step.run(images, labels)
             if self.pruner and self.pruner.is_due(self.step):
-                self.state.agree(self.cluster)
+                self._agree()
                 self.pruner.update()
             if self._shrinker and self.pruner and self._shrinker.is_due(self.step):
                 with self.cluster.watchdog.patient():
                     self._shrink(self._shrinker, self.pruner, images, labels)
             metrics = self._read_metrics() if self.step % self.config.logging.interval_steps == 0 else None
             self._hooks.on_step(self, metrics)
-            if self._is_evaluation_due() or self.is_done():
+            if self._plan.ends_epochs(self.step, self.config.logging.evaluation_epochs) or self.is_done():
                 self._evaluate()
             if self.step % self.config.checkpoint.interval_steps == 0:
                 self._save()
@@ -223,25 +229,18 @@ class Trainer:
         if stop.is_set():
             self._live.step.request_stop()
 
-    def _make_shrinker(self, graph: Graph) -> Shrinker:
-        shrinker = Shrinker(graph, self.config, self._plan.require_masks().interval_steps, self.cluster)
-        shrinker.require_unconstrained(self.model)
-        shrinker.warn_if_inexact(self.model, self.config.training.gradient_clip_norm)
-        return shrinker
-
     def _state_at(self, channels: KeptChannels | None) -> TrainState:
         return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
 
     def _shrink(self, shrinker: Shrinker, pruner: Pruner, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
-        assert self.graph is not None
         saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, pruner))
         if saved is None:
             return
-        self.state.agree(self.cluster)
+        self._agree()
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()
         batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
-        channels = KeptChannels.from_json(self.graph, saved)
+        channels = KeptChannels.from_json(pruner.graph, saved)
         smaller = shrinker.shrink(self.state, channels, (images for images, _ in batches), self._validation_data)
         if smaller is self.state:
             return
@@ -274,7 +273,7 @@ class Trainer:
 
     def _save(self, is_last: bool = False) -> None:
         start = time.monotonic()
-        self.state.agree(self.cluster)
+        self._agree()
         self._hooks.before_checkpoint(self)
         self.checkpoints.save(self.state, is_last=is_last, is_end=self.is_done())
         # At the end of a phase the checkpoint of the same step may be saved again, which writes nothing.
@@ -282,12 +281,13 @@ class Trainer:
             self._saved_step = self.step
             self._hooks.on_checkpoint(self, time.monotonic() - start)
 
-    def _is_evaluation_due(self) -> bool:
-        interval_steps = self.config.logging.evaluation_epochs * self._plan.steps_per_epoch
-        return int(self.step / interval_steps) > int((self.step - 1) / interval_steps)
+    def _agree(self) -> None:
+        """Look at what came of the last step, and check that all ranks hold the same. A collective."""
+        self._live.step.settle()
+        self.state.agree(self.cluster)
 
     def _evaluate(self) -> None:
-        self.state.agree(self.cluster)
+        self._agree()
         start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
         values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
         self.validation_top1 = score_of(values).value

@@ -67,6 +67,7 @@ model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
 model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 model.fit(images[:1024], labels[:1024], batch_size=64, epochs=8, verbose=0)
 model.save("mine.h5")
+model.save("mine.keras")
 """
 
 # The arrays, as names in the reader's program.

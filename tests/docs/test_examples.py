@@ -44,7 +44,8 @@ def setting(overrides: str) -> str:
     (program,) = of("python", "docs/own_model.md")
     head, trainer, _ = program.text.partition("trainer = ")
     assert trainer and 'load_config("mine.yaml")' in head
-    return ARRAYS + head.replace('load_config("mine.yaml")', f'load_config("mine.yaml", {overrides})')
+    head = head.replace('load_config("mine.yaml")', f'load_config("mine.yaml", {overrides})')
+    return ARRAYS + head
 
 
 def shortened(text: str, numbers: dict[str, str]) -> str:
@@ -61,6 +62,7 @@ def test_the_program_prunes_to_its_target(folder):
         folder,
         ARRAYS,
         program.text,
+        "from tensorflow import keras",
         "saved = keras.models.load_model('slim.h5', compile=False)",
         "small, whole = resrep_dist.trace(saved).macs, graph.macs",
         "print(small.total(resrep_dist.trace(saved).widths) / whole.total(graph.widths))",

@@ -45,6 +45,18 @@ def test_a_model_shrinks_on_a_gpu_and_its_slim_one_gives_the_same(training):
     assert kept == trainer.pruner.living_widths() and slim.count_params() < trainer.model.count_params()
 
 
+def test_batches_are_on_the_gpu_and_a_bad_one_changes_nothing():
+    trainer = train_on("/GPU:0", mode="off", num_steps=5)
+    trainer._live.step.read_metrics()
+    images, labels = next(iter(trainer._batches))
+    assert "GPU" in images.device and "GPU" in labels.device
+    before = {name: variable.numpy() for name, variable in trainer.state.items()}
+    trainer._live.step.run(images * np.nan, labels)
+    assert trainer._live.step.read_metrics()["skipped_steps"] == 1
+    for name in before.keys() - {"iterations"}:
+        np.testing.assert_array_equal(trainer.state[name], before[name], err_msg=name)
+
+
 def test_more_ranks_than_gpus_are_refused_in_one_line(tmp_path):
     num_ranks = len(GPUS) + 1
     code, log = run_ranks(num_ranks, train_command(tmp_path / "run"), tmp_path / "log")

@@ -52,10 +52,13 @@ def test_some_arms_of_the_steps_are_measured_alone_by_name(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(small_config(model=SMALL).to_yaml())
     arguments = ["benchmark", "steps", str(path), "--output", str(tmp_path), "--num-steps", "1", "--num-rounds", "1"]
-    assert main([*arguments, "--arms", "stock_horovod"]) == 0
+    assert main([*arguments, "--arms", "one_group,stock_keras,stock_horovod"]) == 0
     document = json.loads((tmp_path / "benchmark.json").read_text())
-    assert list(document["arms"]) == ["stock_horovod", "plain"] and document["steps"]["other"] == {}
-    assert document["ratios"]["stock_horovod"]["time"] > 0 and "time_to_compactors" not in capsys.readouterr().out
+    assert list(document["arms"]) == ["stock_horovod", "plain", "stock_keras", "one_group"]
+    assert document["steps"]["other"] == {} and all(ratio["time"] > 0 for ratio in document["ratios"].values())
+    assert document["arms"]["one_group"]["negotiated_tensors"] == 1
+    assert document["ratios"]["one_group"]["reduced_bytes"] == 1 and document["ratios"]["stock_keras"]["macs"] == 1
+    assert "time_to_compactors" not in capsys.readouterr().out
     assert main([*arguments, "--arms", "plain,fast"]) == 2
     assert "--arms plain,fast: expected some of stock_horovod,plain," in capsys.readouterr().err
 

@@ -24,6 +24,23 @@ def test_every_epoch_holds_every_sample_once_in_another_order():
         assert (a == b).mean() < 0.1
 
 
+def test_batches_that_are_copied_to_a_device_are_the_same(monkeypatch):
+    options = {"global_batch_size": 8, "augmentation": "none", "seed": 1, "rank": 0, "num_ranks": 1, "first_step": 3}
+
+    def first_batches():
+        return list(itertools.islice(training_batches(random_source(), **options, num_threads=1), 3))
+
+    expected, copies, copy = first_batches(), [], tf.data.experimental.prefetch_to_device
+    # A CPU in place of the GPU.
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: [tf.config.LogicalDevice("/device:CPU:0", "GPU")])
+    monkeypatch.setattr(tf.data.experimental, "prefetch_to_device", lambda name: copies.append(name) or copy(name))
+    received = first_batches()
+    assert copies == ["/device:CPU:0"]
+    for batch, same in zip(received, expected, strict=True):
+        for values, same_values in zip(batch, same, strict=True):
+            np.testing.assert_array_equal(values, same_values)
+
+
 @pytest.fixture(scope="module", params=["arrays", "imagefolder", "tfrecord"])
 def sources(request, tmp_path_factory):
     """Training and validation set, and an augmentation, of each kind of source."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 
 from resrep_dist.benchmark import benchmark_latency, write_benchmark
@@ -128,6 +129,15 @@ def test_a_file_that_differs_is_refused_and_the_one_before_stays(tmp_path, monke
     with pytest.raises(CertificateError, match=r"model\.tflite: its outputs differ .* tolerance 0.0001; it is not"):
         export_model(model, "wrong", tmp_path, IMAGES, 1e-4)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+def test_the_interpreter_says_nothing_of_its_kernels(tmp_path):
+    path = export_model(network(), "tflite", tmp_path, IMAGES, 1e-4).path
+    program = "import sys, numpy as np; from pathlib import Path\n"
+    program += "from resrep_dist.export.inference import open_model_file\n"
+    program += "print(open_model_file(Path(sys.argv[1])).run(np.zeros([2, 16, 16, 3], np.float32)).shape)"
+    ran = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert "(2, 10)" in ran.stdout and "XNNPACK" not in ran.stderr
 
 
 def test_probabilities_evaluate_like_the_model(tmp_path):

@@ -101,6 +101,31 @@ def test_a_launcher_gets_named_variables_and_its_own(start, launcher, gets_slurm
     assert ("SLURM_JWT" in names) == ("OMPI_MCA_pml" in names) == gets_slurm
 
 
+def test_lines_of_rank_0_have_no_prefix_and_the_last_words_are_printed(tmp_path):
+    (tmp_path / "launch").mkdir()
+    for name in ("ranks.sh", "local.sh"):
+        shutil.copy(REPOSITORY / "launch" / name, tmp_path / "launch")
+    (tmp_path / "launch" / "setup.sh").touch()
+    told = (
+        r"[0]<stdout>:step 1\n[1]<stdout>:lost\n[1,0]<stdout>: with Open MPI 4\n[prterun-a-7@1,0]<stdout>: with 5\n"
+        r"[10]<stdout>:tenth\nlast, without an end"
+    )
+    complaint = r"WARNING: All log messages before absl::InitializeLog() is here\nI0 oneDNN custom operations are on\n"
+    (tmp_path / "horovodrun").write_text(
+        f"#!/bin/bash\nprintf '{told}'\nprintf '{complaint}[0]<stderr>:resrep: error: no\\ncore dumped' >&2\nexit 3\n"
+    )
+    (tmp_path / "horovodrun").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKDIR": "run"}
+    process = subprocess.run(
+        ["bash", "launch/local.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 3
+    assert process.stdout == (
+        "step 1\n[1]<stdout>:lost\nwith Open MPI 4\nwith 5\n[10]<stdout>:tenth\nlast, without an end"
+    )
+    assert process.stderr == "resrep: error: no\ncore dumped"
+
+
 def test_on_several_hosts_the_launchers_own_code_says_nothing_against_a_clean_stop(start):
     process = start("mpirun", "exit 1", HOSTS="here:1,there:1")
     read_environment(process)

@@ -7,7 +7,7 @@ from resrep_dist.models.files import load_model
 from resrep_dist.shrinking.refolding import refolded
 from resrep_dist.shrinking.surgery import without_channels
 from tests.networks import randomise, with_dead_channels
-from tests.other_networks import signals, two_headed, unet, volumes
+from tests.other_networks import finer_volumes, mobile_signals, signals, two_headed, unet, volumes
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ MODELS = {
     "signals": (signals, ["a", "b", "c"]),
     "volumes": (volumes, ["a", "b"]),
     "unet": (unet, ["down0", "down1", "bottom", "up1", "wide1", "up0", "wide0", "finer"]),
+    "mobile_signals": (mobile_signals, ["a", "pointwise", "separable", "up"]),
+    "finer_volumes": (finer_volumes, ["a", "up"]),
     "two_headed": (two_headed, ["stem", "trunk", "of_boxes"]),
 }
 
@@ -75,7 +77,7 @@ def test_the_multiply_adds_of_all_heads_count():
     assert graph.macs.per_channel(graph.widths)[1] == pixels * 9 * (8 + 10) + 5
 
 
-@pytest.mark.parametrize("name", ["signals", "volumes", "unet"])
+@pytest.mark.parametrize("name", ["signals", "mobile_signals", "volumes", "finer_volumes", "unet"])
 def test_its_file_is_read_here_and_by_keras_3(tmp_path, name):
     model, _, images = built(name)
     resrep_dist.save_model(model, tmp_path / "model.h5")

@@ -74,6 +74,7 @@ FUNCTIONS = {
     "concat_by_name": lambda x: tf.concat(values=[x, 2.0 * x], axis=3, name="both"),
     "add_n": lambda x: tf.add_n([x, x, 2.0 * x]),
     "maximum": lambda x: tf.maximum(x, 1.0 - x),
+    "cast": lambda x: tf.cast(x, tf.float32),
     "mean": lambda x: tf.reduce_mean(x, axis=[1, 2]),
     "mean_kept": lambda x: tf.reduce_mean(x, (-3, -2), keepdims=True),
     "max": lambda x: tf.reduce_max(x, [2, 1]),
@@ -95,6 +96,27 @@ def test_functions_that_are_as_good_as_a_layer_become_one(tmp_path, function):
     np.testing.assert_allclose(load_model(tmp_path / "slim.h5")(IMAGES), slim(IMAGES), atol=1e-5)
 
 
+OF_THEIR_OWN = {
+    "lambda": lambda x: tf.nn.leaky_relu(x, 0.1),
+    "function": tf.nn.log_softmax,
+    "mixing": lambda x: x / (1.0 + tf.reduce_max(x, -1, keepdims=True)),
+    "constant": lambda x: tf.abs(x) + 0.5,
+}
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+@pytest.mark.parametrize("function", OF_THEIR_OWN)
+def test_activations_that_are_functions_of_the_user_are_carried(function, built_in):
+    def between(x):
+        x = layers.Conv2D(8, 1, activation=OF_THEIR_OWN[function] if built_in else None, name="own")(x)
+        return x if built_in else layers.Activation(OF_THEIR_OWN[function])(x)
+
+    graph, _, certificate = merged(classifier(between))
+    mixes = function in ("function", "mixing")
+    assert [group.name for group in graph.groups] == ["conv0", "conv1"] + ["own"] * (not mixes)
+    assert certificate.max_relative_difference < 1e-5
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_arguments_of_calls_are_carried_through_the_merge(call):
     graph, slim, certificate = merged(classifier(CALLS[call]))
@@ -113,9 +135,18 @@ def test_a_batch_norm_with_the_statistics_of_the_batch_stays_and_keeps_the_layer
     assert certificate.max_relative_difference < 1e-5
 
 
-def test_outputs_that_are_random_in_inference_are_refused_by_trace():
-    with pytest.raises(ModelError, match="a Dropout that is called with training=True"):
-        trace(classifier(lambda x: layers.Dropout(0.5)(x, training=True)))
+RANDOM = {
+    "a Dropout that is called with training=True": lambda x: layers.Dropout(0.5)(x, training=True),
+    "tf.nn.dropout draws in inference too": lambda x: tf.nn.dropout(x, rate=0.5),
+    "tf.random.normal draws in inference too": lambda x: x + tf.random.normal(tf.shape(x)),
+    "a Lambda layer in it draws random numbers": lambda x: layers.Lambda(lambda y: y + tf.random.normal([8]))(x),
+}
+
+
+@pytest.mark.parametrize("reason", RANDOM)
+def test_outputs_that_are_random_in_inference_are_refused_by_trace(reason):
+    with pytest.raises(ModelError, match=reason):
+        trace(classifier(RANDOM[reason]))
 
 
 @pytest.mark.parametrize("axis", [1, 2])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 
+import resrep_dist
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import insert_compactors
@@ -46,6 +47,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_program_loads_files_of_either_keras_and_is_told_what_cannot_be_loaded(folder, tmp_path):
+    for version in ("keras2", "keras3"):
+        assert isinstance(resrep_dist.load_model(f"{folder}/{version}_sequential.keras"), keras.Model)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(ModelError, match=r"it is a SavedModel.*save it by model.save\('model.keras'\)"):
+        resrep_dist.load_model(tmp_path)
+
+
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 @pytest.mark.parametrize("network", keras_files.NETWORKS)
 @pytest.mark.parametrize("version", ["keras2", "keras3"])
@@ -56,6 +65,14 @@ def test_a_file_of_either_keras_gives_the_same_outputs(folder, version, network,
     if network == "branched":
         assert not model.get_layer("norm").trainable
         assert model.get_layer("separable").activation is keras.activations.linear
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_operations_of_keras_3_become_layers(folder, ending):
+    model = load_model(folder / f"keras3_operations.{ending}")
+    outputs = model.predict(keras_files.images(), verbose=0)
+    assert np.abs(outputs - np.load(folder / "keras3_operations.npy")).max() < 1e-5
+    assert {group.name for group in trace(model).groups} == {"wide"}
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5"])

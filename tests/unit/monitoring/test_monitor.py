@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import select
+import subprocess
+import sys
 
 from resrep_dist.monitoring.monitor import Monitor, configure_logging, make_console
 
@@ -86,3 +88,22 @@ def test_a_launched_rank_draws_on_the_terminal_that_the_script_names(monkeypatch
     assert b"50/100" in written
     monkeypatch.setenv("RESREP_TERMINAL", "/nowhere/tty")
     assert not make_console().is_terminal
+
+
+@pytest.mark.parametrize("prints_to", ["terminal", "file"])
+def test_a_rank_finds_the_terminal_of_the_launcher_that_a_user_has_typed(tmp_path, prints_to):
+    launcher = tmp_path / "horovodrun"
+    launcher.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys\n"
+        "found = subprocess.check_output([sys.executable, '-c', sys.argv[1]], text=True)\n"
+        "open(sys.argv[2], 'w').write(found)\n"
+    )
+    launcher.chmod(0o755)
+    rank = "from resrep_dist.distributed.environment import launcher_terminal; print(launcher_terminal())"
+    _, terminal = os.openpty()
+    environment = os.environ | {"HOROVOD_SIZE": "2"}
+    with open(tmp_path / "log", "w") as log:
+        output = terminal if prints_to == "terminal" else log
+        subprocess.run([launcher, rank, tmp_path / "found"], stdout=output, env=environment, check=True)
+    expected = os.ttyname(terminal) if prints_to == "terminal" else "None"
+    assert (tmp_path / "found").read_text().strip() == expected

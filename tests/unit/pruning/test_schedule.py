@@ -67,6 +67,26 @@ def test_a_weak_penalty_is_told_the_strength_that_is_enough(graph, hand_set):
     assert ("lower prune.mask_stop_fraction" in problem) == (config.mask_stop_fraction is not None)
 
 
+@pytest.mark.parametrize(("num_steps", "is_hurried"), [(80, True), (320, True), (400, False), (943, False)])
+def test_a_phase_in_which_rows_die_in_a_hurry_is_told_how_long_it_should_be(graph, num_steps, is_hurried):
+    config = PruneConfig(target_macs_fraction=0.5)
+    plan = plan_masks(config, graph, cosine(num_steps), steps_per_epoch=10.0)
+    assert plan.problems() == [] and len(plan.cautions()) == is_hurried and plan.warnings() == plan.cautions()
+    assert (plan.death_steps < 100) == is_hurried
+    for caution in plan.cautions():
+        assert f"a row of norm 1 dies in about {plan.death_steps} steps, less than the 100 over which" in caution
+        epochs = float(re.search(rf"from {num_steps / 10:g} to at least (\d+), 3\d\d steps", caution)[1])
+        longer = plan_masks(config, graph, cosine(round(10 * epochs)), steps_per_epoch=10.0)
+        assert longer.cautions() == [], "what is advised is enough"
+    # A penalty that somebody set, in a phase that is long enough.
+    strong = dataclasses.replace(config, lasso_strength=0.5)
+    (caution,) = plan_masks(strong, graph, cosine(943), steps_per_epoch=10.0).cautions()
+    assert caution.endswith("Lower prune.lasso_strength, or set it to auto.")
+    # Without momentum there is no memory to be faster than.
+    forgetful = dataclasses.replace(config, compactor_momentum=0.0)
+    assert plan_masks(forgetful, graph, cosine(num_steps), steps_per_epoch=10.0).cautions() == []
+
+
 def test_too_few_updates_are_told_what_to_change(graph):
     config = PruneConfig(
         target_macs_fraction=0.2, lasso_strength=0.5, mask_start_epochs=1, mask_interval_steps=50, channels_per_update=1

@@ -2,8 +2,9 @@
 
 import resrep_dist
 from resrep_dist.errors import DataError, ModelError
-from tests.networks import random_source, small_network
+from tests.networks import random_source, small_config, small_network
 
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,6 +40,31 @@ def test_what_cannot_be_pruned_is_refused_in_words():
         resrep_dist.prune(small_network(), training, validation, num_epochs=3, console=None)
     with pytest.raises(DataError, match=r"one-hot labels \[N, 10\] as the model has 10 outputs"):
         resrep_dist.prune(small_network(), (training.images, np.zeros([64, 7])), validation)
+    column = training.labels[:, np.newaxis]
+    with pytest.raises(DataError, match="received labels|received arrays of shapes"):
+        resrep_dist.prune(small_network(), (training.images, column[..., np.newaxis]), validation)
+    with pytest.raises(DataError, match=r"received a ndarray, expected a Source, a pair \(images, labels\)"):
+        resrep_dist.prune(small_network(), training.images, training.labels)
+    with pytest.raises(DataError, match="expected labels from 0 to 9, received 1 to 10"):
+        resrep_dist.prune(small_network(), (training.images, column + 1), validation)
     endless = tf.data.Dataset.from_tensor_slices((training.images, training.labels)).repeat()
     with pytest.raises(DataError, match="the dataset is endless"):
         resrep_dist.prune(small_network(), endless, validation)
+
+
+def test_models_that_are_no_classifiers_of_keras_2_are_refused_in_words():
+    data = random_source(8)
+    for model in ("mine.keras", keras3.Sequential([keras3.Input([16, 16, 3]), keras3.layers.Dense(10)])):
+        for call in (
+            lambda model=model: resrep_dist.prune(model, data, data),
+            lambda model=model: resrep_dist.Trainer(model, None, small_config(), data, data, console=None),
+            lambda model=model: resrep_dist.trace(model),
+        ):
+            with pytest.raises(ModelError, match=r"expected a Keras 2 model; resrep_dist.load_model\(path\) reads one"):
+                call()
+    model = small_network()
+    two = keras.Model(model.inputs, [model.output, model.output])
+    with pytest.raises(ModelError, match="received 1 inputs and 2 outputs, expected one of each"):
+        resrep_dist.prune(two, data, data)
+    with pytest.raises(ModelError, match="its output is a single number"):
+        resrep_dist.prune(small_network(num_classes=1), data, data)

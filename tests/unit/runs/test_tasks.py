@@ -142,6 +142,8 @@ def test_what_does_not_fit_a_task_is_refused_with_what_to_do(tmp_path):
         small_config(task="segmentation", data={"source": "imagefolder", "path": "x"})
     with pytest.raises(ConfigError, match="single output with a sigmoid set task: multilabel"):
         small_config(model={"num_classes": 1})
+    with pytest.raises(ConfigError, match=r"train\.distillation: given with task multilabel; .* leave it out"):
+        small_config(task="multilabel", data={"source": "arrays"}, train={"distillation": {"weight": 0.5}})
     with pytest.raises(ConfigError, match="task: received 'detection', expected"):
         build_config({**small_config().to_dict(), "task": "detection"})
 

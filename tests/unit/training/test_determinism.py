@@ -4,6 +4,7 @@ import os
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import TrainingConfig
+from resrep_dist.distributed import cluster as cluster_module
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.pruning.optimizer import ResRepOptimizer
@@ -100,4 +101,19 @@ def test_nccl_adds_in_one_order_before_horovod_starts_unless_the_user_says_other
     if before is None:
         monkeypatch.delenv("NCCL_NVLS_ENABLE")
     Cluster(deterministic)
+    assert found == [expected]
+
+
+@pytest.mark.parametrize("gpus, before, expected", [(["one"], None, "1"), ([], None, None), (["one"], "0", "0")])
+def test_only_a_gpu_waits_for_sums_by_itself_unless_the_user_says_otherwise(monkeypatch, gpus, before, expected):
+    found, name = [], "HOROVOD_ENABLE_ASYNC_COMPLETION"
+    monkeypatch.setattr(Cluster, "_start_horovod", lambda self: found.append(os.environ.get(name)))
+    monkeypatch.setattr(cluster_module, "limit_threads_and_pin_gpu", lambda *_: None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else [])
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    # Set first, so that the environment is as before after the test.
+    monkeypatch.setenv(name, before or "")
+    if before is None:
+        monkeypatch.delenv(name)
+    Cluster()
     assert found == [expected]

@@ -28,7 +28,7 @@ def two_ends():
 
 def test_several_inputs_and_outputs_are_sent_to_fit_by_the_trainer_and_by_the_one_call():
     model, source = two_ends(), random_source(32)
-    expected = "it has 2 inputs and 2 outputs, expected one of each; prune it in Keras' own `fit`"
+    expected = "received 2 inputs and 2 outputs, expected one of each; prune it in Keras' own `fit`"
     with pytest.raises(ModelError, match=expected):
         Trainer(model, resrep_dist.trace(model), CONFIG, source, source)
     with pytest.raises(ModelError, match=expected):
