@@ -115,6 +115,20 @@ def rebuild(
     return keras.Model(*packed, name=model.name)
 
 
+def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the configuration of a layer, from which a copy can be made.
+
+    Args:
+        layer: A layer.
+    """
+    config = dict(layer.get_config())
+    activation = getattr(layer, "activation", None)
+    # The function itself: Keras writes its name, and finds only its own functions by name.
+    if "activation" in config and callable(activation) and not isinstance(activation, keras.layers.Layer):
+        config["activation"] = activation
+    return config
+
+
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
     """Copy the weights of all layers that both models have.
 
@@ -218,7 +232,7 @@ def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
     if is_copied_layer_scale(layer):
         return [as_layer_scale(layer, name)]
     try:
-        config = {**layer.get_config(), "name": name}
+        config = {**config_of(layer), "name": name}
         if _has_activation_to_split(layer):
             config["activation"] = "linear"
             behind.append(_layers.Activation(layer.activation, name=f"{name}_activation"))

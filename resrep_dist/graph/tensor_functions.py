@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from tensorflow import keras
 
 _layers = keras.layers
@@ -13,6 +14,7 @@ _SIGNATURES = {
     "math.add_n": ("inputs", "name"),
     "math.reduce_mean": ("input_tensor", "axis", "keepdims", "name"),
     "math.reduce_max": ("input_tensor", "axis", "keepdims", "name"),
+    "cast": ("x", "dtype", "name"),
     "nn.gelu": ("features", "approximate", "name"),
     "image.resize": ("images", "size", "method", "preserve_aspect_ratio", "antialias", "name"),
 }
@@ -40,6 +42,8 @@ def function_as_layer(symbol: str, node: Any) -> keras.layers.Layer | None:
         return _of_several(values, options)
     if not is_symbolic(values) or values.shape.rank is None:
         return None
+    if symbol == "cast":
+        return _layers.Activation("linear") if tf.as_dtype(options["dtype"]) == values.dtype else None
     if symbol == "nn.gelu":
         # `keras.activations.gelu(x)` calls it with False; the approximation is no activation that a file can hold.
         return None if options.get("approximate") else _layers.Activation("gelu")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from resrep_dist.graph import copy_weights, flatten, rebuild
+from resrep_dist.graph import config_of, copy_weights, flatten, rebuild
 
 from tensorflow import keras
 
@@ -43,7 +43,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     in_full = set(model.output_names)
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-        config = layer.get_config()
+        config = config_of(layer)
         if _is_input(layer) or "dtype" not in config:
             return None
         policy = keras.backend.floatx() if precision == "float32" or layer.name in in_full else precision

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import CallInputs, Graph, copy_weights, nodes, rebuild
+from resrep_dist.graph import CallInputs, Graph, config_of, copy_weights, nodes, rebuild
 from resrep_dist.graph.kinds import Narrowed
 from resrep_dist.graph.table import ACTIVATIONS, OPERATORS
 from resrep_dist.layers.compactor import Compactor
@@ -80,7 +80,7 @@ def keep_channels(model: keras.Model, graph: Graph, kept: Sequence[np.ndarray]) 
             weights[layer.name] = arrays
         # A shared layer, an activation, has no changes: its one clone is for all its calls.
         if changes:
-            clone = type(layer).from_config({**clone.get_config(), **changes})
+            clone = type(layer).from_config({**config_of(clone), **changes})
         return clone(*inputs.args, **inputs.kwargs)
 
     narrow = rebuild(model, call_narrow)
@@ -152,7 +152,7 @@ def _restored(
     layer: keras.layers.Layer, clone: keras.layers.Layer, originals: dict[str, keras.layers.Layer]
 ) -> keras.layers.Layer:
     original = originals.get(layer.name)
-    return original.__class__.from_config(original.get_config()) if original else clone
+    return original.__class__.from_config(config_of(original)) if original else clone
 
 
 def _kerassurgeon() -> Any:

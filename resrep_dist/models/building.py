@@ -12,10 +12,11 @@ from resrep_dist.config import ModelConfig
 from resrep_dist.config.model_names import did_you_mean, unknown_model
 from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import flatten
+from resrep_dist.graph.table import OPERATORS
 from resrep_dist.layers.replacement import pure_precision, with_precision
 from resrep_dist.models.files import load_model
 from resrep_dist.models.mobilenet import mobilenet_v1
-from resrep_dist.models.naming import renumbered
+from resrep_dist.models.naming import renumbered, with_first_names
 from resrep_dist.models.resnet_cifar import cifar_resnet
 from resrep_dist.models.resnet_imagenet import imagenet_resnet
 from resrep_dist.models.softmax import ends_in_sigmoid, ends_in_softmax, without_softmax
@@ -130,7 +131,8 @@ def _call_users_function(name: str, config: ModelConfig) -> keras.Model:
             f"model {config.name}: returned a {type(model).__module__}.{type(model).__name__}, expected a Keras 2 "
             "model; import resrep_dist before TensorFlow and take `from tensorflow import keras`"
         )
-    return model
+    is_functional = getattr(model, "_is_graph_network", False)
+    return with_first_names(model, function, config.image_size, config.num_classes) if is_functional else model
 
 
 def _with_one_set_of_names(build: Callable[[], Any]) -> Any:
@@ -176,6 +178,13 @@ def _require_logits(model: keras.Model, last: keras.layers.Layer) -> None:
         raise ModelError(
             f"model {model.name}: its outputs are probabilities, made by {last.name}, a {type(last).__name__}, which "
             "is no softmax that can be taken off; end the model in logits, or in keras.layers.Softmax()"
+        )
+    has_own_function = type(last) in (keras.layers.Lambda, keras.layers.Activation) or type(last).__name__ in OPERATORS
+    if has_own_function and outputs.min() >= 0 and 0 < outputs.max() <= 1:
+        raise ModelError(
+            f"model {model.name}: its outputs lie between 0 and 1, as those of a sigmoid, made by {last.name}, a "
+            f"{type(last).__name__}, which is not known as one; end the model in logits, or in "
+            "keras.layers.Activation('sigmoid')"
         )
 
 

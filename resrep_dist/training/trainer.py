@@ -53,8 +53,7 @@ class Trainer:
         train_data: The training set.
         validation_data: The validation set.
         cluster: The ranks; by default those that the launcher started.
-        workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
-            nothing.
+        workdir: Folder of checkpoints and curves, those of a base model in its folder `base`; None to write nothing.
         console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
         accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.

@@ -174,7 +174,7 @@ def test_a_killed_task_ends_the_job(slurm, tmp_path):
 def test_an_array_of_three_targets_gives_three_models_and_one_table(slurm, tmp_path):
     targets = ["0.98", "0.95", "0.92"]
     job = slurm.sbatch(
-        f"--output={tmp_path}/log-%a", "launch/slurm_array.sbatch", *sets(),
+        f"--output={tmp_path}/log-%a", "launch/slurm_array.sbatch", *sets("prune.channels_per_update=32"),
         WORKDIR=str(tmp_path / "sweep"), TARGETS=" ".join(targets),
     )  # fmt: skip
     assert slurm.wait_for_end(job, 400) == "COMPLETED"

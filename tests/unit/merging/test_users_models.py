@@ -74,6 +74,7 @@ FUNCTIONS = {
     "concat_by_name": lambda x: tf.concat(values=[x, 2.0 * x], axis=3, name="both"),
     "add_n": lambda x: tf.add_n([x, x, 2.0 * x]),
     "maximum": lambda x: tf.maximum(x, 1.0 - x),
+    "cast": lambda x: tf.cast(x, tf.float32),
     "mean": lambda x: tf.reduce_mean(x, axis=[1, 2]),
     "mean_kept": lambda x: tf.reduce_mean(x, (-3, -2), keepdims=True),
     "max": lambda x: tf.reduce_max(x, [2, 1]),
@@ -93,6 +94,27 @@ def test_functions_that_are_as_good_as_a_layer_become_one(tmp_path, function):
     # So its file is read too.
     resrep_dist.save_model(slim, tmp_path / "slim.h5")
     np.testing.assert_allclose(load_model(tmp_path / "slim.h5")(IMAGES), slim(IMAGES), atol=1e-5)
+
+
+OF_THEIR_OWN = {
+    "lambda": lambda x: tf.nn.leaky_relu(x, 0.1),
+    "function": tf.nn.log_softmax,
+    "mixing": lambda x: x / (1.0 + tf.reduce_max(x, -1, keepdims=True)),
+    "constant": lambda x: tf.abs(x) + 0.5,
+}
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+@pytest.mark.parametrize("function", OF_THEIR_OWN)
+def test_activations_that_are_functions_of_the_user_are_carried(function, built_in):
+    def between(x):
+        x = layers.Conv2D(8, 1, activation=OF_THEIR_OWN[function] if built_in else None, name="own")(x)
+        return x if built_in else layers.Activation(OF_THEIR_OWN[function])(x)
+
+    graph, _, certificate = merged(classifier(between))
+    mixes = function in ("function", "mixing")
+    assert [group.name for group in graph.groups] == ["conv0", "conv1"] + ["own"] * (not mixes)
+    assert certificate.max_relative_difference < 1e-5
 
 
 @pytest.mark.parametrize("call", CALLS)

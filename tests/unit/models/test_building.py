@@ -235,3 +235,24 @@ def test_numbered_models_of_keras_applications_have_one_set_of_names(name):
         keras.layers.Conv2D(3, 3)
         trace(model)
     assert names[0] == names[1]
+
+
+def test_a_function_that_counts_its_calls_gives_the_names_of_its_first_model(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(
+        "from tensorflow import keras\n"
+        "count = 0\n"
+        "def build(image_size, num_classes):\n"
+        "    global count\n"
+        "    count += 2\n"
+        "    x = inputs = keras.Input([image_size, image_size, 3])\n"
+        "    for number in (count, count + 1):\n"
+        "        x = keras.layers.Conv2D(4, 3, name=f'conv{number}')(x)\n"
+        "        x = keras.layers.ReLU(name=f'relu{number}')(x)\n"
+        "    x = keras.layers.Dense(num_classes)(keras.layers.Flatten()(x))\n"
+        "    return keras.Model(inputs, x, name=f'model{count}')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [[layer.name for layer in build_model(ModelConfig("python:counting:build", 10, 8)).layers] for _ in "123"]
+    assert names[0] == names[1] == names[2] and {"conv2", "relu3"} <= set(names[0])
+    other = build_model(ModelConfig("python:counting:build", 10, 12))
+    assert {"conv8", "conv9"} <= {layer.name for layer in other.layers}, "another model has its own names"

@@ -89,6 +89,28 @@ def test_probabilities_of_an_unknown_layer_are_refused(monkeypatch):
         build_model(ModelConfig("python:mine:build", 6, 8))
 
 
+OTHER_SIGMOIDS = {
+    "lambda": lambda x: layers.Lambda(tf.sigmoid)(layers.Dense(10)(x)),
+    "function": lambda x: layers.Dense(10, activation=lambda y: 1.0 / (1.0 + tf.exp(-y)))(x),
+    "power": lambda x: tf.nn.sigmoid(layers.Dense(10)(x)) ** 2.0,
+}
+
+
+@pytest.mark.parametrize("form", OTHER_SIGMOIDS)
+def test_a_sigmoid_that_is_not_known_as_one_is_refused_and_not_trained_as_logits(monkeypatch, form):
+    model = with_end(OTHER_SIGMOIDS[form])
+    monkeypatch.setattr(building, "_call_users_function", lambda name, config: model)
+    with pytest.raises(ModelError, match="its outputs lie between 0 and 1, as those of a sigmoid, made by"):
+        build_model(ModelConfig("python:mine:build", 10, 8))
+
+
+@pytest.mark.parametrize("end", [layers.ReLU(), layers.Activation("tanh"), layers.BatchNormalization()])
+def test_other_layers_at_the_end_are_logits(monkeypatch, end):
+    model = with_end(lambda x: end(layers.Dense(10)(x)))
+    monkeypatch.setattr(building, "_call_users_function", lambda name, config: model)
+    assert build_model(ModelConfig("python:mine:build", 10, 8)).output_shape == (None, 10)
+
+
 SIGMOID = {
     "built_in": lambda x: layers.Dense(10, activation="sigmoid")(x),
     "activation": lambda x: layers.Activation("sigmoid")(layers.Dense(10)(x)),
