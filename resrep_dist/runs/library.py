@@ -11,7 +11,7 @@ from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
-from resrep_dist.errors import DataError, ModelError
+from resrep_dist.errors import DataError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
