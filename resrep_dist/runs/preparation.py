@@ -56,9 +56,9 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
         UserError: If the settings, the data and the model do not fit.
     """
     # On every rank, so that the others do not wait forever if something is missing on one host.
-    model = cluster.everywhere(lambda: build_model(config.model))
+    model = cluster.everywhere(lambda: build_model(config.model, config.task))
     graph = _checked_graph(model, config)
-    train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model))
+    train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
     if graph:
         config = with_numbers(config, graph, len(train_data), workdir, cluster)
     cluster.from_root(lambda: open_workdir(config, workdir))
