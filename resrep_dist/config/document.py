@@ -127,8 +127,8 @@ def _check_task(task: str, model: ModelConfig, data: DataConfig, train: PhaseCon
         )
     if task != "classification" and train.distillation is not None:
         raise ValueError(
-            f"train.distillation: given with task {task}; the distance to the teacher is one of an image's classes; leave "
-            "it out"
+            f"train.distillation: given with task {task}; the distance to the teacher is one of an image's classes; "
+            "leave it out"
         )
     served = TASKS[task].sources
     if served is not None and data.source not in served:

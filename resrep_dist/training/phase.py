@@ -175,8 +175,8 @@ def require_one_input_and_output(model: keras.Model) -> None:
     """Raise a ModelError for a model with several inputs or outputs, which says how such a model is pruned."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(
-            f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one of "
-            "each; prune it in Keras' own `fit` with resrep_dist.ChannelMasks, as in examples/two_headed_detector.py"
+            f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one "
+            "of each; prune it in Keras' own `fit` with resrep_dist.ChannelMasks, as in examples/two_headed_detector.py"
         )
 
 
