@@ -1,5 +1,6 @@
 """Prunes a model in one call of a Python program."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.distributed.lease import hold_lease
 from resrep_dist.errors import DataError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
@@ -20,7 +22,10 @@ from resrep_dist.pruning.targets import require_prunable, require_reachable_targ
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
+from resrep_dist.runs.preparation import with_numbers
 from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs
+from resrep_dist.runs.results import finish_run
+from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.phase import pruning_of, require_one_input_and_output
 from resrep_dist.training.trainer import Trainer
@@ -46,7 +51,7 @@ class PruneResult:
     """Comparison of the slim model with the trained one."""
     report: dict[str, Any]
     """For `base` and `slim` the score (percent, `top1` for classification), `macs` and `parameters`; `target_missed`;
-    `problems`."""
+    `problems`. With a `workdir` all that is in its `slim/report.json`."""
     history: list[dict[str, float]]
     """For each evaluation its `step` and the values of `Hook.on_evaluation`."""
 
@@ -75,9 +80,8 @@ def prune(
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
-        settings: Sections of a configuration whose keys replace the proposed ones, as in
-            `{"train": {"learning_rate": 0.02}}`.
-        workdir: Folder of checkpoints, curves and the slim model; the same call resumes. None to write nothing.
+        settings: Sections whose keys replace the proposed ones, as in `{"train": {"learning_rate": 0.02}}`.
+        workdir: Folder of the run, as the command line writes it; the same call resumes. None to write nothing.
         cluster: The ranks; None for those that the launcher started.
         console: Where progress is shown: by default on the terminal, or in lines. None to show none.
         hooks: Hooks that observe the run; see `Hook`.
@@ -91,18 +95,45 @@ def prune(
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
-    graph = _graph(model, config)
-    options: dict[str, Any] = {"workdir": workdir, "console": console, "hooks": [history, *hooks]}
-    trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, **options)
-    base_score = check_base(model, config, validation_data, cluster)
-    trainer.run()
+    graph, hooks = _graph(model, config), [history, *hooks]
+    options: dict[str, Any] = {"cluster": cluster, "workdir": workdir, "console": console, "hooks": hooks}
+    with hold_lease(workdir, cluster) if workdir else contextlib.nullcontext():
+        config = _open(workdir, config, model, graph, len(train_data), cluster)
+        trainer = Trainer(model, graph, config, train_data, validation_data, **options)
+        base_score = check_base(model, config, validation_data, cluster)
+        trainer.run()
+        slim, certificate = _merged(trainer, config, validation_data)
+        if workdir:
+            report = cluster.from_root(lambda: finish_run(workdir, validation_data))
+        else:
+            report = _report(model, base_score, slim, graph, config, validation_data, cluster)
+    return PruneResult(slim, certificate, report, history.values)
+
+
+def _open(
+    workdir: Path | None, config: Config, model: keras.Model, graph: Graph, num_samples: int, cluster: Cluster
+) -> Config:
+    """Open the folder of the run, with its base model; return the configuration that names this and has no `auto`."""
+    if workdir is None:
+        return config
+    path = workdir.absolute() / "base" / "model.h5"
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=f"file:{path}"))
+    config = with_numbers(config, graph, num_samples, workdir, cluster)
+
+    def write() -> None:
+        open_workdir(config, workdir)
+        if not path.exists():
+            save_model(model, path)
+
+    cluster.from_root(write)
+    return config
+
+
+def _merged(trainer: Trainer, config: Config, validation_data: ImageSource) -> tuple[keras.Model, Certificate]:
+    assert trainer.graph is not None
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
     images = validation_data.first_images(config.merge.num_images)
-    slim, certificate = merge(trainer.model, graph, images, **limits)
-    report = _report(model, base_score, slim, graph, config, validation_data, cluster)
-    if workdir is not None and cluster.is_root:
-        save_model(slim, workdir / "slim" / "model.h5")
-    return PruneResult(slim, certificate, report, history.values)
+    return merge(trainer.model, trainer.graph, images, **limits)
 
 
 def _require_classifier(model: keras.Model) -> None:
