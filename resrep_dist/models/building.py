@@ -202,11 +202,7 @@ def _check(model: keras.Model, config: ModelConfig, task: str) -> None:
             "outputs are pruned in Keras' own `fit` with resrep_dist.ChannelMasks, as in "
             "examples/two_headed_detector.py"
         )
-    if task == "multilabel" and ends_in_softmax(model):
-        raise ModelError(
-            f"{received}it ends in a softmax, whose classes exclude each other, but task is multilabel; end it in a "
-            "sigmoid or in logits"
-        )
+    require_fitting_end(model, task)
     if task == "classification":
         require_classes(received, shapes[1])
     if task == "segmentation" and len(shapes[1]) == 4 and shapes[1][-1] == config.num_classes:
@@ -226,6 +222,15 @@ def _check(model: keras.Model, config: ModelConfig, task: str) -> None:
         raise ModelError(
             f"{received}its output has shape {list(shapes[1])}, model.num_classes is {config.num_classes}; "
             "make them equal"
+        )
+
+
+def require_fitting_end(model: keras.Model, task: str) -> None:
+    """Raise a ModelError for a softmax, whose classes exclude each other, where an image may have several labels."""
+    if task == "multilabel" and ends_in_softmax(model):
+        raise ModelError(
+            f"model {model.name}: it ends in a softmax, whose classes exclude each other, but task is multilabel; end "
+            "it in a sigmoid or in logits"
         )
 
 

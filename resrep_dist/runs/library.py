@@ -15,7 +15,7 @@ from resrep_dist.errors import DataError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
-from resrep_dist.models.building import logits_only, require_classes
+from resrep_dist.models.building import logits_only, require_classes, require_fitting_end
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
@@ -93,6 +93,7 @@ def prune(
     _require_classifier(model)
     cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
+    require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
     graph, hooks = _graph(model, config), [history, *hooks]

@@ -170,6 +170,9 @@ def test_one_call_prunes_a_model_of_labels_as_such():
     model = label_network(16, 3)
     model.compile(keras.optimizers.SGD(0.2, momentum=0.9), "binary_crossentropy")
     model.fit(x, y, batch_size=16, epochs=8, verbose=0)
+    excluding = keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
+    with pytest.raises(ModelError, match="ends in a softmax, whose classes exclude each other"):
+        prune(excluding, (x, y), (x_test, y_test), console=None)
     settings = {"data": {"global_batch_size": 32}, "prune": {"max_extension_epochs": 0}}
     result = prune(model, (x, y), (x_test, y_test), num_epochs=2, settings=settings, console=None)
     assert result.report["base"]["mean_average_precision"] > 90

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import resrep_dist
 from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.config.tasks import score_of
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.monitoring.monitor import configure_logging
@@ -30,7 +31,7 @@ def test_only_a_state_that_reaches_the_target_counts_and_only_a_better_one_repla
         pruner = SimpleNamespace(
             living_widths=lambda: None, macs_fraction=lambda widths: left, num_masked_alive=lambda: alive
         )
-        best.consider(state, top1, pruner)
+        best.consider(state, score_of({"top1": top1}), pruner)
         return best_position(tmp_path)
 
     best = BestCheckpoint(tmp_path, Cluster(), graph, small_config())
