@@ -6,6 +6,7 @@ from resrep_dist.config import ModelConfig, TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import flatten, trace
+from resrep_dist.layers.compactor import Compactor, GroupLasso
 from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.models import building
 from resrep_dist.models.building import build_model
@@ -232,6 +233,28 @@ def test_models_of_another_type_are_trained_in_float32(monkeypatch, dtype):
     assert all(weight.dtype == tf.float32 for weight in trainer.model.weights)
 
 
+def test_a_model_of_whole_pixels_takes_scaled_ones_without_rounding():
+    inputs = keras.Input([16, 16, 3], dtype="uint8")
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    pixels = np.random.default_rng(0).integers(0, 256, [4, 16, 16, 3]).astype(np.uint8)
+    flat = flatten(model)
+    assert flat.inputs[0].dtype == tf.float32
+    np.testing.assert_allclose(flat(pixels), model(pixels), atol=1e-6)
+    # Keras would make 0 of them all.
+    assert np.ptp(flat(pixels / 256).numpy(), axis=0).max() > 0
+    words = keras.Input([5], dtype="int32")
+    model = keras.Model(words, layers.Dense(2)(layers.Flatten()(layers.Embedding(9, 4)(words))))
+    assert flatten(model) is model
+
+
+def test_a_function_among_the_options_of_a_layer_is_refused_with_a_mend():
+    inputs = keras.Input([8])
+    model = keras.Model(inputs, layers.Dense(4, activation="relu", kernel_constraint=lambda w: 0.9 * w)(inputs))
+    with pytest.raises(ModelError, match=r"write functions among its options \(a lambda\) as classes"):
+        trace(model)
+
+
 def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_on_without_its_compactors(tmp_path):
     model = classifier(layers.ReLU())
     graph = trace(model)
@@ -245,11 +268,26 @@ def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_o
         pruned.save(tmp_path / name)
         loaded = keras.models.load_model(tmp_path / name)
         np.testing.assert_allclose(loaded.predict(IMAGES, verbose=0), pruned.predict(IMAGES, verbose=0), atol=1e-6)
+        # Also without running code in it.
+        again = load_model(tmp_path / name)
+        np.testing.assert_allclose(again.predict(IMAGES, verbose=0), pruned.predict(IMAGES, verbose=0), atol=1e-6)
         assert (loaded.optimizer.momentum, loaded.optimizer.rule) == (0.8, "paper")
         assert loaded.optimizer.rate_at(50) == pytest.approx(optimizer.rate_at(50))
         # Keras makes an error of its own of it, with its text.
         with pytest.raises(Exception, match="has lost the 2 compactors that it trained"):
             loaded.fit(source.images[:64], source.labels[:64], verbose=0)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+def test_a_compiled_model_loads_with_a_loss_scale_and_with_a_penalty_in_its_compactors(tmp_path, name):
+    inputs = keras.Input([4, 4, 3])
+    model = keras.Model(inputs, Compactor(kernel_regularizer=GroupLasso(0.25))(inputs))
+    model.compile(keras.mixed_precision.LossScaleOptimizer(ResRepOptimizer(0.01)), "mse")
+    model.fit(np.ones([2, 4, 4, 3]), np.ones([2, 4, 4, 3]), verbose=0)
+    model.save(tmp_path / name)
+    loaded = keras.models.load_model(tmp_path / name)
+    assert loaded.layers[1].kernel_regularizer.strength == 0.25
+    assert isinstance(loaded.optimizer.inner_optimizer, ResRepOptimizer)
 
 
 def test_an_optimizer_without_compactors_is_loaded_and_trains_on(tmp_path):
