@@ -59,6 +59,29 @@ def small_mobilenet(image_size: int, num_classes: int) -> keras.Model:
     return mobilenet_v1(image_size, num_classes, width_multiplier=0.25)
 
 
+def label_network(image_size: int, num_classes: int) -> keras.Model:
+    """Two convolutions and a sigmoid for each class: `task: multilabel`."""
+    layers = keras.layers
+    x = inputs = keras.Input([image_size, image_size, 3])
+    for index, width in enumerate((8, 12)):
+        x = layers.Conv2D(width, 3, 2, "same", use_bias=False, name=f"conv{index}")(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name=f"bn{index}")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(num_classes, "sigmoid", name="labels")(x), name="labels")
+
+
+def pixel_network(image_size: int, num_classes: int) -> keras.Model:
+    """One step down, one up, with a skip connection, and a softmax for each pixel: `task: segmentation`."""
+    layers = keras.layers
+    x = inputs = keras.Input([image_size, image_size, 3])
+    x = skip = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv0")(x)
+    x = layers.Conv2D(12, 3, 2, "same", use_bias=False, name="conv1")(x)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name="bn1")(x))
+    x = layers.Conv2DTranspose(8, 2, 2, activation="relu", name="up")(x)
+    x = layers.Concatenate()([skip, x])
+    return keras.Model(inputs, layers.Conv2D(num_classes, 1, activation="softmax", name="classes")(x), name="pixels")
+
+
 def randomise(model: keras.Model, seed: int = 0) -> None:
     """Give every weight a random value, so that nothing is right by being zero or one."""
     random = np.random.default_rng(seed)

@@ -94,7 +94,7 @@ def prepare(config: Config) -> tuple[keras.Model, Graph]:
     """
     keras.utils.set_random_seed(config.seed)
     enable_determinism(config.training, config.seed)
-    model = build_model(config.model)
+    model = build_model(config.model, config.task)
     prune = pruning_of(config)
     graph = trace(model, prune.exclude, prune.residual_groups)
     require_prunable(model.name, graph)
@@ -183,7 +183,7 @@ def unchecked_arm(model: keras.Model, graph: Graph, config: Config, cluster: Clu
         cluster: The ranks.
     """
     arm = pruned_arm(model, graph, KeptChannels.all_of(graph), config, cluster)
-    arm.live.step = _UncheckedStep(arm.cluster, config.training, config.data.global_batch_size)
+    arm.live.step = _UncheckedStep(arm.cluster, config.training, config.data.global_batch_size, task=config.task)
     arm.live.step.follow(arm.live.state)
     return arm
 
@@ -194,7 +194,9 @@ def noise_batch(model: keras.Model, config: Config, cluster: Cluster) -> Batch:
     size = config.data.global_batch_size
     start, end = rank_part(size, cluster.rank, cluster.size)
     images = random.normal(size=[end - start, *model.input_shape[1:]]).astype(np.float32)
-    return tf.constant(images), tf.constant(random.integers(0, config.model.num_classes, len(images)))
+    shape = model.output_shape[1:] if config.task == "multilabel" else model.output_shape[1:-1]
+    num_values = 2 if config.task == "multilabel" else config.model.num_classes
+    return tf.constant(images), tf.constant(random.integers(0, num_values, (len(images), *shape)))
 
 
 def trace_and_warm(arm: Arm, batch: Batch) -> None:

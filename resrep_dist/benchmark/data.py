@@ -42,7 +42,7 @@ def benchmark_data(config: Config, num_images: int, num_rounds: int) -> dict[str
     Raises:
         UserError: If the data cannot be read.
     """
-    source, _ = load_sources(config.data, config.model)
+    source, _ = load_sources(config.data, config.model, config.task)
     batch_size = config.data.global_batch_size
     num_batches = max(1, num_images // batch_size)
     loops = {"pipeline": iter(_pipeline(source, config)), "bare_decode_loop": iter(_bare_decode_loop(source, config))}

@@ -98,7 +98,7 @@ def _models_of_run(workdir: Path) -> dict[str, keras.Model]:
 
 def _random_models(config: Config) -> dict[str, keras.Model]:
     prune = pruning_of(config)
-    base = build_model(config.model)
+    base = build_model(config.model, config.task)
     graph = trace(base, prune.exclude, prune.residual_groups)
     require_prunable(base.name, graph)
     random = np.random.default_rng(config.seed)

@@ -30,7 +30,7 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
         ConfigError: If the model cannot be built.
         ModelError: If the model has nothing to prune.
     """
-    model = build_model(config.model)
+    model = build_model(config.model, config.task)
     if config.prune is None:
         console.print(f"{model.name}: trained without pruning, since there is no section `prune`")
         _print_memory(console, model, config, num_ranks)
@@ -53,7 +53,7 @@ def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
     """Print when masks change and rows die, which depends on the number of training samples."""
     require_reachable_target(graph, pruning_of(config))
     try:
-        num_samples = len(load_sources(config.data, config.model)[0])
+        num_samples = len(load_sources(config.data, config.model, config.task)[0])
     except UserError as error:
         console.print(f"The schedule of the masks is not known without the data: {error}", markup=False)
         return

@@ -58,7 +58,7 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument("workdir", type=Path, help="folder of the run")
     merge.add_argument(
         "--checkpoint", type=_checkpoint, default="newest", metavar="best|newest|STEP",
-        help="which one; best: the highest top-1 among those whose target is reached (default: newest)",
+        help="which one; best: the highest top-1 (mAP, mean IoU) among those whose target is reached (default: newest)",
     )  # fmt: skip
     add_strict(merge)
     merge.set_defaults(command=_merge)
@@ -66,7 +66,7 @@ def _add_merge(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = add_command(
-        commands, "evaluate", "top-1, top-5 and metrics of a model file on the validation set",
+        commands, "evaluate", "the scores (top-1, mAP, mean IoU) and metrics of a model file on the validation set",
         """resrep evaluate runs/digits/slim --config runs/digits/config.yaml
         resrep evaluate mine.h5 --config mine.yaml""",
     )  # fmt: skip
@@ -161,19 +161,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = config_of(options)
     path = _model_file(options.model)
     console = start_terminal()
+    from resrep_dist.config.tasks import named_scores
     from resrep_dist.data.loading import load_sources
     from resrep_dist.export.inference import load_any_model
     from resrep_dist.training.evaluation import Evaluator
 
-    _, validation_data = load_sources(config.data, config.model)
-    evaluator = Evaluator(
-        load_any_model(path, config.model.image_size, config.model.num_classes), config.training.metrics
-    )
+    _, validation_data = load_sources(config.data, config.model, config.task)
+    model = load_any_model(path, config.model.image_size, config.model.num_classes, config.task)
+    evaluator = Evaluator(model, config.training.metrics, config.task)
     values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
-    figures = [f"top-1 {values.pop('top1'):.2f} %"]
-    figures += [f"top-5 {values.pop('top5'):.2f} %"] if "top5" in values else []
-    figures += [f"{name} {value:.4g}" for name, value in values.items()]
-    console.print(f"{', '.join(figures)} on {len(validation_data)} images ({path})")
+    console.print(f"{', '.join(named_scores(values))} on {len(validation_data)} images ({path})")
     return 0
 
 
@@ -242,7 +239,7 @@ def _export(options: argparse.Namespace) -> int:
     from resrep_dist.reporting.table import find_report, read_report
 
     model = load_model(path, open_size=config.model.image_size)
-    images = load_sources(config.data, config.model)[1].first_images(config.merge.num_images)
+    images = load_sources(config.data, config.model, config.task)[1].first_images(config.merge.num_images)
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)

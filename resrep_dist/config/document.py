@@ -19,6 +19,7 @@ from resrep_dist.config.schema import (
     ShrinkConfig,
     TrainingConfig,
 )
+from resrep_dist.config.tasks import TASKS, TaskName
 
 from annotated_types import Ge, Lt
 from pydantic import ConfigDict
@@ -63,6 +64,9 @@ class Config:
     """What is logged, and when."""
     merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
     """How the slim model is checked."""
+    task: TaskName = "classification"
+    """What the labels say. `classification`: one class for each image. `multilabel`: yes or no for each class of each
+    image. `segmentation`: one class for each pixel. The last two need `data.source` npz or arrays."""
     # 2 * seed + 1 must fit into 32 bits.
     seed: Annotated[int, Ge(0), Lt(1 << 30)] = 0
     """Seed of the weights, the order of the samples and their augmentation."""
@@ -71,6 +75,7 @@ class Config:
         if self.data.normalization == "default":
             name: Any = default_normalization(self.data.source, self.model.name)
             object.__setattr__(self, "data", dataclasses.replace(self.data, normalization=name))
+        _check_task(self.task, self.model, self.data, self.train)
         for name, phase in (("base", self.base), ("train", self.train)):
             if phase is not None:
                 _check_phase(name, phase)
@@ -109,6 +114,29 @@ def _with_quotes(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_with_quotes(item) for item in value]
     return DoubleQuotedScalarString(value) if isinstance(value, str) and not value.isprintable() else value
+
+
+def _check_task(task: str, model: ModelConfig, data: DataConfig, train: PhaseConfig) -> None:
+    if task == "multilabel" and model.num_classes < 1:
+        raise ValueError(f"model.num_classes: received {model.num_classes}, expected greater than or equal to 1")
+    if task != "multilabel" and model.num_classes < 2:
+        raise ValueError(
+            f"model.num_classes: received {model.num_classes}, expected greater than or equal to 2; a model of two "
+            "classes has two outputs: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 "
+            "and 1. For a single output with a sigmoid set task: multilabel"
+        )
+    if task != "classification" and train.distillation is not None:
+        raise ValueError(
+            f"train.distillation: given with task {task}; the distance to the teacher is one of an image's classes; "
+            "leave it out"
+        )
+    served = TASKS[task].sources
+    if served is not None and data.source not in served:
+        raise ValueError(
+            f"task: received '{task}', which needs {TASKS[task].labels}, but data.source {data.source} has one class "
+            f"for each image; expected data.source {' or '.join(served)}, or Keras' own `fit` with "
+            "resrep_dist.ChannelMasks, as in examples/unet_segmentation.py"
+        )
 
 
 def _check_phase(name: str, phase: PhaseConfig) -> None:

@@ -25,20 +25,13 @@ class ModelConfig:
     keras.applications, `file:<path>` for a Keras file with its weights, or `python:<module>:<function>` for a function
     that is called with `image_size` and `num_classes` and returns a Keras model."""
     num_classes: int
-    """Number of classes, at least 2: the number of outputs of the last layer."""
+    """Number of classes, which is the number of outputs of the last layer: at least 2, or 1 for a yes or no with `task:
+    multilabel`."""
     image_size: Annotated[int, Ge(8)]
     """Height and width of the images, pixels."""
     weights: str | None = None
     """File with the trained weights of the model: a Keras file (.h5, .keras, .weights.h5), or a .safetensors file with
     the names of torchvision or timm. None to start from new weights, or from those of the file in `name`."""
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(
-                f"model.num_classes: received {self.num_classes}, expected greater than or equal to 2; a model of two "
-                "classes has two outputs: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the "
-                "labels 0 and 1"
-            )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -84,13 +77,15 @@ class TrainingConfig:
     """How the training steps of both phases are computed."""
 
     loss: str = "sparse_categorical_crossentropy"
-    """Name of a loss in keras.losses, or `package>name` of a registered one."""
+    """Name of a loss in keras.losses, or `package>name` of a registered one. With `task: multilabel` the default stands
+    for binary_crossentropy."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of each label that is distributed over all classes, for losses with this option. 0 for no smoothing."""
     class_weights: tuple[NotNegativeFloat, ...] = ()
     """Factor of the loss of a sample by its class, one number per class. Empty for 1 for all classes."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics in keras.metrics for each evaluation, in addition to top-1 and top-5 accuracy."""
+    """Names of metrics in keras.metrics for each evaluation, in addition to those of the task: top-1 and top-5
+    accuracy, mean average precision and F1, or mean IoU and pixel accuracy."""
     gradient_accumulation_steps: Positive = 1
     """Number of micro-batches into which each rank divides its part of a batch to save memory, computed one after the
     other. 1 for no division."""
@@ -149,8 +144,9 @@ class PruneConfig:
     residual_groups: bool = False
     """True if layers whose outputs are added share one mask. False if they are not pruned, as in the paper."""
     min_base_top1: Annotated[float, Ge(0), Le(100)] | Auto = "auto"
-    """Minimum top-1 accuracy of the base model on the validation set before its first pruning step, percent; the run is
-    refused below. `auto`: what is clearly better than guessing. 0 for no limit."""
+    """Minimum top-1 accuracy of the base model on the validation set before its first pruning step, percent, or mean
+    average precision or mean IoU of another task; the run is refused below. `auto`: what is clearly better than
+    guessing. 0 for no limit."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """Maximum number of epochs by which the pruning phase is extended if masked rows are not dead at its end."""
 

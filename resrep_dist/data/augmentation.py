@@ -15,7 +15,7 @@ PADDING = ("shift", "pad_crop_flip")
 """Augmentations that pad images with zeros."""
 
 
-def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: int) -> tf.Tensor:
+def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: int, padding: int = 0) -> tf.Tensor:
     """Pad each image by an eighth of its height, crop it at random, and for `pad_crop_flip` mirror half of the images.
 
     Args:
@@ -23,6 +23,7 @@ def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: in
         augmentation: One of `PADDING`; for all others the images are returned as they are.
         positions: Position of each sample in training, int64 [B].
         seed: Seed of the run.
+        padding: Value of the pixels that are padded.
 
     Returns:
         Images of the same shape and type.
@@ -31,7 +32,7 @@ def augment(images: tf.Tensor, augmentation: str, positions: tf.Tensor, seed: in
         return images
     height, width = images.shape[1:3]
     border = height // 8
-    padded = tf.pad(images, [[0, 0], [border, border], [border, border], [0, 0]])
+    padded = tf.pad(images, [[0, 0], [border, border], [border, border], [0, 0]], constant_values=padding)
     tops, lefts, coins = tf.unstack(_random_numbers(positions, seed), axis=1)
     tops, lefts = tops % (2 * border + 1), lefts % (2 * border + 1)
     rows = tops[:, tf.newaxis] + tf.range(height)

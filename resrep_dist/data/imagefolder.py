@@ -17,9 +17,11 @@ import tensorflow as tf
 
 # Longer lists of classes are compared by their checksum.
 _MAX_NAMED = 100
+_NUM_SIZES = 512
 _SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".pjpeg", ".png", ".bmp", ".gif")
 
 
+_IN_FOLDERS = "folders inside of a class"
 _HOW_TO_READ = "TensorFlow decodes JPEG, PNG, BMP and GIF; convert other images to one of them."
 _log = logging.getLogger(__name__)
 
@@ -81,7 +83,14 @@ class ImageFolder(EncodedSource):
             "class names": self.classes if len(self.classes) <= _MAX_NAMED else checksum_of(self.classes),
             "checksum of the labels": checksum_of(self._labels),
             "checksum of the file names": checksum_of(self._names),
+            "checksum of the file sizes": checksum_of(self._some_sizes()),
         }
+
+    def _some_sizes(self) -> np.ndarray:
+        """Return the sizes of some files, bytes: asking for those of all of ImageNet's takes a while."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), _NUM_SIZES)).astype(np.int64)
+        paths = [self.describe(index) for index in chosen]
+        return np.array([os.path.getsize(path) if os.path.exists(path) else -1 for path in paths], np.int64)
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Paths are joined when they are needed: all of ImageNet's 1.28 million would take 100 MB on every rank.
@@ -137,9 +146,17 @@ def _class_names(folder: Path) -> list[str]:
 def _file_names(folder: Path, left_out: Counter[str]) -> list[str]:
     """Return the names of a class' images; count the endings of its other files, but for hidden ones."""
     with os.scandir(folder) as entries:
-        visible = [entry.name for entry in entries if not entry.name.startswith(".")]
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in found if entry.is_dir())
+    left_out.update({_IN_FOLDERS: len(folders)} if folders else {})
+    visible = [entry.name for entry in found if not entry.is_dir()]
     names = sorted(name for name in visible if name.lower().endswith(_SUFFIXES))
     left_out.update(Path(name).suffix.lower() for name in visible if not name.lower().endswith(_SUFFIXES))
+    if not names and folders:
+        raise DataError(
+            f"{folder}: it holds folders, such as {folders[0]}, and no images; the images of a class stand in its "
+            "folder itself, so move them there"
+        )
     if not names:
         raise DataError(f"{folder}: no images ({', '.join(_SUFFIXES)}); fill this class or remove its folder")
     return names

@@ -16,8 +16,13 @@ from resrep_dist.data.tfrecord import imagenet_records
 from resrep_dist.errors import ConfigError
 
 
-def load_sources(data: DataConfig, model: ModelConfig) -> tuple[ImageSource, ImageSource]:
+def load_sources(data: DataConfig, model: ModelConfig, task: str = "classification") -> tuple[ImageSource, ImageSource]:
     """Open the training set and the validation set that a configuration names.
+
+    Args:
+        data: The section `data`.
+        model: The section `model`.
+        task: What the labels say; see `Config.task`.
 
     Raises:
         DataError: If data is missing or damaged, as far as this is seen without reading all of it.
@@ -40,7 +45,7 @@ def load_sources(data: DataConfig, model: ModelConfig) -> tuple[ImageSource, Ima
         "tfds": lambda: prepared_set(data.name or "", path, *crop, index_folder, scale),
         "cifar10": lambda: cifar10(path, own),
         "cifar100": lambda: cifar100(path, own),
-        "npz": lambda: npz(path, model.num_classes, own),
+        "npz": lambda: npz(path, model.num_classes, own, task),
         "synthetic": lambda: synthetic(data.num_samples, model.num_classes, model.image_size, own),
     }
     train, validation = sources[data.source]()

@@ -4,16 +4,23 @@ import zipfile
 from pathlib import Path
 
 from resrep_dist.data.normalization import Normalization
-from resrep_dist.data.source import Source
+from resrep_dist.data.source import Source, require_finite
 from resrep_dist.errors import DataError
 
 import numpy as np
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
+# In masks, as in Pascal VOC and Cityscapes.
+_NO_CLASS = 255
 
 
-def npz(path: Path, num_classes: int, normalization: Normalization | None = None) -> tuple[Source, Source]:
-    """Read images [N, height, width] or [N, height, width, 1 or 3] and integer labels [N] or [N, 1].
+def npz(
+    path: Path, num_classes: int, normalization: Normalization | None = None, task: str = "classification"
+) -> tuple[Source, Source]:
+    """Read images [N, height, width] or [N, height, width, 1 or 3] and labels.
+
+    Labels are whole numbers [N] or [N, 1], for `multilabel` 0 or 1 [N, num_classes], and for `segmentation` whole
+    numbers [N, height, width], where 255 or a negative number stands for no class.
 
     Integer images are normalized, by default by mean and standard deviation of the training set's channels.
     Floating-point images are used as they are. A single channel is repeated three times.
@@ -22,6 +29,7 @@ def npz(path: Path, num_classes: int, normalization: Normalization | None = None
         path: The file; pickled arrays in it are refused.
         num_classes: Number of classes.
         normalization: Scale of integer images, from 0 to 255. None for mean and standard deviation of the training set.
+        task: What the labels say; see `Config.task`.
 
     Returns:
         Training set and validation set.
@@ -52,7 +60,19 @@ def npz(path: Path, num_classes: int, normalization: Normalization | None = None
         mean = train.mean((0, 1, 2), np.float64).tolist()
         # A channel that is constant becomes 0 instead of NaN.
         std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
-    labels = [_labels(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
+    read = {"multilabel": _yes_or_no, "segmentation": _masks}.get(task, _labels)
+    labels = [read(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
+    if labels[0].shape[1:] != labels[1].shape[1:]:
+        raise DataError(
+            f"data.path {path}: y_train holds masks of {labels[0].shape[1:]}, y_test of {labels[1].shape[1:]}; "
+            "expected one size"
+        )
+    for name, images, of_images in (("train", train, labels[0]), ("test", test, labels[1])):
+        if len(images) != len(of_images):
+            raise DataError(
+                f"data.path {path}: expected as many images as labels, received {len(images)}, {len(of_images)} in "
+                f"x_{name} and y_{name}"
+            )
     return Source(train, labels[0], num_classes, mean, std), Source(test, labels[1], num_classes, mean, std)
 
 
@@ -71,6 +91,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
         )
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
+        require_finite(images, f"data.path {path}: {name}")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
@@ -95,13 +116,50 @@ def _require_as_they_are(path: Path, normalization: Normalization) -> None:
         )
 
 
+def _other_task(labels: np.ndarray) -> str:
+    return {2: "; for several classes of one image set task: multilabel", 3: "; for masks set task: segmentation"}.get(
+        labels.ndim, ""
+    )
+
+
+def _yes_or_no(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    labels = labels[:, np.newaxis] if labels.ndim == 1 and num_classes == 1 else labels
+    if labels.ndim != 2 or labels.shape[1] != num_classes or not np.isin(labels, (0, 1)).all():
+        raise DataError(
+            f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected 0 or 1 for each class "
+            f"[N, {num_classes}] with task multilabel and model.num_classes {num_classes}"
+        )
+    return labels.astype(np.int64)
+
+
+def _masks(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    labels = labels[..., 0] if labels.ndim == 4 and labels.shape[-1] == 1 else labels
+    if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers "
+            "[N, height, width] with task segmentation"
+        )
+    labels = labels.astype(np.int64)
+    if num_classes <= _NO_CLASS:
+        labels[labels == _NO_CLASS] = -1
+    if labels.max() >= num_classes:
+        raise DataError(
+            f"data.path {path}: {name} has labels up to {labels.max()}, expected 0 to {num_classes - 1} "
+            f"(model.num_classes), or {_NO_CLASS} for pixels without a class"
+        )
+    return np.maximum(labels, -1)
+
+
 def _labels(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
     labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers [N]")
+        raise DataError(
+            f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers [N], such as "
+            f"those of y.astype(int){_other_task(labels)}"
+        )
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise DataError(
             f"data.path {path}: {name} has labels {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1} "
-            "(model.num_classes)"
+            "(model.num_classes); the first class is 0"
         )
     return labels.astype(np.int64)

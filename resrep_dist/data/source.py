@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 _NUM_FINGERPRINT_IMAGES = 2048
+_TASK_OF_NUM_AXES = {1: "classification", 2: "multilabel", 3: "segmentation"}
 
 
 class ImageSource(abc.ABC):
@@ -25,9 +26,11 @@ class ImageSource(abc.ABC):
 
     Attributes:
         num_classes: Number of classes; labels are 0 <= label < num_classes.
+        task: What the labels say: `classification`, `multilabel` or `segmentation`.
     """
 
     num_classes: int
+    task = "classification"
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -44,7 +47,8 @@ class ImageSource(abc.ABC):
             seed: Seed of the augmentation.
 
         Returns:
-            Pairs (images, labels), float32 [batch_size, height, width, channels] and int64 [batch_size].
+            Pairs (images, labels), float32 [batch_size, height, width, channels] and int64 [batch_size]; for
+            `multilabel` [batch_size, num_classes], for `segmentation` [batch_size, height, width].
         """
 
     def check(self, index: int) -> None:
@@ -96,7 +100,8 @@ class Source(ImageSource):
 
     Attributes:
         images: [N, height, width, channels]: normalized, or pixels if mean and std are given.
-        labels: int64 [N], 0 <= label < num_classes.
+        labels: int64 [N], 0 <= label < num_classes; for `multilabel` 0 or 1, [N, num_classes]; for `segmentation`
+            [N, height, width], where -1 stands for no class.
         num_classes: Number of classes.
         mean: Mean of each channel, in the unit of the images. None to use the images as they are.
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
@@ -115,20 +120,29 @@ class Source(ImageSource):
     def __post_init__(self) -> None:
         if len(self.images) == 0:
             raise DataError("the set is empty; expected at least one image with its label")
+        require_finite(self.images, "the set")
         if len(self.images) != len(self.labels):
             raise DataError(f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}")
-        if self.labels.ndim != 1:
+        if self.labels.ndim not in _TASK_OF_NUM_AXES:
             raise DataError(
-                f"expected labels of shape [{len(self.images)}], received {list(self.labels.shape)}; one-hot labels "
-                "become classes by labels.argmax(-1), a column of classes by labels[:, 0]"
+                f"labels of shape {list(self.labels.shape)}, expected [N], [N, num_classes] or [N, height, width]"
             )
-        if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
+        if self.task == "multilabel" and self.labels.shape[1] != self.num_classes:
             raise DataError(
-                f"expected labels from 0 to {self.num_classes - 1}, "
-                f"received {self.labels.min()} to {self.labels.max()}"
+                f"labels of shape {list(self.labels.shape)}, expected [N, {self.num_classes}] for several labels; "
+                "one-hot labels become classes by labels.argmax(-1), a column of classes by labels[:, 0]"
             )
+        lowest = -1 if self.task == "segmentation" else 0
+        highest = 1 if self.task == "multilabel" else self.num_classes - 1
+        if self.labels.min() < lowest or self.labels.max() > highest:
+            raise DataError(f"expected labels from 0 to {highest}, received {self.labels.min()} to {self.labels.max()}")
         if not np.array_equal(self.labels, np.asarray(self.labels, np.int64)):
             raise DataError(f"expected whole numbers as labels, received {self.labels.dtype} with fractions")
+
+    @property
+    def task(self) -> str:  # type: ignore[override]
+        """What the labels say, by their shape."""
+        return _TASK_OF_NUM_AXES[self.labels.ndim]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -148,17 +162,43 @@ class Source(ImageSource):
 
         def batch(indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # Padding with 0 is black only before the mean is subtracted.
-            chosen = augment(tf.gather(images, indices), augmentation, positions, seed)
+            chosen, of_chosen = tf.gather(images, indices), tf.cast(tf.gather(labels, indices), tf.int64)
+            if self.task == "segmentation":
+                # The same pixels; what is padded has no class.
+                of_chosen = augment(of_chosen[..., tf.newaxis], augmentation, positions, seed, padding=-1)[..., 0]
+            chosen = augment(chosen, augmentation, positions, seed)
             if self.mean is not None and self.std is not None:
                 chosen = normalize(chosen, self.mean, self.std)
-            return chosen, tf.gather(labels, indices)
+            return chosen, of_chosen
 
         return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device("CPU:0"):
-            return tf.constant(self.images), tf.constant(self.labels, tf.int64)
+            # Masks are as large as images.
+            fits = self.task != "classification" and self.num_classes <= 128
+            return tf.constant(self.images), tf.constant(self.labels, tf.int8 if fits else tf.int64)
+
+
+def require_finite(images: np.ndarray, name: str) -> None:
+    """Check that images hold no NaN and no infinity: a batch with one would be skipped, and its class never learned.
+
+    Args:
+        images: [N, ...].
+        name: What they are, for the message.
+
+    Raises:
+        DataError: If they do. The message names the first such image.
+    """
+    # The least and the largest value of an array with a NaN are NaN.
+    if not np.issubdtype(images.dtype, np.floating) or np.isfinite([images.min(), images.max()]).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
+    raise DataError(
+        f"{name}: {len(bad)} of {len(images)} images hold NaN or infinity, the first is image {bad[0]}; mend them or "
+        "leave them out"
+    )
 
 
 def checksum_of(values: np.ndarray | Sequence[str]) -> str:

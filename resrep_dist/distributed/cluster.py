@@ -3,18 +3,15 @@
 A run of a single process is a cluster of one, which does not import Horovod.
 """
 
-import contextlib
 import json
 import os
-import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from resrep_dist.distributed.devices import limit_threads_and_pin_gpu
 from resrep_dist.distributed.environment import (
     available_cores,
-    has_bound_gpus,
-    has_slurm_gpus,
     launched_local_rank,
     launched_local_size,
     launched_size,
@@ -65,7 +62,7 @@ class Cluster:
             self._start_horovod()
         # Before the first operation, since TensorFlow then takes all GPUs and as many threads as there are cores.
         try:
-            _limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
+            limit_threads_and_pin_gpu(self.local_rank, launched_local_size())
         except UserError as raised:
             error = raised
         if self.size > 1:
@@ -262,42 +259,3 @@ def _ranks_that_differ(column: np.ndarray) -> list[int]:
     tied = values[counts == counts.max()]
     reference = column[0] if column[0] in tied else tied[0]
     return [rank for rank, value in enumerate(column) if value != reference]
-
-
-def _own_gpu(num_gpus: int, local_rank: int, local_size: int) -> int:
-    """Return the index of this rank's GPU among those that it sees."""
-    if local_size <= num_gpus:
-        return local_rank
-    if has_bound_gpus():
-        return 0
-    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
-        # For tests: ranks that share GPUs, which NCCL refuses otherwise.
-        return local_rank % num_gpus
-    raise HostError(
-        f"host {platform.node()}: {local_size} ranks but {num_gpus} GPUs; start at most {num_gpus} ranks per host "
-        "(with Slurm: --gpus-per-node=N --ntasks-per-node=N, which shows each rank the GPUs of all)",
-        local_rank,
-    )
-
-
-def _limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus and has_slurm_gpus():
-        raise HostError(
-            f"host {platform.node()}: Slurm gave this job GPUs, but TensorFlow sees none; make an environment for "
-            "them (`RESREP_DEVICE=gpu bash launch/setup.sh`, `resrep doctor` shows it), or leave them out of the job",
-            local_rank,
-        )
-    if gpus:
-        gpu = gpus[_own_gpu(len(gpus), local_rank, local_size)]
-        try:
-            tf.config.set_visible_devices(gpu, "GPU")
-            tf.config.experimental.set_memory_growth(gpu, True)
-        except RuntimeError:
-            raise UserError(
-                "TensorFlow had started its GPUs before this rank could choose its own; make "
-                "`resrep_dist.Cluster()` before the model and give it to the Trainer"
-            ) from None
-    # TensorFlow raises an error if it is already initialized, as it may be in a user's own program.
-    with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(available_cores())

@@ -47,10 +47,15 @@ class Inference:
 
     input_shape: tuple[int, ...]
     """Height, width and channels of an image."""
-    num_classes: int
-    """Number of outputs per image."""
+    output_shape: tuple[int, ...]
+    """Shape of the output for an image; its last axis has the classes."""
     run: Run
     """Computes the outputs for a batch of images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of outputs per image."""
+        return self.output_shape[-1]
 
 
 def input_names(model: keras.Model) -> list[str]:
@@ -128,7 +133,7 @@ def _with_one_output(program: Program, name: str) -> Inference:
         shapes.items() for shapes in (program.input_shapes, program.output_shapes)
     )
     run = lambda images: program.run({of_input: images})[of_output]  # noqa: E731
-    return Inference(tuple(map(int, input_shape)), int(output_shape[-1]), run)  # type: ignore[arg-type]
+    return Inference(tuple(map(int, input_shape)), tuple(map(int, output_shape)), run)  # type: ignore[arg-type]
 
 
 def _plain(names: Sequence[str]) -> list[str]:
@@ -137,7 +142,7 @@ def _plain(names: Sequence[str]) -> list[str]:
     return plain if len(set(plain)) == len(plain) else [f"{name}_{number}" for number, name in enumerate(plain)]
 
 
-def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model:
+def load_any_model(path: Path, image_size: int, num_classes: int, task: str = "classification") -> keras.Model:
     """Load a model file of any format as a Keras model.
 
     The outputs of an exported file are turned into logits (see `as_keras_model`); those of a Keras file are as saved.
@@ -146,13 +151,14 @@ def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model
         path: The file, or the folder of a SavedModel.
         image_size: Height and width of the images, pixels.
         num_classes: Number of classes.
+        task: What its outputs say; see `Config.task`.
 
     Raises:
         ModelError: As `open_model_file`, and if the model is for other images or classes.
         UserError: As `open_model_file`.
     """
     is_exported = path.is_dir() or path.suffix in (".tflite", ".onnx")
-    model = as_keras_model(open_model_file(path)) if is_exported else load_model(path, open_size=image_size)
+    model = as_keras_model(open_model_file(path), task) if is_exported else load_model(path, open_size=image_size)
     received, expected = (*model.input_shape[1:], model.output_shape[-1]), (image_size, image_size, 3, num_classes)
     if received != expected:
         raise ModelError(
@@ -163,19 +169,28 @@ def load_any_model(path: Path, image_size: int, num_classes: int) -> keras.Model
     return model
 
 
-def as_keras_model(inference: Inference) -> keras.Model:
+def as_keras_model(inference: Inference, task: str = "classification") -> keras.Model:
     """Return a Keras model that calls `inference.run` and whose outputs are logits.
 
-    If the outputs for random images are probabilities, the model returns their logarithms, which are logits of the same
-    probabilities.
+    If the outputs for random images are probabilities, the model returns logits of the same probabilities: their
+    logarithms, or with `multilabel` those of p / (1 - p).
+
+    Args:
+        inference: The open file.
+        task: What its outputs say; see `Config.task`.
     """
     noise = np.random.default_rng(0).normal(size=(4, *inference.input_shape)).astype(np.float32)
     outputs = inference.run(noise)
-    is_probability = bool(outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-2))
+    is_of_labels = task == "multilabel"
+    is_sum_right = outputs.max() <= 1 if is_of_labels else np.allclose(outputs.sum(-1), 1, atol=1e-2)
+    is_probability = bool(outputs.min() >= 0 and is_sum_right)
 
     def call(images: tf.Tensor) -> tf.Tensor:
         outputs = tf.numpy_function(inference.run, [images], tf.float32, stateful=False)
-        outputs = tf.ensure_shape(outputs, [None, inference.num_classes])
+        outputs = tf.ensure_shape(outputs, [None, *inference.output_shape])
+        if is_probability and is_of_labels:
+            outputs = tf.clip_by_value(outputs, 1e-7, 1.0 - 1e-7)
+            return tf.math.log(outputs) - tf.math.log1p(-outputs)
         return tf.math.log(tf.maximum(outputs, 1e-30)) if is_probability else outputs
 
     inputs = keras.Input(inference.input_shape)

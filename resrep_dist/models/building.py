@@ -37,11 +37,12 @@ _BUILDERS: dict[str, Callable[[int, int], keras.Model]] = {
 }
 
 
-def build_model(config: ModelConfig) -> keras.Model:
+def build_model(config: ModelConfig, task: str = "classification") -> keras.Model:
     """Build the model that a configuration names, flat and without a softmax; a sigmoid stays.
 
     Args:
         config: The section `model`. Its `weights` are not loaded.
+        task: What its outputs say; see `Config.task`.
 
     Returns:
         A model [N, image_size, image_size, channels] -> [N, num_classes], with new weights unless the name begins with
@@ -64,7 +65,7 @@ def build_model(config: ModelConfig) -> keras.Model:
         model = load_model(Path(rest), open_size=config.image_size)
     else:
         model = _call_users_function(rest, config)
-    return _finished(model, config)
+    return _finished(model, config, task)
 
 
 def _restart_numbers() -> None:
@@ -72,8 +73,8 @@ def _restart_numbers() -> None:
     keras.backend.reset_uids()
 
 
-def _finished(model: keras.Model, config: ModelConfig) -> keras.Model:
-    _check(model, config)
+def _finished(model: keras.Model, config: ModelConfig, task: str) -> keras.Model:
+    _check(model, config, task)
     precision = pure_precision(model)
     if precision is not None:
         _log.info("The weights of %s are %s; they become float32, see training.precision.", model.name, precision)
@@ -188,7 +189,7 @@ def _require_logits(model: keras.Model, last: keras.layers.Layer) -> None:
         )
 
 
-def _check(model: keras.Model, config: ModelConfig) -> None:
+def _check(model: keras.Model, config: ModelConfig, task: str) -> None:
     received, size = f"model {config.name}: ", config.image_size
     try:
         shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
@@ -197,9 +198,30 @@ def _check(model: keras.Model, config: ModelConfig) -> None:
     if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[0][1:3] != (size, size):
         raise ModelError(
             f"{received}inputs and outputs have shapes {shapes}, expected one input [None, {size}, {size}, channels] "
-            "(channels last) and one output; model.image_size must be that of the model"
+            "(channels last) and one output; model.image_size must be that of the model. Models with several inputs or "
+            "outputs are pruned in Keras' own `fit` with resrep_dist.ChannelMasks, as in "
+            "examples/two_headed_detector.py"
         )
-    require_classes(received, shapes[1])
+    if task == "multilabel" and ends_in_softmax(model):
+        raise ModelError(
+            f"{received}it ends in a softmax, whose classes exclude each other, but task is multilabel; end it in a "
+            "sigmoid or in logits"
+        )
+    if task == "classification":
+        require_classes(received, shapes[1])
+    if task == "segmentation" and len(shapes[1]) == 4 and shapes[1][-1] == config.num_classes:
+        return
+    if len(shapes[1]) == 4 and task == "classification":
+        raise ModelError(
+            f"{received}its output is a map of shape {list(shapes[1])}; for one class for each pixel set task: "
+            "segmentation, for other maps use Keras' own `fit` with resrep_dist.ChannelMasks, as in "
+            "examples/two_headed_detector.py"
+        )
+    if task == "segmentation":
+        raise ModelError(
+            f"{received}its output has shape {list(shapes[1])}, but task is segmentation; expected [None, height, "
+            f"width, {config.num_classes}], with model.num_classes on the last axis"
+        )
     if shapes[1][1:] != (config.num_classes,):
         raise ModelError(
             f"{received}its output has shape {list(shapes[1])}, model.num_classes is {config.num_classes}; "
@@ -220,5 +242,6 @@ def require_classes(received: str, shape: tuple[int | None, ...]) -> None:
     if shape[1:] == (1,):
         raise ModelError(
             f"{received}its output is a single number, as with two classes and a sigmoid; expected one output for each "
-            "class: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 and 1"
+            "class: end it in keras.layers.Dense(2) and set model.num_classes: 2, with the labels 0 and 1. To keep it, "
+            "set task: multilabel and model.num_classes: 1 in a configuration, with the labels 0 and 1 in an npz file"
         )

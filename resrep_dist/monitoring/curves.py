@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from resrep_dist.config import LoggingConfig
+from resrep_dist.config.tasks import SCORE_NAMES, TASKS, named_scores
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import Graph
 from resrep_dist.monitoring.channel_history import HISTORY_FILE, ChannelHistory
@@ -74,10 +75,7 @@ class Curves(Hook):
         """Add the points and the images of an evaluation. Drawing them is part of its time, not of a step's."""
         start = time.monotonic()
         self.add_validation(trainer.step, values, trainer.pruner)
-        figures = [f"validation top-1 {values['top1']:.2f} %"]
-        figures += [f"top-5 {values['top5']:.2f} %"] if "top5" in values else []
-        figures += [f"{name} {value:.4g}" for name, value in values.items() if name not in ("top1", "top5")]
-        self._monitor.say(trainer.step, f"{'  '.join(figures)}  ({seconds:.1f} s)")
+        self._monitor.say(trainer.step, f"validation {'  '.join(named_scores(values))}  ({seconds:.1f} s)")
         seconds += time.monotonic() - start
         # Until the next evaluation this is taken as the time that a step spends on communication.
         if trainer.collective_seconds is not None:
@@ -119,15 +117,16 @@ class Curves(Hook):
         times = self._timer.read(step)
         self._data_wait.see(step, times)
         rest = times["time/step_seconds"] - times["time/data_seconds"] - self._collective_seconds
+        key = next(task.training_score for task in TASKS.values() if task.training_score in metrics)
         scalars = times | {
             "train/loss": metrics["loss"],
-            "train/top1": metrics["top1"],
+            f"train/{key}": metrics[key],
             "train/learning_rate": metrics["learning_rate"],
             "train/skipped_steps": metrics["skipped_steps"],
             "time/compute_seconds": max(0.0, rest),
         }
-        line = f"loss {metrics['loss']:.3f}  training top-1 {metrics['top1']:.1f} %"
-        short_line = f"loss {metrics['loss']:.3f}  train top-1 {metrics['top1']:.1f} %"
+        line = f"loss {metrics['loss']:.3f}  training {SCORE_NAMES[key]} {metrics[key]:.1f} %"
+        short_line = f"loss {metrics['loss']:.3f}  train {SCORE_NAMES[key]} {metrics[key]:.1f} %"
         if pruner:
             self.add_masks(step, pruner)
             curves, norms = pruner.curves()

@@ -8,6 +8,7 @@ from typing import Any
 
 from resrep_dist.config import Config
 from resrep_dist.config.changed import changed_settings
+from resrep_dist.config.tasks import TASKS
 
 import tensorflow as tf
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -19,6 +20,9 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
     "Is it pruning well?": {
         "top-1, percent: validation, and training as it goes": ["train/top1", "validation/top1"],
         "top-5 on the validation images, percent": ["validation/top5"],
+        "score of another task than classification, percent": [
+            "train/(label|pixel)_accuracy", "validation/(mean_average_precision|f1|mean_iou|pixel_accuracy)",
+        ],
         "multiply-adds left, by mask, by living channels, and in training if it shrinks": [
             "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "shrink/training_macs_fraction",
         ],
@@ -51,7 +55,7 @@ _SUBRUNS = {
     "train/lasso_term": "lasso_term",
 }
 _SWEPT_SECTIONS = ("train", "training", "prune", "shrink")
-_RESULTS = ("validation/top1", "prune/macs_fraction_living", "train/images_per_second")
+_RESULTS = ("prune/macs_fraction_living", "train/images_per_second")
 _PACKAGES = ("resrep-dist", "tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "kerassurgeon", "numpy")
 
 
@@ -96,8 +100,8 @@ def write_hparams(config: Config, run: str) -> None:
         config: The configuration of the run.
         run: Name of the row.
     """
-    settings = _settings(config)
-    metrics = [hparams.Metric(tag, group=subrun_of(tag), display_name=tag) for tag in _RESULTS]
+    settings, score = _settings(config), f"validation/{TASKS[config.task].score}"
+    metrics = [hparams.Metric(tag, group=subrun_of(tag), display_name=tag) for tag in (score, *_RESULTS)]
     _write(hparams.hparams_config_pb([hparams.HParam(name) for name in settings], metrics))
     _write(hparams.hparams_pb(settings, trial_id=run))
 

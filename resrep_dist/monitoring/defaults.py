@@ -42,11 +42,13 @@ def default_hooks(
     """
     if graph:
         check_heat_maps(config.logging, graph)
+    is_plain = config.task == "classification"
+    guessing = guessing_loss(config.training, config.model.num_classes) if is_plain else None
     curves = folder / "tensorboard" if folder and cluster.is_root else None
     monitor = Monitor(title, curves, console if cluster.is_root else None, num_steps)
     hooks: list[Hook] = [
         Curves(monitor, config.logging, config.data.global_batch_size, sweep_row),
-        Health(config.prune if graph else None, guessing_loss(config.training, config.model.num_classes)),
+        Health(config.prune if graph else None, guessing),
     ]
     if config.logging.record_samples and folder:
         # Must be the first, since it needs the batches of the data source itself.

@@ -96,7 +96,8 @@ class Hook:
 
         Args:
             trainer: The run.
-            metrics: At logging steps, means over all ranks since the last logging step: `loss`, `top1` (percent),
+            metrics: At logging steps, means over all ranks since the last logging step: `loss`, `top1` (percent; with
+                another task `label_accuracy` or `pixel_accuracy`),
                 `learning_rate`, and the number `skipped_steps`. None after all other steps, which do not wait for the
                 device.
         """
@@ -106,7 +107,8 @@ class Hook:
 
         Args:
             trainer: The run.
-            values: `top1` and `top5` in percent, and the configured metrics.
+            values: `top1` and `top5` in percent, and the configured metrics; with another task its scores, see
+                `Evaluator.evaluate`.
             seconds: Time that training stood still.
         """
 

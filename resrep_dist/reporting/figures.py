@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from resrep_dist.config.tasks import score_of
 from resrep_dist.monitoring.channel_images import DIED_FIRST, DIED_LAST, LIVING, MASKED, channel_colors
 from resrep_dist.reporting.run_folder import RunRecord
 
@@ -27,6 +28,22 @@ _CHARTS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "top1": (
         "top-1, percent",
         {"validation/top1": ("validation", "-"), "train/top1": ("training, as it goes", ":")},
+    ),
+    "labels": (
+        "scores of labels, percent",
+        {
+            "validation/mean_average_precision": ("mAP, validation", "-"),
+            "validation/f1": ("F1, validation", "--"),
+            "train/label_accuracy": ("label accuracy, training", ":"),
+        },
+    ),
+    "pixels": (
+        "scores of pixels, percent",
+        {
+            "validation/mean_iou": ("mean IoU, validation", "-"),
+            "validation/pixel_accuracy": ("pixel accuracy, validation", "--"),
+            "train/pixel_accuracy": ("pixel accuracy, training", ":"),
+        },
     ),
     "macs": (
         "multiply-adds left, percent",
@@ -54,7 +71,7 @@ def run_color(number: int) -> str:
 
 
 def curves_pictures(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Draw top-1, multiply-adds, loss and speed over the steps. Limits fit the points.
+    """Draw top-1 or the scores of another task, multiply-adds, loss and speed over the steps. Limits fit the points.
 
     Of one run each curve has a color. Of several each run has one, and the style tells the curves apart.
 
@@ -161,7 +178,7 @@ def _shortened(name: str) -> str:
 
 
 def costs_pictures(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Draw validation top-1 over multiply-adds and over latency, from the base to the slim model.
+    """Draw top-1, or the score of another task, over multiply-adds and over latency, from the base to the slim model.
 
     Args:
         runs: Finished runs.
@@ -184,7 +201,7 @@ def _cost_chart(runs: Sequence[RunRecord], key: str, label: str, unit: float) ->
         for number, run in enumerate(runs):
             # The trained model still has its compactors; nobody uses it.
             models = {name: m for name, m in run.models.items() if name != "trained" and m.get(key) is not None}
-            points = [(model[key] / unit, model["top1"]) for model in models.values()]
+            points = [(model[key] / unit, score_of(model).value) for model in models.values()]
             all_points += points
             color = run_color(number)
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1, alpha=0.5)
@@ -193,7 +210,8 @@ def _cost_chart(runs: Sequence[RunRecord], key: str, label: str, unit: float) ->
                 axes.plot(*point, "o", color=color, markerfacecolor=fill, markersize=7)
                 if len(runs) == 1:
                     axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", fontsize=8)
-        axes.set_title("validation top-1, percent", fontsize=9, loc="left")
+        names = dict.fromkeys(score_of(model).name for run in runs for model in run.models.values())
+        axes.set_title(f"validation {', '.join(names)}, percent", fontsize=9, loc="left")
         axes.set_xlabel(label)
         # At least 2 percent and a fifth of the cost, so that small differences do not look large.
         costs, accuracies = zip(*all_points, strict=True)

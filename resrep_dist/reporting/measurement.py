@@ -23,6 +23,7 @@ def measure_models(
     validation_data: ImageSource,
     metrics: Sequence[str],
     batch_size: int,
+    task: str = "classification",
 ) -> dict[str, Any]:
     """Measure models on the validation set.
 
@@ -33,15 +34,18 @@ def measure_models(
         validation_data: The validation set.
         metrics: Names of Keras metrics.
         batch_size: Number of images that are evaluated at once.
+        task: What the labels say; see `Config.task`.
 
     Returns:
-        For each model `top1` and `top5` (percent), the configured metrics, `macs`, `parameters`, `latency_ms` and
-        `file_bytes`.
+        For each model `top1` and `top5` (percent) or the scores of another task, the configured metrics, `guessing`
+        (the score of a model that guesses), `macs`, `parameters`, `latency_ms` and `file_bytes`.
     """
     latencies = measure_latencies(models, validation_data.first_images(1)[0])
+    evaluators = {name: Evaluator(model, metrics, task) for name, model in models.items()}
     return {
         name: {
-            **Evaluator(model, metrics).evaluate(validation_data, batch_size),
+            **evaluators[name].evaluate(validation_data, batch_size),
+            "guessing": evaluators[name].guessing,
             "macs": macs[name],
             "parameters": count_parameters(model),
             "latency_ms": latencies[name],

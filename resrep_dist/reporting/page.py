@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.config.changed import changed_settings
+from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.reporting.figures import channels_picture, costs_pictures, curves_pictures, run_color
 from resrep_dist.reporting.run_folder import RunRecord
@@ -136,32 +137,36 @@ def _is_pruned(run: RunRecord) -> bool:
 def _models_table(run: RunRecord) -> Table:
     base = next(iter(run.models.values()))
     rows = [
-        (name, _top1(model), _macs(model, base), f"{model['parameters']:,}", _latency(model), _megabytes(model))
+        (
+            name, f"{score_of(model).value:.2f} %", _macs(model, base), f"{model['parameters']:,}", _latency(model),
+            _megabytes(model),
+        )
         for name, model in run.models.items()
-    ]
-    return Table(("model", "validation top-1", "multiply-adds", "parameters", "latency of one image", "file"), rows)
+    ]  # fmt: skip
+    score_name = f"validation {score_of(base).name}"
+    return Table(("model", score_name, "multiply-adds", "parameters", "latency of one image", "file"), rows)
 
 
 def _runs_table(runs: Sequence[RunRecord]) -> Table:
     """Return one row for each finished run: its result beside its base."""
     rows, colors = [], []
+    first = next((model for run in runs for model in run.models.values()), {"top1": 0.0})
+    name = score_of(first).name
     for number, run in enumerate(runs):
         if run.report:
             base, result = next(iter(run.models.values())), list(run.models.values())[-1]
             times = f"{_latency(base)} to {_latency(result)}" if base is not result else _latency(base)
-            top1 = (_top1(base), _top1(result)) if base is not result else ("", _top1(result))
+            scores = [score_of(model) for model in (base, result)]
+            shown = [f"{s.value:.2f} %" if s.name == name else f"{s.name} {s.value:.2f} %" for s in scores]
+            shown[0] = shown[0] if base is not result else ""
             target = f"{100 * run.report['target_macs_fraction']:.1f} %" if _is_pruned(run) else ""
-            rows.append((run.name, run.report["model"], *top1, target, _macs(result, base), times, _megabytes(result)))
+            rows.append((run.name, run.report["model"], *shown, target, _macs(result, base), times, _megabytes(result)))
             colors.append(run_color(number))
     headings = (
-        "run", "model", "validation top-1, base", "validation top-1, result", "target", "multiply-adds",
+        "run", "model", f"validation {name}, base", f"validation {name}, result", "target", "multiply-adds",
         "latency of one image", "file",
     )  # fmt: skip
     return Table(headings, rows, colors=colors)
-
-
-def _top1(model: dict[str, Any]) -> str:
-    return f"{model['top1']:.2f} %"
 
 
 def _macs(model: dict[str, Any], base: dict[str, Any]) -> str:

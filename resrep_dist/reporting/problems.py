@@ -4,18 +4,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import BrokenModelError, TargetMissedError
 
 _log = logging.getLogger(__name__)
 
 
-def guessing_limit(num_classes: int) -> float:
-    """Return the top-1 below which a model counts as guessing, percent.
+def guessing_limit(guessing: float) -> float:
+    """Return the score below which a model counts as guessing, percent.
 
     Args:
-        num_classes: Number of classes.
+        guessing: Score of a model that guesses, percent.
     """
-    guessing = 100.0 / num_classes
     return min(2.0 * guessing, guessing + (100.0 - guessing) / 10)
 
 
@@ -49,14 +49,18 @@ def problems_of(report: Mapping[str, Any], num_classes: int) -> list[str]:
         num_classes: Number of classes.
     """
     problems = []
-    guessing = 100.0 / num_classes
     for name in ("base", "slim", "final"):
-        top1 = report[name]["top1"] if name in report else 100.0
-        if top1 < guessing_limit(num_classes):
-            problems.append(f"the {name} model is broken: top-1 {top1:.2f} %, guessing gives {guessing:.2f} %")
-    if "slim" in report and report["slim"]["top1"] < report["base"]["top1"] / 2:
+        if name not in report:
+            continue
+        score, guessing = score_of(report[name]), report[name].get("guessing", 100.0 / num_classes)
+        if score.value < guessing_limit(guessing):
+            problems.append(
+                f"the {name} model is broken: {score.name} {score.value:.2f} %, guessing gives {guessing:.2f} %"
+            )
+    if "slim" in report and score_of(report["slim"]).value < score_of(report["base"]).value / 2:
+        score, base = score_of(report["slim"]), score_of(report["base"])
         problems.append(
-            f"the slim model has lost more than half of the base's top-1: {report['slim']['top1']:.2f} % are left of "
-            f"{report['base']['top1']:.2f} %"
+            f"the slim model has lost more than half of the base's {score.name}: {score.value:.2f} % are left of "
+            f"{base.value:.2f} %"
         )
     return problems

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import current_folder
 
@@ -84,18 +85,25 @@ def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) ->
 def _table(title: str, rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Table:
     """Return a table with one row per name, from its figures and those of its base model."""
     table = Table(title=title)
-    for heading in ("model", "top-1", "multiply-adds", "parameters", "latency", "file"):
+    score_name = score_of(rows[0][1]).name
+    for heading in ("model", score_name, "multiply-adds", "parameters", "latency", "file"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row, base in rows:
         table.add_row(
             name,
-            f"{row['top1']:.2f} %",
+            _score(row, score_name),
             f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)" if row["macs"] else "not known",
             f"{row['parameters']:,}",
             f"{row['latency_ms']:.2f} ms",
             f"{row['file_bytes'] / 1e6:.2f} MB",
         )
     return table
+
+
+def _score(row: dict[str, Any], expected_name: str) -> str:
+    """Return a model's score; with its name if it is another one than the heading says."""
+    score = score_of(row)
+    return f"{score.value:.2f} %" if score.name == expected_name else f"{score.name} {score.value:.2f} %"
 
 
 def _print_certificate(console: Console, report: dict[str, Any]) -> None:

@@ -13,6 +13,11 @@ from resrep_dist.data.source import ImageSource
 from resrep_dist.version import __version__
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "numpy")
+_OUTPUTS = {
+    "classification": "logits; a softmax makes probabilities of them",
+    "multilabel": "one for each class: logits, of which a sigmoid makes probabilities, or those of the model's sigmoid",
+    "segmentation": "logits for each pixel; a softmax over the last axis makes probabilities of them",
+}
 _OF_FILES = ("imagefolder", "tfrecord", "tfds")
 
 
@@ -25,12 +30,13 @@ def usage_of(config: Config, source: ImageSource) -> dict[str, Any]:
 
     Returns:
         `pixels`: `image_size`, `channel_order`, and `mean` and `std` for pixels from 0 to 255, None for images that are
-        no such pixels; `classes`, the names in the order of the outputs, None if they have none; `outputs`; `versions`;
-        `data`; `date`; `command`.
+        no such pixels; `classes`, the names in the order of the outputs, None if they have none; `task`; `outputs`;
+        `versions`; `data`; `date`; `command`.
     """
     return {
         "pixels": _pixels(config, source),
-        "outputs": "logits; a softmax makes probabilities of them",
+        "task": config.task,
+        "outputs": _OUTPUTS[config.task],
         "classes": list(source.classes) if hasattr(source, "classes") else None,
         "versions": {"resrep-dist": __version__, "python": platform.python_version(), **_versions()},
         "data": {"source": config.data.source, "path": config.data.path, "num_validation_images": len(source)},

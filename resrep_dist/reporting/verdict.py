@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from resrep_dist.config.tasks import Score, score_of
+
 # Latencies that differ by less, as a fraction, count as equal: they are medians on a machine that others may use.
 _SAME_LATENCY = 0.03
 
@@ -18,7 +20,8 @@ def verdict(report: Mapping[str, Any]) -> str:
     if "slim" not in report:
         final = report["final"]
         size = f", {final['macs'] / 1e6:,.2f} million multiply-adds" if final["macs"] else ""
-        return f"Trained without pruning: {final['top1']:.2f} % accuracy {_on_images(report)}{size}."
+        score = score_of(final)
+        return f"Trained without pruning: {score.value:.2f} % {_noun(score)} {_on_images(report)}{size}."
     parts = [_savings(report), _accuracy(report), _speed(report)]
     if report.get("target_missed"):
         asked = 100 * (1 - report["target_macs_fraction"])
@@ -44,14 +47,21 @@ def _savings(report: Mapping[str, Any]) -> str:
 
 
 def _accuracy(report: Mapping[str, Any]) -> str:
-    before, after, count = report["base"]["top1"], report["slim"]["top1"], _num_images(report)
+    before, score, count = score_of(report["base"]).value, score_of(report["slim"]), _num_images(report)
+    after, noun = score.value, _noun(score)
     difference = after - before
+    # The scores of other tasks are no shares of images.
+    count = count if score.key == "top1" else None
     num_images = round(abs(difference) * count / 100) if count else None
     if num_images == 0 or abs(difference) < 0.005:
-        return f"same accuracy {_on_images(report)}"
+        return f"same {noun} {_on_images(report)}"
     way = "higher" if difference > 0 else "lower"
     which = f", {num_images:,} of {count:,} images" if count else ""
-    return f"accuracy {abs(difference):.2f} points {way} ({before:.2f} to {after:.2f} %{which})"
+    return f"{noun} {abs(difference):.2f} points {way} ({before:.2f} to {after:.2f} %{which})"
+
+
+def _noun(score: Score) -> str:
+    return "accuracy" if score.key == "top1" else score.name
 
 
 def _speed(report: Mapping[str, Any]) -> str:

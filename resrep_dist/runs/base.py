@@ -8,6 +8,7 @@ from typing import Any
 from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.checkpoints.same_data import check_same_data
 from resrep_dist.config import Config
+from resrep_dist.config.tasks import TASKS
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
@@ -22,7 +23,7 @@ from resrep_dist.training.trainer import Trainer
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
-# Points of top-1 by which two evaluations of one model on one set may differ, by rounding on other hardware.
+# Points of percent by which two evaluations of one model on one set may differ, by rounding on other hardware.
 _MAX_DIFFERENCE = 0.5
 
 
@@ -69,34 +70,37 @@ def check_base(model: keras.Model, config: Config, validation_data: ImageSource,
         cluster: The ranks.
 
     Returns:
-        Its top-1 on the validation set, percent.
+        Its score on the validation set, percent: top-1, or that of another task.
 
     Raises:
-        ModelError: If its top-1 is below `prune.min_base_top1`, or near guessing. The message has likely causes.
+        ModelError: If its score is below `prune.min_base_top1`, or near guessing. The message has likely causes.
     """
-    top1 = Evaluator(model).top1(validation_data, config.data.evaluation_batch_size, cluster)
-    guessing, num_images = 100.0 / config.model.num_classes, len(validation_data)
+    evaluator, num_images = Evaluator(model, task=config.task), len(validation_data)
+    score = evaluator.score(validation_data, config.data.evaluation_batch_size, cluster)
+    guessing = evaluator.guessing
     _log.info(
-        "The base before pruning: validation top-1 %.2f %% on %d images; guessing gives %.2f %%.",
-        top1,
+        "The base before pruning: validation %s %.2f %% on %d images; guessing gives %.2f %%.",
+        score.name,
+        score.value,
         num_images,
         guessing,
     )
-    earlier = cluster.from_root(lambda: _earlier_top1(config))
-    if earlier is not None and abs(top1 - earlier) > _MAX_DIFFERENCE:
+    earlier = cluster.from_root(lambda: _earlier_score(config))
+    if earlier is not None and abs(score.value - earlier) > _MAX_DIFFERENCE:
         _log.warning(
             "The report beside the base's file says %.2f %%, %.2f %% were found here: the validation set, its labels "
             "or its pixels may be others.",
             earlier,
-            top1,
+            score.value,
         )
     limit = pruning_of(config).min_base_top1
-    if top1 >= (guessing_limit(config.model.num_classes) if limit == "auto" else limit):
-        return top1
+    if score.value >= (guessing_limit(guessing) if limit == "auto" else limit):
+        return score.value
     wanted = "it is hardly better than guessing" if limit == "auto" else f"prune.min_base_top1 is {limit:g}"
     raise ModelError(
-        f"the base model: validation top-1 {top1:.2f} % on {num_images} images, guessing gives {guessing:.2f} %; "
-        f"{wanted}, so it is not pruned. {_likely_causes(config)}. To prune it all the same, set prune.min_base_top1: 0"
+        f"the base model: validation {score.name} {score.value:.2f} % on {num_images} images, guessing gives "
+        f"{guessing:.2f} %; {wanted}, so it is not pruned. {_likely_causes(config)}. To prune it all the same, set "
+        "prune.min_base_top1: 0"
     )
 
 
@@ -120,8 +124,8 @@ def _likely_causes(config: Config) -> str:
     )
 
 
-def _earlier_top1(config: Config) -> float | None:
-    """Return the top-1 in the report that a run left beside the file of the base; None if there is none."""
+def _earlier_score(config: Config) -> float | None:
+    """Return the score in the report that a run left beside the file of the base; None if there is none."""
     name = config.model.name
     path = Path(config.model.weights or name.removeprefix("file:"))
     if config.model.weights is None and name == str(path):
@@ -130,7 +134,7 @@ def _earlier_top1(config: Config) -> float | None:
     key = "trained" if path.name == "trained.h5" else folder.name  # base, slim or final
     for report in (folder / "report.json", folder.parent / "slim" / "report.json"):
         try:
-            return float(json.loads(report.read_text(encoding="utf-8"))[key]["top1"])
+            return float(json.loads(report.read_text(encoding="utf-8"))[key][TASKS[config.task].score])
         except (OSError, ValueError, TypeError, KeyError):
             pass  # no report, or not one of a run
     return None

@@ -1,5 +1,6 @@
 """Prunes a model in one call of a Python program."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 from resrep_dist.config import Config, build_config
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import DataError, ModelError
+from resrep_dist.distributed.lease import hold_lease
+from resrep_dist.errors import DataError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
@@ -20,9 +22,12 @@ from resrep_dist.pruning.targets import require_prunable, require_reachable_targ
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
+from resrep_dist.runs.preparation import with_numbers
 from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs
+from resrep_dist.runs.results import finish_run
+from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import pruning_of
+from resrep_dist.training.phase import pruning_of, require_one_input_and_output
 from resrep_dist.training.trainer import Trainer
 
 import numpy as np
@@ -45,7 +50,8 @@ class PruneResult:
     certificate: Certificate
     """Comparison of the slim model with the trained one."""
     report: dict[str, Any]
-    """For `base` and `slim` the top-1 (percent), `macs` and `parameters`; `target_missed`; `problems`."""
+    """For `base` and `slim` the score (percent, `top1` for classification), `macs` and `parameters`; `target_missed`;
+    `problems`. With a `workdir` all that is in its `slim/report.json`."""
     history: list[dict[str, float]]
     """For each evaluation its `step` and the values of `Hook.on_evaluation`."""
 
@@ -69,12 +75,13 @@ def prune(
         model: A functional or Sequential Keras model with its weights; a softmax at its end is left out.
         train: The training set: a Source, `(images, labels)`, or a `tf.data.Dataset`, which is read into memory. The
             images are as the model expects them, float [N, height, width, channels], the labels are classes or one-hot.
+            Rows of 0 and 1 that are not one-hot are those of `task: multilabel`, [N, height, width] those of
+            `segmentation`.
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
-        settings: Sections of a configuration whose keys replace the proposed ones, as in
-            `{"train": {"learning_rate": 0.02}}`.
-        workdir: Folder of checkpoints, curves and the slim model; the same call resumes. None to write nothing.
+        settings: Sections whose keys replace the proposed ones, as in `{"train": {"learning_rate": 0.02}}`.
+        workdir: Folder of the run, as the command line writes it; the same call resumes. None to write nothing.
         cluster: The ranks; None for those that the launcher started.
         console: Where progress is shown: by default on the terminal, or in lines. None to show none.
         hooks: Hooks that observe the run; see `Hook`.
@@ -87,28 +94,51 @@ def prune(
     cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
     train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
     model, history = _for_images(model, train_data), _History()
-    config = _config(model, len(train_data), target, num_epochs, settings or {})
-    graph = _graph(model, config)
-    options: dict[str, Any] = {"workdir": workdir, "console": console, "hooks": [history, *hooks]}
-    trainer = Trainer(model, graph, config, train_data, validation_data, cluster=cluster, **options)
-    base_top1 = check_base(model, config, validation_data, cluster)
-    trainer.run()
+    config = _config(model, train_data, target, num_epochs, settings or {})
+    graph, hooks = _graph(model, config), [history, *hooks]
+    options: dict[str, Any] = {"cluster": cluster, "workdir": workdir, "console": console, "hooks": hooks}
+    with hold_lease(workdir, cluster) if workdir else contextlib.nullcontext():
+        config = _open(workdir, config, model, graph, len(train_data), cluster)
+        trainer = Trainer(model, graph, config, train_data, validation_data, **options)
+        base_score = check_base(model, config, validation_data, cluster)
+        trainer.run()
+        slim, certificate = _merged(trainer, config, validation_data)
+        if workdir:
+            report = cluster.from_root(lambda: finish_run(workdir, validation_data))
+        else:
+            report = _report(model, base_score, slim, graph, config, validation_data, cluster)
+    return PruneResult(slim, certificate, report, history.values)
+
+
+def _open(
+    workdir: Path | None, config: Config, model: keras.Model, graph: Graph, num_samples: int, cluster: Cluster
+) -> Config:
+    """Open the folder of the run, with its base model; return the configuration that names this and has no `auto`."""
+    if workdir is None:
+        return config
+    path = workdir.absolute() / "base" / "model.h5"
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=f"file:{path}"))
+    config = with_numbers(config, graph, num_samples, workdir, cluster)
+
+    def write() -> None:
+        open_workdir(config, workdir)
+        if not path.exists():
+            save_model(model, path)
+
+    cluster.from_root(write)
+    return config
+
+
+def _merged(trainer: Trainer, config: Config, validation_data: ImageSource) -> tuple[keras.Model, Certificate]:
+    assert trainer.graph is not None
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
     images = validation_data.first_images(config.merge.num_images)
-    slim, certificate = merge(trainer.model, graph, images, **limits)
-    report = _report(model, base_top1, slim, graph, config, validation_data, cluster)
-    if workdir is not None and cluster.is_root:
-        save_model(slim, workdir / "slim" / "model.h5")
-    return PruneResult(slim, certificate, report, history.values)
+    return merge(trainer.model, trainer.graph, images, **limits)
 
 
 def _require_classifier(model: keras.Model) -> None:
     require_functional(model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ModelError(
-            f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one "
-            "of each; others are trained by Keras' fit, with ResRepOptimizer and ChannelMasks"
-        )
+    require_one_input_and_output(model)
     require_classes(f"model {model.name}: ", tuple(model.output_shape))
 
 
@@ -138,11 +168,12 @@ class _History(Hook):
 
 def _config(
     model: keras.Model,
-    num_images: int,
+    train_data: ImageSource,
     target: float,
     num_epochs: float | None,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> Config:
+    num_images = len(train_data)
     batch_size = proposed_batch_size(num_images)
     epochs = num_epochs or proposed_epochs(num_images, batch_size)
     num_steps = max(1, round(epochs * num_images / batch_size))
@@ -158,7 +189,8 @@ def _config(
         },
     }
     sections = proposed.keys() | settings.keys()
-    document = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
+    document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
+    document["task"] = train_data.task
     return build_config(document, "settings", to_start=False)
 
 
@@ -173,12 +205,16 @@ def _source(data: Data, num_classes: int) -> ImageSource:
             f"data: received {received}, expected a Source, a pair (images, labels), or a tf.data.Dataset of such pairs"
         )
     images, labels = (np.asarray(part) for part in data)
-    if labels.ndim == 2 and labels.shape[1] in (1, num_classes):
-        labels = labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
-    if images.ndim != 4 or labels.ndim != 1:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    is_of_labels = labels.ndim == 2 and labels.shape[1] == num_classes and np.isin(labels, (0, 1)).all()
+    if labels.ndim == 2 and labels.shape[1] == num_classes and (not is_of_labels or (labels.sum(axis=1) == 1).all()):
+        labels, is_of_labels = labels.argmax(axis=1), False
+    if images.ndim != 4 or not (labels.ndim in (1, 3) or is_of_labels):
         raise DataError(
             f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
-            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs"
+            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs, "
+            "or several labels of 0 and 1 of the same shape, or masks [N, height, width]"
         )
     return Source(images.astype(np.float32), labels, num_classes)
 
@@ -198,7 +234,7 @@ def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(
     base: keras.Model,
-    base_top1: float,
+    base_score: float,
     slim: keras.Model,
     graph: Graph,
     config: Config,
@@ -206,11 +242,13 @@ def _report(
     cluster: Cluster,
 ) -> dict[str, Any]:
     slim_graph, target = trace(slim), pruning_of(config).target_macs_fraction
-    top1 = Evaluator(slim).top1(validation_data, config.data.evaluation_batch_size, cluster)
+    evaluator = Evaluator(slim, task=config.task)
+    score = evaluator.score(validation_data, config.data.evaluation_batch_size, cluster)
     macs, slim_macs = graph.macs.total(graph.widths), slim_graph.macs.total(slim_graph.widths)
+    guessing = {"guessing": evaluator.guessing}
     report: dict[str, Any] = {
-        "base": {"top1": base_top1, "macs": macs, "parameters": count_parameters(base)},
-        "slim": {"top1": top1, "macs": slim_macs, "parameters": count_parameters(slim)},
+        "base": {score.key: base_score, **guessing, "macs": macs, "parameters": count_parameters(base)},
+        "slim": {score.key: score.value, **guessing, "macs": slim_macs, "parameters": count_parameters(slim)},
         "target_macs_fraction": target,
         "target_missed": slim_macs > target * macs,
     }

@@ -9,6 +9,7 @@ from resrep_dist.data.normalization import Normalization
 from resrep_dist.errors import DataError, UserError, one_line
 from resrep_dist.models.files import load_model
 from resrep_dist.models.result_folder import current_folder
+from resrep_dist.models.softmax import ends_in_sigmoid
 from resrep_dist.reporting.table import find_report, read_report
 
 import tensorflow as tf
@@ -23,7 +24,8 @@ def predict(workdir: Path, paths: Sequence[Path], num_best: int = 3) -> list[lis
         num_best: Number of classes for each.
 
     Returns:
-        For each file the most probable classes, the best first, with their probabilities.
+        For each file the most probable classes, the best first, with their probabilities. With `task: multilabel` each
+        class has a probability of its own.
 
     Raises:
         UserError: If there is no such model, or its report does not say which pixels it expects.
@@ -40,10 +42,21 @@ def predict(workdir: Path, paths: Sequence[Path], num_best: int = 3) -> list[lis
             f"{workdir}: its report does not say which pixels the model expects: its images were no pixels from 0 "
             "to 255, or it was written by an older version; `resrep merge` writes a new one"
         )
+    task = usage.get("task", "classification")
+    if task == "segmentation":
+        raise UserError(
+            f"{workdir}: its model finds the class of each pixel, for which `resrep predict` has no form; load "
+            f"{report_path.parent}/model.h5 with Keras"
+        )
     model = load_model(current_folder(report_path.parent) / "model.h5")
     scale = Normalization(pixels["mean"], pixels["std"], is_bgr=pixels["channel_order"] == "BGR")
     images = [_read(path, pixels["image_size"][0], pixels["crop_fraction"]) for path in paths]
-    probabilities = tf.nn.softmax(model(scale(tf.stack(images)), training=False)).numpy()
+    outputs = model(scale(tf.stack(images)), training=False)
+    if task == "multilabel":
+        outputs = outputs if ends_in_sigmoid(model) else tf.sigmoid(outputs)
+    else:
+        outputs = tf.nn.softmax(outputs)
+    probabilities = outputs.numpy()
     classes = usage.get("classes") or [f"class {number}" for number in range(probabilities.shape[1])]
     return [
         [(classes[index], float(of_image[index])) for index in of_image.argsort()[::-1][:num_best]]

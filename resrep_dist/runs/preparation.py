@@ -56,11 +56,11 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
         UserError: If the settings, the data and the model do not fit.
     """
     # On every rank, so that the others do not wait forever if something is missing on one host.
-    model = cluster.everywhere(lambda: build_model(config.model))
+    model = cluster.everywhere(lambda: build_model(config.model, config.task))
     graph = _checked_graph(model, config)
-    train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model))
+    train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
     if graph:
-        config = _with_numbers(config, graph, len(train_data), workdir, cluster)
+        config = with_numbers(config, graph, len(train_data), workdir, cluster)
     cluster.from_root(lambda: open_workdir(config, workdir))
     if newest_of is not None:
         cluster.from_root(lambda: copy_newest_state(newest_of, workdir))
@@ -97,8 +97,16 @@ def _warn_if_scaled_twice(model: keras.Model, config: Config, train_data: ImageS
         )
 
 
-def _with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, cluster: Cluster) -> Config:
-    """Return the configuration with a number in place of each `auto`: those of an earlier start, or new ones."""
+def with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, cluster: Cluster) -> Config:
+    """Return the configuration with a number in place of each `auto`: those of an earlier start, or new ones.
+
+    Args:
+        config: The configuration of this start.
+        graph: Trace of the original model.
+        num_samples: Size of the training set.
+        workdir: Folder of the run.
+        cluster: The ranks.
+    """
     prune = dataclasses.replace(pruning_of(config), **cluster.from_root(lambda: earlier_choices(config, workdir)))
     plan = plan_phase(dataclasses.replace(config, prune=prune), graph, num_samples)
     masks = plan.require_masks()

@@ -38,6 +38,8 @@ class FoundData:
     """Number of training images."""
     image_size: int | None = None
     """Height and width of the images, pixels; None if they are resized."""
+    task: str = "classification"
+    """`task`."""
 
 
 def find_data(path: Path) -> FoundData:
@@ -82,7 +84,12 @@ def _find_arrays(path: Path) -> FoundData:
         raise DataError(
             f"data {path}: cannot be read ({error}); expected x_train, y_train, x_test and y_test"
         ) from None
-    return FoundData("npz", str(path), int(labels.max()) + 1, len(labels), int(images.shape[1]))
+    if labels.size == 0:
+        raise DataError(f"data {path}: y_train is empty; expected labels and images")
+    task = {2: "multilabel", 3: "segmentation"}.get(labels.squeeze().ndim, "classification")
+    labels = labels[labels != 255] if task == "segmentation" else labels
+    num_classes = labels.shape[1] if task == "multilabel" else int(labels.max(initial=0)) + 1
+    return FoundData("npz", str(path), num_classes, len(images), int(images.shape[1]), task)
 
 
 def proposed_batch_size(num_images: int) -> int:
@@ -141,6 +148,7 @@ def propose(
     return "\n".join(
         [
             "# Proposed by `resrep init`. Every key is described in docs/configuration.md.",
+            *([f"task: {found.task}", ""] if found.task != "classification" else []),
             *_model(name, found, size, weights),
             *_data(found, batch_size, _normalization(found.source, name, scaling)),
             *([] if is_file or weights else _base(epochs)),

@@ -127,11 +127,11 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     config = config_of_run(workdir)
     if config.prune is None:
         raise ConfigError(f"{workdir}: a run without the section `prune` has nothing to merge; see {workdir}/final")
-    base = build_model(config.model)
+    base = build_model(config.model, config.task)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
     trained, source = _load_trained(base, graph, workdir, checkpoint)
-    validation_data = validation_data or load_sources(config.data, config.model)[1]
+    validation_data = validation_data or load_sources(config.data, config.model, config.task)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
     slim, certificate = merge(trained, graph, images, tolerance=config.merge.tolerance, dead_row_norm=dead_row_norm)
@@ -196,7 +196,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
         CheckpointError: If no checkpoint can be loaded.
     """
     config = config_of_run(workdir)
-    model = build_model(config.model)
+    model = build_model(config.model, config.task)
     source = _restore(workdir, model_variables(model))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
@@ -268,8 +268,8 @@ def _made_from(config: Config, folder: CheckpointFolder, step: int) -> dict[str,
     return {"step": step, "checkpoint_sha256": checksum, "merge": dataclasses.asdict(config.merge)}
 
 
-def _evaluation(config: Config) -> tuple[Sequence[str], int]:
-    return config.training.metrics, config.data.evaluation_batch_size
+def _evaluation(config: Config) -> tuple[Sequence[str], int, str]:
+    return config.training.metrics, config.data.evaluation_batch_size, config.task
 
 
 def _empty_folder(path: Path) -> Path:

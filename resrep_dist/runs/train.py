@@ -56,7 +56,8 @@ def train(
     keras.utils.set_random_seed(config.seed)
     enable_determinism(config.training, config.seed)
     check_launch(cluster, workdir)
-    _log.info("%s on %s, %s; results in %s.", config.model.name, config.data.source, cluster.description, workdir)
+    where = cluster.description
+    _log.info("%s on %s, ranks: %s; results in %s.", config.model.name, config.data.source, where, workdir)
     with hold_lease(workdir, cluster), StopRequest(workdir if cluster.is_root else None) as stop:
         prepared = prepare(config, workdir, cluster, newest_of)
         config, model, graph = prepared.config, prepared.model, prepared.graph

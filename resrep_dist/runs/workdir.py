@@ -110,7 +110,7 @@ def _require_same_run(old: Config, config: Config, workdir: Path) -> None:
             now["train"]["num_epochs"],
         )
         before["train"]["num_epochs"] = now["train"]["num_epochs"]
-    for section in ("model", "data", "base", "train", "training", "prune", "seed"):
+    for section in ("task", "model", "data", "base", "train", "training", "prune", "seed"):
         if before[section] != now[section]:
             raise ConfigError(
                 f"--workdir {workdir}: it holds a run with other settings; {_first_difference(section, before, now)}; "

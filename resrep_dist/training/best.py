@@ -1,4 +1,4 @@
-"""Keeps the checkpoint with the highest validation accuracy of a phase, apart from the newest ones."""
+"""Keeps the checkpoint with the highest validation score of a phase, apart from the newest ones."""
 
 import logging
 from pathlib import Path
@@ -8,6 +8,7 @@ from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
+from resrep_dist.config.tasks import Score
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.pruning.pruner import Pruner
@@ -18,7 +19,7 @@ BEST_NAME = "best"
 
 
 class BestCheckpoint:
-    """Keeps one checkpoint: that of the evaluation with the highest top-1.
+    """Keeps one checkpoint: that of the evaluation with the highest score, such as top-1.
 
     In a phase that prunes, only states count whose masks reach the target and whose masked rows are all dead, so that
     a merge gives the model that was asked for.
@@ -33,15 +34,15 @@ class BestCheckpoint:
     def __init__(self, folder: Path | None, cluster: Cluster, graph: Graph | None, config: Config) -> None:
         self._folder = folder / BEST_NAME if folder else None
         self._cluster, self._graph, self._config = cluster, graph, config.to_dict()
-        self._top1: float | None = None
+        self._score: float | None = None
         self._has_read = False
 
-    def consider(self, state: TrainState, top1: float, pruner: Pruner | None) -> None:
+    def consider(self, state: TrainState, score: Score, pruner: Pruner | None) -> None:
         """Keep a state if it is the best so far. A collective.
 
         Args:
             state: The state that was evaluated.
-            top1: Its top-1 on the validation set, percent.
+            score: Its score on the validation set.
             pruner: Chooses the masks; None if the model has no compactors.
         """
         if self._folder is None:
@@ -49,17 +50,19 @@ class BestCheckpoint:
         if pruner is not None and not pruner.is_pruned():
             return
         if not self._has_read:
-            self._top1, self._has_read = self._cluster.from_root(self._earlier_top1), True
-        if self._top1 is not None and top1 <= self._top1:
+            earlier = self._cluster.from_root(lambda: self._earlier_score(score.key))
+            self._score, self._has_read = earlier, True
+        if self._score is not None and score.value <= self._score:
             return
-        self._top1 = top1
+        self._score = score.value
         # A writer of its own for each, so that failures do not add up: a full disk must not end the run for this.
         writer = CheckpointWriter(self._folder, 1, self._cluster, self._graph, self._config)
-        writer.save(state, top1=top1)
+        note: dict[str, Any] = {score.key: score.value}
+        writer.save(state, **note)
         writer.wait()
 
-    def _earlier_top1(self) -> float | None:
+    def _earlier_score(self, key: str) -> float | None:
         assert self._folder is not None
         position: dict[str, Any] | None = CheckpointFolder(self._folder).newest_position()
-        top1 = position.get("top1") if position else None
-        return float(top1) if isinstance(top1, int | float) else None
+        score = position.get(key) if position else None
+        return float(score) if isinstance(score, int | float) else None

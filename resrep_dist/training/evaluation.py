@@ -2,33 +2,40 @@
 
 from collections.abc import Sequence
 
+from resrep_dist.config.tasks import Score, score_of
 from resrep_dist.data.order import evaluation_batches
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.models.softmax import ends_in_probabilities
 from resrep_dist.training.losses import make_metrics, update_metric
+from resrep_dist.training.scores import scores_of
 
 import tensorflow as tf
 from tensorflow import keras
 
 
 class Evaluator:
-    """Accuracy and Keras metrics of one model, compiled once for all calls.
+    """The scores of a task and Keras metrics of one model, compiled once for all calls.
+
+    Attributes:
+        guessing: Score of a model that guesses on the set that was evaluated last, percent.
 
     Args:
-        model: A model with logits or probabilities as output, [B, classes].
-        metrics: Names of Keras metrics. They receive probabilities: those of the model, or a softmax of its logits.
+        model: A model with logits or probabilities as output, [B, ..., classes].
+        metrics: Names of Keras metrics. They receive probabilities: those of the model, or a softmax of its logits;
+            with `multilabel` a sigmoid.
+        task: What the labels say; see `Config.task`.
 
     Raises:
         ConfigError: If a metric is unknown or cannot be used; see `make_metrics`.
     """
 
-    def __init__(self, model: keras.Model, metrics: Sequence[str] = ()) -> None:
-        self._model, self._names = model, list(metrics)
-        self._metrics = make_metrics(metrics, model)
-        # With five classes or fewer every sample would be correct, so there is no top-5.
-        self._num_best = {"top1": 1, "top5": 5} if int(model.output_shape[-1]) > 5 else {"top1": 1}
-        self._count_correct = tf.function(self._count, reduce_retracing=True)
+    def __init__(self, model: keras.Model, metrics: Sequence[str] = (), task: str = "classification") -> None:
+        self._model, self._names, self._task = model, list(metrics), task
+        self._metrics = make_metrics(metrics, model, task)
+        self._scores = scores_of(task, model)
+        self._count_batch = tf.function(self._count, reduce_retracing=True)
+        self.guessing = 0.0
 
     def evaluate(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> dict[str, float]:
         """Evaluate the model on all samples of a data source. A collective if a cluster is given.
@@ -39,24 +46,36 @@ class Evaluator:
             cluster: The ranks that share the samples; all receive the result. None to evaluate on this process alone.
 
         Returns:
-            `top1` and, for more than five classes, `top5` in percent, and the value of each metric under its name.
+            The scores in percent, and the value of each metric under its name. Scores are `top1` and, for more than
+            five classes, `top5`; with `multilabel` `mean_average_precision` and `f1`; with `segmentation` `mean_iou`
+            and `pixel_accuracy`.
         """
         for metric in self._metrics:
             metric.reset_state()
         rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
-        correct = tf.zeros([len(self._num_best)], tf.int64)
+        counts = tf.zeros([self._scores.num_counts], tf.int64)
         for images, labels in evaluation_batches(
             source, batch_size, rank, size, cluster.num_cores if cluster else None
         ):
-            correct += self._count_correct(images, labels)
+            counts += self._count_batch(images, labels)
             if cluster:
                 cluster.watchdog.beat()
         if cluster:
-            (correct,) = cluster.sum([correct], "evaluation")
+            (counts,) = cluster.sum([counts], "evaluation")
             self._sum_metrics(cluster)
-        counts = dict(zip(self._num_best, correct.numpy(), strict=True))
-        values = {name: 100.0 * int(count) / len(source) for name, count in counts.items()}
+        values = self._scores.values(counts.numpy(), len(source))
+        self.guessing = self._scores.guessing(counts.numpy())
         return values | {name: float(m.result()) for name, m in zip(self._names, self._metrics, strict=True)}
+
+    def score(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> Score:
+        """Return the score of the task; see `evaluate`.
+
+        Args:
+            source: The data.
+            batch_size: Number of samples per batch on each rank.
+            cluster: The ranks that share the samples; None for this process alone.
+        """
+        return score_of(self.evaluate(source, batch_size, cluster))
 
     def top1(self, source: ImageSource, batch_size: int, cluster: Cluster | None = None) -> float:
         """Return the top-1 accuracy in percent; see `evaluate`.
@@ -71,13 +90,11 @@ class Evaluator:
     def _count(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         outputs = tf.cast(self._model(images, training=False), keras.backend.floatx())
         if self._metrics:
-            probabilities = outputs if ends_in_probabilities(self._model) else tf.nn.softmax(outputs)
+            squash = tf.sigmoid if self._task == "multilabel" else tf.nn.softmax
+            probabilities = outputs if ends_in_probabilities(self._model) else squash(outputs)
             for name, metric in zip(self._names, self._metrics, strict=True):
                 update_metric(metric, name, labels, probabilities)
-        # If outputs are equal, the class with the lower number wins, as in argmax.
-        best = tf.cast(tf.math.top_k(outputs, max(self._num_best.values())).indices, labels.dtype)
-        is_hit = tf.cast(best == labels[:, tf.newaxis], tf.int64)
-        return tf.stack([tf.reduce_sum(is_hit[:, :num_best]) for num_best in self._num_best.values()])
+        return self._scores.count(labels, outputs)
 
     def _sum_metrics(self, cluster: Cluster) -> None:
         variables = [variable for metric in self._metrics for variable in metric.variables]

@@ -26,6 +26,7 @@ from resrep_dist.monitoring.dashboard import write_layout
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.pruning.targets import require_reachable_target
 from resrep_dist.training.randomness import draw_by_position_in_fit
 
 from tensorflow import keras
@@ -82,7 +83,8 @@ class ChannelMasks(keras.callbacks.Callback):
             logs: Not used; part of the Keras interface.
 
         Raises:
-            UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks.
+            UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks, or
+                the target cannot be reached.
         """
         optimizer = self.model.optimizer
         if not isinstance(optimizer, ResRepOptimizer):
@@ -98,6 +100,7 @@ class ChannelMasks(keras.callbacks.Callback):
                 "ChannelMasks, or each rank would train on its own gradients; make one resrep_dist.Cluster() and give "
                 "it as `cluster` to ResRepOptimizer and to ChannelMasks"
             )
+        require_reachable_target(self._graph, self._config)
         num_chosen = self.state.num_chosen if self.state else 0
         self.state = TrainState(self.model, optimizer, KeptChannels.all_of(self._graph))
         self.state.num_chosen = num_chosen

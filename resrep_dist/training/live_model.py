@@ -45,8 +45,8 @@ class LiveModel:
         channels: KeptChannels | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self._metrics = training.metrics
-        self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, teacher)
+        self._metrics, self._task = training.metrics, plan.task
+        self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, teacher, plan.task)
         if graph:
             channels = channels or KeptChannels.all_of(graph)
         state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables)
@@ -60,7 +60,7 @@ class LiveModel:
             state: A state whose model may be smaller.
         """
         self.state = state
-        self.evaluator = Evaluator(state.model, self._metrics)
+        self.evaluator = Evaluator(state.model, self._metrics, self._task)
         self.step.follow(state)
         if not has_compactors(state.model):
             self.pruner = None

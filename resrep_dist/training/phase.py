@@ -5,16 +5,17 @@ import logging
 from typing import Any
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
-from resrep_dist.data.source import ImageSource
+from resrep_dist.config.tasks import TASKS
+from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import ConfigError
+from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph, flatten, require_functional
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
 from resrep_dist.models.softmax import ends_in_softmax
 from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
-from resrep_dist.pruning.targets import require_prunable
+from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule
 
@@ -73,6 +74,8 @@ class PhasePlan:
     """Learning rate of each step."""
     seed: int
     """Seed of the order of the samples, their augmentation, and the random numbers of layers."""
+    task: str = "classification"
+    """What the labels say; see `Config.task`."""
     masks: MaskSchedule | None = None
     """When masks change, and the penalty; None for a phase that does not prune."""
 
@@ -124,11 +127,16 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     # Base training and pruning use different orders of the samples.
     seed = 2 * config.seed + (graph is not None)
     max_steps = num_steps + extension_steps
-    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, masks)
+    return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, config.task, masks)
 
 
 def check_start(
-    config: Config, model: keras.Model, graph: Graph | None, train_data: ImageSource, num_ranks: int
+    config: Config,
+    model: keras.Model,
+    graph: Graph | None,
+    train_data: ImageSource,
+    validation_data: ImageSource,
+    num_ranks: int,
 ) -> None:
     """Check that a phase can start: its data, its model and its settings fit together.
 
@@ -139,22 +147,36 @@ def check_start(
         model: The model.
         graph: What the phase prunes; None for training without pruning.
         train_data: The training set.
+        validation_data: The validation set.
         num_ranks: Number of ranks.
 
     Raises:
-        ConfigError: As in `check_data` and `check_images`.
-        ModelError: If the model is no functional one of Keras 2, or the graph has nothing to prune.
+        ConfigError: As in `check_data` and `check_images`, and if the target cannot be reached.
+        ModelError: If the model is no functional one of Keras 2 or has several inputs or outputs, or the graph has
+            nothing to prune.
     """
     require_functional(model)
+    require_one_input_and_output(model)
     check_data(config, train_data, num_ranks)
-    check_images(model, train_data)
+    for source in (train_data, validation_data):
+        check_images(model, source)
     if graph:
         require_prunable(model.name, graph)
+        require_reachable_target(graph, pruning_of(config))
     if ends_in_softmax(model):
         _log.warning(
             "The model %s ends in a softmax, so that the loss and the comparison of the slim model take probabilities. "
             "Give one that ends in logits; resrep_dist.prune and the command line take the softmax off by themselves.",
             model.name,
+        )
+
+
+def require_one_input_and_output(model: keras.Model) -> None:
+    """Raise a ModelError for a model with several inputs or outputs, which says how such a model is pruned."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ModelError(
+            f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one "
+            "of each; prune it in Keras' own `fit` with resrep_dist.ChannelMasks, as in examples/two_headed_detector.py"
         )
 
 
@@ -174,6 +196,12 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
         raise ConfigError(
             f"model.num_classes: received {config.model.num_classes}, "
             f"expected {train_data.num_classes} as in data.source {config.data.source}"
+        )
+    if train_data.task != config.task:
+        raise ConfigError(
+            f"task: received '{config.task}', which needs {TASKS[config.task].labels}, but the labels of data.source "
+            f"{config.data.source} are {TASKS[train_data.task].labels}; set task: {train_data.task}, or give other "
+            "labels"
         )
     min_batch_size = num_ranks * config.training.gradient_accumulation_steps
     if config.data.global_batch_size < min_batch_size:
@@ -204,8 +232,8 @@ def check_loss_and_metrics(model: keras.Model, config: Config) -> None:
     Raises:
         ConfigError: If the loss or a metric is unknown, or does not fit the model.
     """
-    make_loss(config.training, model)
-    make_metrics(config.training.metrics, model)
+    make_loss(config.training, model, config.task)
+    make_metrics(config.training.metrics, model, config.task)
 
 
 def check_images(model: keras.Model, source: ImageSource) -> None:
@@ -224,6 +252,13 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
             f"model.name: {model.name} takes images of height, width and channels {expected}, but those of data.source "
             f"are {received}; give another model or other data"
         )
+    if isinstance(source, Source) and source.task == "segmentation":
+        masks, outputs = source.labels.shape[1:], model.output_shape[1:-1]
+        if masks != outputs:
+            raise ConfigError(
+                f"model.name: {model.name} returns maps of height and width {outputs}, but the masks of "
+                f"data.source are {masks}; give another model or masks of its size"
+            )
 
 
 def fingerprints(train_data: ImageSource, validation_data: ImageSource) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,8 @@ and together those that one rank would draw.
 
 import contextlib
 import functools
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +35,14 @@ _OF_BATCHES = (
 _MAX_FIT_BATCH_SIZE = 1 << 24
 
 
+# Operations whose numbers follow from a state that no checkpoint has.
+_WITH_STATE = {
+    "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "ParameterizedTruncatedNormal",
+    "RandomGamma", "RandomPoissonV2", "Multinomial", "RandomShuffle", "RngReadAndSkip",
+}  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
 class LayerRandomness:
     """Gives the random layers of a model numbers that follow from the position of each sample.
 
@@ -51,11 +61,6 @@ class LayerRandomness:
         layers = [layer for layer in model._flatten_layers() if isinstance(layer, _RandomLayer)]
         # By their order, since the names of layers can depend on what else the process has built.
         self._generators = [_Generator(layer, seed, index, global_batch_size) for index, layer in enumerate(layers)]
-
-    @property
-    def has_layers(self) -> bool:
-        """True if the model has random layers."""
-        return bool(self._generators)
 
     def positions(self, step: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
         """Return the positions in training of this rank's samples of a step.
@@ -98,8 +103,6 @@ def draw_by_position_in_fit(model: keras.Model, seed: int, cluster: Cluster) -> 
         cluster: The ranks.
     """
     randomness = LayerRandomness(model, seed, _MAX_FIT_BATCH_SIZE, cluster)
-    if not randomness.has_layers:
-        return
     keras_step = getattr(model.train_step, "keras_step", model.train_step)
 
     def train_step(data: Any) -> Any:
@@ -107,12 +110,38 @@ def draw_by_position_in_fit(model: keras.Model, seed: int, cluster: Cluster) -> 
         num_samples = tf.shape(samples, tf.int64)[0]
         first = model.optimizer.iterations * _MAX_FIT_BATCH_SIZE + cluster.rank * num_samples
         with randomness.at(first + tf.range(num_samples)):
-            return keras_step(data)
+            logs = keras_step(data)
+        if not tf.executing_eagerly():
+            warn_of_other_randomness(tf.compat.v1.get_default_graph(), [layer.name for layer in model.layers])
+        return logs
 
     train_step.keras_step = keras_step  # type: ignore[attr-defined]
     model.train_step = train_step
     # An earlier `fit` may have compiled the step.
     model.make_train_function(force=True)
+
+
+def warn_of_other_randomness(graph: tf.Graph, layers: Sequence[str]) -> None:
+    """Warn of layers that draw random numbers in a way that a resumed run does not repeat.
+
+    Args:
+        graph: The training step.
+        layers: Names of the model's layers.
+    """
+    definition = graph.as_graph_def()
+    # Loops and branches are functions of their own.
+    nodes = itertools.chain(definition.node, *(function.node_def for function in definition.library.function))
+    found = {
+        next((part for part in reversed(node.name.split("/")) if part in layers), node.name): None
+        for node in nodes
+        if node.op in _WITH_STATE
+    }
+    if found:
+        _log.warning(
+            "Random numbers of %s do not follow from seed and step: a resumed run draws others, and all ranks may draw "
+            "the same. Use Keras' own random layers, or tf.random.stateless_uniform and its like.",
+            ", ".join(list(found)[:3]),
+        )
 
 
 class _Generator(_RandomGenerator):

@@ -7,6 +7,7 @@ from typing import Any
 
 from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
+from resrep_dist.config.tasks import TASKS
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.training.determinism import check_determinism
@@ -15,8 +16,9 @@ from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fin
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.losses import make_loss
 from resrep_dist.training.outcome import DRIFTED, GOOD, NOT_FINITE, RESCALED, Outcomes
-from resrep_dist.training.randomness import LayerRandomness
+from resrep_dist.training.randomness import LayerRandomness, warn_of_other_randomness
 from resrep_dist.training.reduction import ClusterSums, RankSums, are_finite, sum_over_ranks
+from resrep_dist.training.scores import correct_shares
 
 import tensorflow as tf
 from tensorflow import keras
@@ -42,17 +44,14 @@ class TrainStep:
         global_batch_size: Number of samples per step, over all ranks; they have to get as many.
         seed: Seed of the random numbers of layers, such as Dropout.
         teacher: Model whose outputs the trained one is to match; None for the labels alone.
+        task: What the labels say; see `Config.task`.
     """
 
     def __init__(
-        self,
-        cluster: Cluster,
-        config: TrainingConfig,
-        global_batch_size: int,
-        seed: int = 0,
-        teacher: Teacher | None = None,
-    ) -> None:
-        self._cluster, self._config, self._teacher = cluster, config, teacher
+        self, cluster: Cluster, config: TrainingConfig, global_batch_size: int, seed: int = 0,
+        teacher: Teacher | None = None, task: str = "classification",
+    ) -> None:  # fmt: skip
+        self._cluster, self._config, self._teacher, self._task = cluster, config, teacher, task
         self._global_batch_size, self._seed = global_batch_size, seed
         self._dtype = keras.backend.floatx()
         self._loss_scale = LossScale() if config.precision == "mixed_float16" else None
@@ -69,7 +68,7 @@ class TrainStep:
             state: A state of the same run, whose model may be smaller.
         """
         self._state, self._model, self._optimizer = state, state.model, state.optimizer
-        self._loss = make_loss(self._config, state.model)
+        self._loss = make_loss(self._config, state.model, self._task)
         self._randomness = LayerRandomness(state.model, self._seed, self._global_batch_size, self._cluster)
         self._statistics = batch_norm_statistics(state.model)
         self._statistics_shapes = [statistic.shape for statistic in self._statistics]
@@ -96,7 +95,7 @@ class TrainStep:
 
         Args:
             images: This rank's part of the batch, [B, height, width, channels].
-            labels: Integer labels, int64 [B].
+            labels: Integer labels, int64 [B]; for other tasks see `ImageSource.load`.
 
         Raises:
             ConfigError: Before the first step, if it has to be deterministic and cannot be.
@@ -120,7 +119,7 @@ class TrainStep:
         """Return the metrics over all ranks since the last call. Settles the last step.
 
         Returns:
-            The means `loss` and `top1` (percent), and the numbers `skipped_steps` and `skipped_steps_in_a_row`.
+            The mean `loss`, the task's `training_score` (percent), `skipped_steps` and `skipped_steps_in_a_row`.
         """
         self.settle()
         loss, correct, count, skipped = (float(value) for value in self._totals.numpy())
@@ -128,7 +127,7 @@ class TrainStep:
         count = max(count, 1.0)
         return {
             "loss": loss / count,
-            "top1": 100.0 * correct / count,
+            TASKS[self._task].training_score: 100.0 * correct / count,
             "skipped_steps": skipped,
             "skipped_steps_in_a_row": float(self._outcomes.num_skipped_in_a_row),
         }
@@ -144,7 +143,9 @@ class TrainStep:
             ConfigError: If the step has to be deterministic and cannot be.
         """
         graph = self._compiled.get_concrete_function(images, labels).graph
-        check_determinism(self._config, graph, [layer.name for layer in self._model.layers])
+        layers = [layer.name for layer in self._model.layers]
+        check_determinism(self._config, graph, layers)
+        warn_of_other_randomness(graph, layers)
         self._is_traced = True
 
     def collective_seconds(self) -> float:
@@ -275,7 +276,7 @@ class TrainStep:
         )
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
-        correct = tf.reduce_sum(tf.cast(tf.argmax(outputs, -1, labels.dtype) == labels, self._dtype))
+        correct = tf.reduce_sum(correct_shares(self._model, labels, outputs))
         return RankSums(list(gradients), share * pack(self._statistics, self._dtype), tf.stack([loss, correct, count]))
 
     def _sum(self, gradients: Sequence[tf.Tensor], rest: Sequence[tf.Tensor]) -> ClusterSums:

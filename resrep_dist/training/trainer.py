@@ -11,6 +11,7 @@ from typing import Any, Literal
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
+from resrep_dist.config.tasks import score_of
 from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.distributed.cluster import Cluster
@@ -42,7 +43,7 @@ class Trainer:
     Attributes:
         state: State of the run. Its model is a copy of `model` with compactors, in the configured precision.
         pruner: Chooses the masks; None without a graph.
-        validation_top1: Top-1 accuracy of the last evaluation, percent; None before the first one.
+        validation_top1: Top-1, or the score of another task, of the last evaluation, percent; None before the first.
         collective_seconds: Time of the step's collectives alone, at the last evaluation; None before, and on one rank.
 
     Args:
@@ -53,8 +54,7 @@ class Trainer:
         train_data: The training set.
         validation_data: The validation set.
         cluster: The ranks; by default those that the launcher started.
-        workdir: Folder of checkpoints and curves; those of a base model are in its folder `base`. None to write
-            nothing.
+        workdir: Folder of checkpoints and curves, those of a base model in its folder `base`; None to write nothing.
         console: Where progress is shown: by default on the terminal, or in lines of the log. None to show none.
         hooks: Hooks that observe the run, in addition to curves, warnings and the sample log; see `Hook`.
         accepts_changed_data: True to resume from checkpoints of other data, which is logged. False to refuse it.
@@ -83,7 +83,7 @@ class Trainer:
         workdir = Path(workdir) if workdir is not None else None
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
-        check_start(config, model, graph, train_data, self.cluster.size)
+        check_start(config, model, graph, train_data, validation_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
         self.num_steps = self._plan.num_steps
@@ -290,8 +290,8 @@ class Trainer:
         self._agree()
         start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
         values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
-        self.validation_top1 = values["top1"]
-        self._best.consider(self.state, values["top1"], self.pruner)
+        self.validation_top1 = score_of(values).value
+        self._best.consider(self.state, score_of(values), self.pruner)
         if self.cluster.size > 1:
             self.collective_seconds = self._live.step.collective_seconds()
         self._hooks.on_evaluation(self, values, time.monotonic() - start)

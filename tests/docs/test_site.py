@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import resrep_dist
-from docs.drawings import concepts, rooms
+from docs.drawings import concepts, overlap, rooms
 from docs.drawings.rooms import ROOT
 from docs.hooks.references import command_line
 from resrep_dist.cli.main import build_parser
@@ -78,6 +78,9 @@ def test_the_drawings_are_current():
     assert rooms.draw() == (concepts.IMAGES / "rooms.svg").read_text(encoding="utf-8"), "python -m docs.drawings.rooms"
     for name, draw in concepts.DRAWINGS.items():
         assert draw() == (concepts.IMAGES / name).read_text(encoding="utf-8"), "python -m docs.drawings.concepts"
+    assert overlap.draw() == (concepts.IMAGES / "overlap.svg").read_text(
+        encoding="utf-8"
+    ), "python -m docs.drawings.overlap"
 
 
 def test_code_fits_the_width_of_a_page():

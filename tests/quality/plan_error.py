@@ -6,68 +6,14 @@ As root. Every rank has one core; where there are more ranks than cores, as many
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from resrep_dist.benchmark import plan
-from tests.launchers.two_hosts import ADDRESSES, TwoHosts
 from tests.networks import DIGITS_CONFIG
-from tests.ranks.launcher import REPOSITORY
+from tests.quality.linked_steps import measure_alone, measure_linked
 
-RESREP = str(Path(sys.executable).with_name("resrep"))
 IMAGES_PER_RANK = 16
-
-
-def steps_command(core: str, folder: Path, num_ranks: int, sets: Sequence[str]) -> list[str]:
-    """`resrep benchmark steps` on one core."""
-    images = f"data.global_batch_size={IMAGES_PER_RANK * num_ranks}"
-    more = [argument for setting in (images, *sets) for argument in ("--set", setting)]
-    return ["taskset", "-c", core, RESREP, "benchmark", "steps", str(DIGITS_CONFIG), "--output", str(folder), *more]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """For a process that finds this environment's programs."""
-    path = f"{Path(sys.executable).parent}:{variables.pop('PATH', os.environ['PATH'])}"
-    return {"HOME": os.environ["HOME"], "PYTHONPATH": str(REPOSITORY), "PATH": path, **variables}
-
-
-def read(folder: Path) -> dict:
-    """The steps that were measured into this folder."""
-    document = json.loads((folder / "benchmark.json").read_text())
-    return {**document["steps"], "arms": document["arms"]}
-
-
-def measure_alone(folder: Path, num_ranks: int, sets: Sequence[str]) -> dict:
-    """Steps of one rank while as many others as there will be compute beside it, without any link."""
-    processes = [
-        subprocess.Popen(
-            steps_command(str(rank % os.cpu_count()), folder / f"alone{rank}", 1, sets),
-            env=environment(), stdout=subprocess.DEVNULL,
-        )
-        for rank in range(num_ranks)
-    ]  # fmt: skip
-    assert [process.wait() for process in processes] == [0] * num_ranks
-    return read(folder / "alone0")
-
-
-def measure_linked(folder: Path, num_ranks: int, megabits: int, sets: Sequence[str]) -> dict:
-    """Steps of so many ranks, half of them on each of two hosts."""
-    with TwoHosts() as hosts:
-        hosts.limit(f"{megabits}mbit")
-        slots = ",".join(f"{address}:{num_ranks // 2}" for address in ADDRESSES)
-        command = steps_command("CORE", folder, num_ranks, sets)
-        line = " ".join(command).replace("CORE", f"$((HOROVOD_RANK % {os.cpu_count()}))")
-        subprocess.run(
-            [*hosts.prefix, "horovodrun", "--gloo", "-np", str(num_ranks), "-H", slots,
-             "--network-interface", "net0", "bash", "-c", line],
-            check=True, env=environment(PATH=hosts.variables["PATH"]), stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-    return read(folder)
 
 
 def main() -> None:
@@ -81,9 +27,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for num_ranks in arguments.ranks:
             folder = Path(name) / str(num_ranks)
-            alone = measure_alone(folder, num_ranks, arguments.sets)
+            sets = [argument for setting in arguments.sets for argument in ("--set", setting)]
+            alone = measure_alone(DIGITS_CONFIG, folder, IMAGES_PER_RANK, num_ranks, *sets)
             for megabits in arguments.megabits:
-                linked = measure_linked(folder / str(megabits), num_ranks, megabits, arguments.sets)
+                target = folder / str(megabits)
+                linked = measure_linked(DIGITS_CONFIG, target, IMAGES_PER_RANK, num_ranks, megabits, *sets)
                 rows = {row["arm"]: row for row in plan(alone, [num_ranks], megabits / 1000)["rows"][::2]}
                 for arm, figures in linked["arms"].items():
                     planned, measured = rows[arm]["step_ms"], figures["step_ms_median"]

@@ -8,13 +8,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start_ranks(num_ranks: int, command: list[str], log: Path) -> subprocess.Popen:
+def start_ranks(num_ranks: int, command: list[str], log: Path, **variables: str) -> subprocess.Popen:
     """Start `command` under horovodrun in a process group of its own; its output goes to `log`."""
     names = ["PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"]
     names += [name for name in os.environ if name.startswith("NCCL_")]
     environment = {name: os.environ[name] for name in names if name in os.environ}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment |= variables
     with open(log, "w") as file:
         return subprocess.Popen(
             ["horovodrun", "--gloo", "-np", str(num_ranks), *command],
@@ -22,9 +23,11 @@ def start_ranks(num_ranks: int, command: list[str], log: Path) -> subprocess.Pop
         )  # fmt: skip
 
 
-def run_ranks(num_ranks: int, command: list[str], log: Path, timeout_seconds: float = 550) -> tuple[int, str]:
+def run_ranks(
+    num_ranks: int, command: list[str], log: Path, timeout_seconds: float = 550, **variables: str
+) -> tuple[int, str]:
     """Exit code of horovodrun and all that it printed."""
-    process = start_ranks(num_ranks, command, log)
+    process = start_ranks(num_ranks, command, log, **variables)
     try:
         code = process.wait(timeout_seconds)
     finally:

@@ -65,6 +65,12 @@ def test_with_four_ranks_a_sum_and_a_second_run_have_the_same_bits(worked):
     worked(4, "again")
 
 
+@pytest.mark.slow
+def test_with_four_ranks_five_runs_of_a_hundred_steps_have_the_same_bits(tmp_path):
+    code, log = work(4, "five_times", tmp_path)
+    assert code == 0, log[-3000:]
+
+
 def test_in_float64_one_two_and_four_ranks_follow_one_trajectory(worked):
     one = np.load(worked(1, "trajectory")[0] / "ranks1.npz")
     assert any((one[name] == 0).any() for name in one if name.endswith("mask"))

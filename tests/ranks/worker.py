@@ -327,17 +327,26 @@ def threads(cluster: Cluster, folder: Path) -> None:
     number = tf.config.threading.get_intra_op_parallelism_threads()
     assert number == cluster.num_cores > 0, (number, cluster.num_cores)
     assert os.environ["NCCL_NVLS_ENABLE"] == "0"
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    assert os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION") == ("1" if has_gpu else None)
 
 
-def again(cluster: Cluster, folder: Path) -> None:
+def again(cluster: Cluster, folder: Path, num_runs: int = 2, num_steps: int = 50) -> None:
     """Two runs of 50 steps end with the same bits."""
     states = []
-    for _ in range(2):
+    for _ in range(num_runs):
         trainer = make_trainer(cluster)
-        trainer.train_until(50)
+        trainer.train_until(num_steps)
+        assert trainer.step == num_steps
         states.append({name: variable.numpy() for name, variable in trainer.state.items()})
     for name, value in states[0].items():
-        np.testing.assert_array_equal(states[1][name], value, err_msg=name)
+        for other in states[1:]:
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def five_times(cluster: Cluster, folder: Path) -> None:
+    """Five runs of 100 steps end with the same bits."""
+    again(cluster, folder, num_runs=5, num_steps=100)
 
 
 def fixed_sums(cluster: Cluster, folder: Path) -> None:
@@ -371,8 +380,8 @@ def slow_root(cluster: Cluster, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    limit_threads_and_pin_gpu = cluster_module._limit_threads_and_pin_gpu
-    cluster_module._limit_threads_and_pin_gpu = require_not_started
+    limit_threads_and_pin_gpu = cluster_module.limit_threads_and_pin_gpu
+    cluster_module.limit_threads_and_pin_gpu = require_not_started
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
     the_cluster = Cluster()

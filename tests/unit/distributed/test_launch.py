@@ -3,9 +3,9 @@
 import os
 import re
 
-from resrep_dist.distributed import cluster, launch_checks
+from resrep_dist.distributed import devices, launch_checks
 from resrep_dist.distributed import environment as launch_environment
-from resrep_dist.distributed.cluster import _own_gpu
+from resrep_dist.distributed.devices import own_gpu
 from resrep_dist.errors import HostError, UserError
 from resrep_dist.version import __version__
 
@@ -103,22 +103,22 @@ def test_processes_that_are_no_cluster_are_refused(launched, variables, fix):
 
 
 def test_each_rank_has_a_gpu_of_its_own(launched):
-    assert [_own_gpu(8, rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+    assert [own_gpu(8, rank, 4) for rank in range(4)] == [0, 1, 2, 3]
     for local_rank, says_it in ((0, True), (1, False)):
         with pytest.raises(HostError, match="2 ranks but 1 GPUs; start at most 1 ranks per host") as caught:
-            _own_gpu(1, local_rank, 2)
+            own_gpu(1, local_rank, 2)
         # One line for each host, whichever has too few.
         assert caught.value.is_of_one_rank == says_it
     # Slurm shows each rank its own only.
     launched(SRUN | {"SLURM_GPUS_PER_TASK": "1"})
-    assert [_own_gpu(1, rank, 8) for rank in range(8)] == [0] * 8
+    assert [own_gpu(1, rank, 8) for rank in range(8)] == [0] * 8
     # Tests may let ranks share one.
     launched({"NCCL_MULTI_RANK_GPU_ENABLE": "1"})
-    assert [_own_gpu(1, rank, 2) for rank in range(2)] == [0, 0]
+    assert [own_gpu(1, rank, 2) for rank in range(2)] == [0, 0]
     # Set without any GPU asked for.
     launched(SRUN | {"SLURM_TRES_PER_TASK": "cpu=8", "SLURM_GPU_BIND": "closest"})
     with pytest.raises(HostError):
-        _own_gpu(1, 1, 2)
+        own_gpu(1, 1, 2)
 
 
 def test_gpus_that_slurm_gave_and_tensorflow_does_not_see_are_asked_for(launched, monkeypatch):
@@ -129,10 +129,24 @@ def test_gpus_that_slurm_gave_and_tensorflow_does_not_see_are_asked_for(launched
     assert not launch_environment.has_slurm_gpus()
     launched(SRUN | {"SLURM_STEP_GPUS": "0,1"})
     with pytest.raises(HostError, match="Slurm gave this job GPUs, but TensorFlow sees none") as caught:
-        cluster._limit_threads_and_pin_gpu(1, 2)
+        devices.limit_threads_and_pin_gpu(1, 2)
     assert not caught.value.is_of_one_rank
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    cluster._limit_threads_and_pin_gpu(1, 2)
+    devices.limit_threads_and_pin_gpu(1, 2)
+
+
+@pytest.mark.parametrize("variables, num_cores, expected", [(SRUN, 1, [2]), (SRUN, 2, []), ({}, 1, [])])
+def test_a_rank_with_one_core_has_a_second_thread_for_gradients_to_come_early(
+    launched, monkeypatch, variables, num_cores, expected
+):
+    numbers = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda number: None)
+    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", numbers.append)
+    monkeypatch.setattr(devices, "visible_cores", lambda: num_cores)
+    launched(variables)
+    devices.limit_threads_and_pin_gpu(0, 2)
+    assert numbers == expected
 
 
 class OtherHost:

@@ -1,7 +1,11 @@
 """One call in a Python program."""
 
+import json
+
 import resrep_dist
-from resrep_dist.errors import DataError, ModelError
+from resrep_dist.errors import ConfigError, DataError, ModelError
+from resrep_dist.reporting.run_folder import read_runs
+from resrep_dist.reporting.verdict import verdict
 from tests.networks import random_source, small_config, small_network
 
 import keras as keras3
@@ -22,16 +26,23 @@ def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
     training, validation = random_source(), random_source(64, seed=1)
     one_hot = np.eye(10, dtype=np.float32)[training.labels]
     batches = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(24)
-    result = resrep_dist.prune(
-        with_softmax(), (training.images, one_hot), batches, target=0.6, num_epochs=3, settings=QUIET, workdir=tmp_path
-    )
+    call = {"target": 0.6, "num_epochs": 3, "settings": QUIET, "workdir": tmp_path / "run"}
+    result = resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call)
     report = result.report
     assert report["slim"]["macs"] <= 0.6 * report["base"]["macs"] and not report["target_missed"]
     assert result.certificate.max_relative_difference < 1e-4 and result.certificate.num_images == 64
     assert [values["step"] for values in result.history] == [10, 20, 30]
     assert result.history[-1]["top1"] == pytest.approx(report["slim"]["top1"], abs=2)
     assert not isinstance(result.slim.layers[-1], keras.layers.Softmax)
-    assert (tmp_path / "slim" / "model.h5").exists()
+    # The folder is that of a run: its page can be written, and the same call finds it finished.
+    assert json.loads((tmp_path / "run" / "slim" / "report.json").read_text()) == report
+    (run,) = read_runs([tmp_path / "run"])
+    assert "% fewer multiply-adds, " in verdict(run.report) and run.curves["validation/top1"]
+    assert report["usage"]["data"]["num_validation_images"] == 64
+    again = resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call)
+    assert again.report == report and again.history == []
+    with pytest.raises(ConfigError, match="prune.target_macs_fraction is 0.6 there and 0.7 here"):
+        resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call | {"target": 0.7})
 
 
 def test_what_cannot_be_pruned_is_refused_in_words():

@@ -108,7 +108,7 @@ def test_nccl_adds_in_one_order_before_horovod_starts_unless_the_user_says_other
 def test_only_a_gpu_waits_for_sums_by_itself_unless_the_user_says_otherwise(monkeypatch, gpus, before, expected):
     found, name = [], "HOROVOD_ENABLE_ASYNC_COMPLETION"
     monkeypatch.setattr(Cluster, "_start_horovod", lambda self: found.append(os.environ.get(name)))
-    monkeypatch.setattr(cluster_module, "_limit_threads_and_pin_gpu", lambda *_: None)
+    monkeypatch.setattr(cluster_module, "limit_threads_and_pin_gpu", lambda *_: None)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else [])
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     # Set first, so that the environment is as before after the test.

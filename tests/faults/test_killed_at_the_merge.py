@@ -1,0 +1,59 @@
+"""A rank killed around the moment at which a run is merged in its training: nothing is lost."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+from tests.faults.driver import INTERVAL_STEPS, Run, names_the_rank
+from tests.system.runs import assert_equal_weights
+
+import pytest
+
+pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.timeout(3 * 3600)]
+NUM_KILLS = int(os.environ.get("NUM_KILLS", 10))
+MERGING = ("shrink.mode=merge", "prune.lasso_strength=0.05", "checkpoint.num_kept=10")
+# Steps before the merge, the merge with its comparison and its new graph, and steps behind it.
+SECONDS = 10.0
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_killed_around_the_merge_a_run_ends_as_if_it_had_not_been(tmp_path, num_ranks, tried):
+    choice = random.Random(20 + num_ranks)
+    whole = Run(tmp_path / "whole", num_ranks, *MERGING)
+    whole.finish()
+    merge_step = early_merge(whole)["step"]
+    first_step = (merge_step - 1) // INTERVAL_STEPS * INTERVAL_STEPS
+    assert 0 < first_step < merge_step
+    for number in range(NUM_KILLS):
+        run, rank = Run(tmp_path / str(number), num_ranks, *MERGING), number % num_ranks
+        shutil.copytree(whole.workdir, run.workdir)
+        shutil.rmtree(run.workdir / "slim")
+        for path in (run.workdir / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step-")) > first_step:
+                shutil.rmtree(path)
+        run.start()
+        run.wait_for(rf"Resumed at step {first_step}\b")
+        survived = tried(f"a rank killed (signal 9) around a merge in training, {num_ranks} ranks")
+        moment, start = time.monotonic() + choice.uniform(0.0, SECONDS), time.monotonic()
+        while time.monotonic() < moment and run.process.poll() is None:
+            time.sleep(0.02)
+        if run.signal(rank, signal.SIGKILL):
+            run.wait_for_end(time.monotonic())
+            assert names_the_rank(run.log, rank), run.log[-4000:]
+            where = "after" if re.search("nothing is left to prune", run.log) else "before"
+            print(f"rank {rank} killed {where} the merge, at step {run.last_logged_step()}", flush=True)
+            run.start()
+        run.wait_until_finished()
+        assert early_merge(run) == early_merge(whole)
+        assert_equal_weights(run.workdir, whole.workdir)
+        survived(time.monotonic() - start)
+        shutil.rmtree(run.workdir)
+
+
+def early_merge(run):
+    """Step and certificate of the merge in training, in the report of a run."""
+    return json.loads((run.workdir / "slim" / "report.json").read_text())["early_merge"]
