@@ -236,7 +236,8 @@ def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
         return [layer.__class__.from_config(config), *behind]
     except ModelError:
         raise
-    except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+    # OSError: Keras looks for the source of a function and does not find it.
+    except (NotImplementedError, TypeError, ValueError, KeyError, OSError) as error:
         raise ModelError(
             f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration "
             f"({one_line(error, 120)}); give its class get_config and from_config, and write functions among its "
