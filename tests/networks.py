@@ -1,5 +1,6 @@
 """Small networks and configurations for the tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def pixel_network(image_size: int, num_classes: int) -> keras.Model:
     x = layers.Conv2DTranspose(8, 2, 2, activation="relu", name="up")(x)
     x = layers.Concatenate()([skip, x])
     return keras.Model(inputs, layers.Conv2D(num_classes, 1, activation="softmax", name="classes")(x), name="pixels")
+
+
+def classifier_with(between: Callable[[Any], Any]) -> keras.Model:
+    """Two convolutions that can be pruned, and something between the second one and the end."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    x = inputs = keras.Input([16, 16, 3])
+    for number in range(2):
+        x = layers.Conv2D(8, 3, 2, name=f"conv{number}")(x)
+        x = layers.ReLU()(layers.BatchNormalization(name=f"bn{number}")(x))
+    x = between(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    randomise(model)
+    return model
 
 
 def randomise(model: keras.Model, seed: int = 0) -> None:

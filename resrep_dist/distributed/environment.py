@@ -48,7 +48,13 @@ def launcher_terminal() -> str | None:
 
     Launchers read their ranks' output through pipes, and print it with the rank in front of each line.
     """
-    for parent in psutil.Process().parents() if launched_size() > 1 else ():
+    if launched_size() == 1:
+        return None
+    try:
+        parents = psutil.Process().parents()
+    except psutil.Error:
+        return None  # a system that hides them
+    for parent in parents:
         try:
             if any(Path(part).name in _LAUNCHERS for part in parent.cmdline()[:2]):
                 terminal = os.readlink(f"/proc/{parent.pid}/fd/1")

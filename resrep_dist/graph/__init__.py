@@ -1,7 +1,7 @@
 """Analysis of a functional Keras model: groups of prunable channels, reasons for the rest, multiply-adds."""
 
+from resrep_dist.graph.configurations import config_of as config_of
 from resrep_dist.graph.rebuilding import CallInputs as CallInputs
-from resrep_dist.graph.rebuilding import config_of as config_of
 from resrep_dist.graph.rebuilding import copy_weights as copy_weights
 from resrep_dist.graph.rebuilding import flatten as flatten
 from resrep_dist.graph.rebuilding import nodes as nodes

@@ -10,6 +10,7 @@ from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
+from resrep_dist.graph.configurations import activity_regularization, config_of
 from resrep_dist.graph.operators import operator_as_layer
 from resrep_dist.graph.tensor_functions import is_symbolic
 
@@ -59,7 +60,7 @@ def flatten(model: keras.Model) -> keras.Model:
         and operator_as_layer(node) is None
         for node in nodes(model)
     )
-    if is_flat:
+    if is_flat and not any(map(_has_whole_pixels, model.inputs)):
         return model
     flat = rebuild(model)
     copy_weights(model, flat)
@@ -113,20 +114,6 @@ def rebuild(
         for structure, tensors in ((model._nested_inputs, inputs), (model._nested_outputs, outputs))
     ]
     return keras.Model(*packed, name=model.name)
-
-
-def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Return the configuration of a layer, from which a copy can be made.
-
-    Args:
-        layer: A layer.
-    """
-    config = dict(layer.get_config())
-    activation = getattr(layer, "activation", None)
-    # The function itself: Keras writes its name, and finds only its own functions by name.
-    if "activation" in config and callable(activation) and not isinstance(activation, keras.layers.Layer):
-        config["activation"] = activation
-    return config
 
 
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
@@ -219,7 +206,13 @@ class _Tensor:
 
 def _dtype_of(tensor: Any) -> Any:
     # Images come in the usual type, and Keras would round them to that of the input.
-    return keras.backend.floatx() if tensor.dtype.is_floating else tensor.dtype
+    is_usual = tensor.dtype.is_floating or _has_whole_pixels(tensor)
+    return keras.backend.floatx() if is_usual else tensor.dtype
+
+
+def _has_whole_pixels(tensor: Any) -> bool:
+    """Return True for an input of images in whole numbers; other whole numbers, such as indices, stay as they are."""
+    return tensor.dtype == tf.uint8 and tensor.shape.rank == 4
 
 
 def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: CallInputs) -> Any:
@@ -239,14 +232,16 @@ def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
         if _has_activity_to_move(layer):
             if "activity_regularizer" in config:
                 config["activity_regularizer"] = None
-            behind.append(_activity_regularization(layer, f"{name}_activity"))
+            behind.append(activity_regularization(layer, f"{name}_activity"))
         return [layer.__class__.from_config(config), *behind]
     except ModelError:
         raise
-    except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+    # OSError: Keras looks for the source of a function and does not find it.
+    except (NotImplementedError, TypeError, ValueError, KeyError, OSError) as error:
         raise ModelError(
             f"layer {layer.name}: a {type(layer).__name__} cannot be copied from its configuration "
-            f"({one_line(error, 120)}); give its class get_config and from_config"
+            f"({one_line(error, 120)}); give its class get_config and from_config, and write functions among its "
+            "options (a lambda) as classes, such as of keras.constraints"
         ) from None
 
 
@@ -255,17 +250,6 @@ def _has_activity_to_move(layer: keras.layers.Layer) -> bool:
     if getattr(layer, "activity_regularizer", None) is None or isinstance(layer, _layers.ActivityRegularization):
         return False
     return _has_activation_to_split(layer) or "activity_regularizer" not in layer.get_config()
-
-
-def _activity_regularization(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
-    regularizer = layer.activity_regularizer
-    if type(regularizer) not in (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2):
-        raise ModelError(
-            f"layer {layer.name}: its activity_regularizer is a {type(regularizer).__name__}, expected L1, L2 or L1L2; "
-            "use one of these, or put the activation into a layer of its own"
-        )
-    strengths = {key: float(getattr(regularizer, key, 0.0)) for key in ("l1", "l2")}
-    return _layers.ActivityRegularization(**strengths, name=name)
 
 
 def _has_activation_to_split(layer: keras.layers.Layer) -> bool:

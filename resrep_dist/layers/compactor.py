@@ -39,6 +39,10 @@ class GroupLasso(keras.regularizers.Regularizer):
         return {"strength": self.strength}
 
 
+# In `.h5` files Keras writes objects inside of others without their package.
+keras.utils.get_custom_objects()["GroupLasso"] = GroupLasso
+
+
 @keras.utils.register_keras_serializable("resrep_dist")
 class Compactor(keras.layers.Layer):
     """y = Q x at every pixel of an image, or for vectors (section 3.2), channels last, without bias.

@@ -32,7 +32,9 @@ _OF_APPLICATIONS = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth
 _LAYERS = {
     **{name: getattr(keras.layers, name) for name in _STOCK},
     **_OF_APPLICATIONS,
+    # In `.h5` and in `.keras` files.
     "resrep_dist>Compactor": Compactor,
+    "Compactor": Compactor,
 }
 _ACTIVATIONS = """
     elu exponential gelu leaky_relu linear log_softmax mish relu relu6 selu sigmoid silu softmax softplus softsign
@@ -144,11 +146,12 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _is_stock(entry: Mapping[str, Any]) -> bool:
     # Other operations of Keras 3 have the class names of layers and another module.
-    is_ours = entry["class_name"] == "resrep_dist>Compactor"
+    if _LAYERS[entry["class_name"]] is Compactor:
+        return "resrep_dist>Compactor" in (entry["class_name"], entry.get("registered_name"))
     if entry["class_name"] in _OF_APPLICATIONS:
         # Of Keras 2 or 3; a user's class of this name may compute something else.
         return str(entry.get("module") or "applications.convnext").endswith("applications.convnext")
-    return is_ours or (entry.get("module", "keras.layers") == "keras.layers" and not _package(entry))
+    return entry.get("module", "keras.layers") == "keras.layers" and not _package(entry)
 
 
 def _package(entry: Mapping[str, Any]) -> Any:

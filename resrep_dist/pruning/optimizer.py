@@ -281,3 +281,7 @@ def _choose(condition: tf.Tensor | bool, value: Any, otherwise: Any) -> Any:
         return value if condition else otherwise
     # `tf.where` would broadcast the condition, for which a processor takes more than twice the time.
     return tf.raw_ops.Select(condition=condition, x=value, y=otherwise)
+
+
+# In `.h5` files Keras writes the optimizer inside of a LossScaleOptimizer without its package.
+keras.utils.get_custom_objects()["ResRepOptimizer"] = ResRepOptimizer

@@ -111,7 +111,7 @@ class MaskSchedule:
         if self.death_steps is None or self.death_steps >= memory_steps:
             return []
         advice = (
-            f"Raise train.num_epochs from {self.num_steps / self.steps_per_epoch:.3g} to at least "
+            f"Raise train.num_epochs from {_short(self.num_steps / self.steps_per_epoch)} to at least "
             f"{_epochs(self.unhurried_steps / self.steps_per_epoch)}, {self.unhurried_steps:,} steps"
             if self.num_steps < self.unhurried_steps
             else "Lower prune.lasso_strength, or set it to auto"
@@ -268,6 +268,10 @@ def _rounded_up(value: float) -> str:
     """Return a number with two digits that is not smaller."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / unit) * unit:.2g}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _epochs(number: float) -> str:

@@ -75,7 +75,8 @@ def test_a_full_disk_costs_checkpoints_not_training(tmp_path, tried, undisturbed
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_after_three_failures_all_ranks_stop_with_a_code_of_their_own(tmp_path, num_ranks, tried):
     with small_disk(tmp_path / "disk") as disk:
-        run = Run(tmp_path, num_ranks, workdir=disk / "run")
+        # With room for a fourth checkpoint, whose save says that three have failed.
+        run = Run(tmp_path, num_ranks, "train.num_epochs=30", workdir=disk / "run")
         run.start()
         run.wait_for("prune step 100/")
         survived, start = tried(f"disk full for three checkpoints, {num_ranks} ranks"), time.monotonic()

@@ -1,4 +1,4 @@
-"""What users' models hold that a merge must carry: arguments of calls, other axes, vectors, several heads, types."""
+"""What users' models hold that a merge must carry: other axes, vectors, several heads, types, optimizers."""
 
 import resrep_dist
 from resrep_dist.checkpoints.state import TrainState
@@ -6,6 +6,7 @@ from resrep_dist.config import ModelConfig, TrainingConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import flatten, trace
+from resrep_dist.layers.compactor import Compactor, GroupLasso
 from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.models import building
 from resrep_dist.models.building import build_model
@@ -13,7 +14,7 @@ from resrep_dist.models.files import load_model
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.training.step import TrainStep
 from resrep_dist.training.trainer import Trainer
-from tests.networks import random_source, randomise, small_config, with_dead_channels
+from tests.networks import classifier_with, random_source, randomise, small_config, with_dead_channels
 
 import numpy as np
 import pytest
@@ -24,105 +25,10 @@ layers = keras.layers
 IMAGES = np.random.default_rng(0).normal(size=(64, 16, 16, 3)).astype(np.float32)
 
 
-def classifier(between):
-    """Two convolutions that can be pruned, and something between the second one and the end."""
-    keras.utils.set_random_seed(0)
-    x = inputs = keras.Input([16, 16, 3])
-    for number in range(2):
-        x = layers.Conv2D(8, 3, 2, name=f"conv{number}")(x)
-        x = layers.ReLU()(layers.BatchNormalization(name=f"bn{number}")(x))
-    x = between(x)
-    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
-    randomise(model)
-    return model
-
-
 def merged(model):
     graph = trace(model)
     trained = with_dead_channels(model, graph)
     return graph, *resrep_dist.merge(trained, graph, IMAGES)
-
-
-CALLS = {
-    "reduce_mean": lambda x: tf.reduce_mean(x, -1, keepdims=True),
-    "reduce_max": lambda x: tf.reduce_max(x, axis=[1, 2], keepdims=True),
-    "split": lambda x: layers.Concatenate()(tf.split(x, 2, axis=-1)),
-    "split_one": lambda x: tf.split(x, [2, 6], axis=-1)[1],
-    "pad": lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]]),
-    "gelu": lambda x: keras.activations.gelu(x - 0.5),
-    "resize": lambda x: tf.image.resize(x, [5, 7], method="nearest"),
-    "transpose": lambda x: tf.transpose(x, perm=[0, 2, 1, 3]),
-    "slice": lambda x: x[:, 1:, :, ::2],
-    "einsum": lambda x: tf.einsum("bhwc,cd->bhwd", x, np.eye(8, dtype=np.float32)),
-    "stack": lambda x: tf.reduce_sum(tf.stack([x, 2.0 * x], axis=-1), -1),
-    "gather": lambda x: tf.gather(x, [0, 2, 4], axis=-1),
-    "concat_of_rows": lambda x: tf.concat([x, x], 1),
-    "array_first": lambda x: np.arange(1.0, 9.0, dtype=np.float32) / (x + 2.0),
-    "power": lambda x: x**2,
-    "clip": lambda x: tf.clip_by_value(x, -0.5, 0.5),
-    "frozen_call": lambda x: layers.BatchNormalization(name="frozen")(x, training=False),
-    "dropout_off": lambda x: layers.Dropout(0.5)(x, training=False),
-}
-
-
-# Functions that are as good as a layer: what reaches them is pruned.
-FUNCTIONS = {
-    "reversed": lambda x: 1.0 - x,
-    "reversed_vector": lambda x: np.arange(8.0, dtype=np.float32) - x,
-    "negative": lambda x: -x,
-    "concat": lambda x: tf.concat([x, 2.0 * x], -1),
-    "concat_by_name": lambda x: tf.concat(values=[x, 2.0 * x], axis=3, name="both"),
-    "add_n": lambda x: tf.add_n([x, x, 2.0 * x]),
-    "maximum": lambda x: tf.maximum(x, 1.0 - x),
-    "cast": lambda x: tf.cast(x, tf.float32),
-    "mean": lambda x: tf.reduce_mean(x, axis=[1, 2]),
-    "mean_kept": lambda x: tf.reduce_mean(x, (-3, -2), keepdims=True),
-    "max": lambda x: tf.reduce_max(x, [2, 1]),
-    "gelu": lambda x: keras.activations.gelu(x - 0.5),
-    "resize": lambda x: tf.image.resize(x, [5, 7]),
-    "resize_nearest": lambda x: tf.image.resize(x, (6, 6), method="nearest"),
-}
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_functions_that_are_as_good_as_a_layer_become_one(tmp_path, function):
-    model = classifier(FUNCTIONS[function])
-    graph, slim, certificate = merged(model)
-    assert [group.name for group in graph.groups] == ["conv0", "conv1"]
-    assert certificate.max_relative_difference < 1e-5
-    np.testing.assert_allclose(flatten(model)(IMAGES), model(IMAGES), atol=1e-5)
-    # So its file is read too.
-    resrep_dist.save_model(slim, tmp_path / "slim.h5")
-    np.testing.assert_allclose(load_model(tmp_path / "slim.h5")(IMAGES), slim(IMAGES), atol=1e-5)
-
-
-OF_THEIR_OWN = {
-    "lambda": lambda x: tf.nn.leaky_relu(x, 0.1),
-    "function": tf.nn.log_softmax,
-    "mixing": lambda x: x / (1.0 + tf.reduce_max(x, -1, keepdims=True)),
-    "constant": lambda x: tf.abs(x) + 0.5,
-}
-
-
-@pytest.mark.parametrize("built_in", [True, False])
-@pytest.mark.parametrize("function", OF_THEIR_OWN)
-def test_activations_that_are_functions_of_the_user_are_carried(function, built_in):
-    def between(x):
-        x = layers.Conv2D(8, 1, activation=OF_THEIR_OWN[function] if built_in else None, name="own")(x)
-        return x if built_in else layers.Activation(OF_THEIR_OWN[function])(x)
-
-    graph, _, certificate = merged(classifier(between))
-    mixes = function in ("function", "mixing")
-    assert [group.name for group in graph.groups] == ["conv0", "conv1"] + ["own"] * (not mixes)
-    assert certificate.max_relative_difference < 1e-5
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_arguments_of_calls_are_carried_through_the_merge(call):
-    graph, slim, certificate = merged(classifier(CALLS[call]))
-    assert "conv0" in [group.name for group in graph.groups]
-    assert certificate.max_relative_difference < 1e-5
-    assert slim.get_layer("conv0").filters < 8
 
 
 def test_a_batch_norm_with_the_statistics_of_the_batch_stays_and_keeps_the_layer_before_it():
@@ -130,23 +36,9 @@ def test_a_batch_norm_with_the_statistics_of_the_batch_stays_and_keeps_the_layer
         x = layers.Conv2D(8, 1, name="before")(x)
         return layers.ReLU()(layers.BatchNormalization(name="live")(x, training=True))
 
-    graph, _, certificate = merged(classifier(between))
+    graph, _, certificate = merged(classifier_with(between))
     assert graph.refused["before"] == "its channels reach live, a BatchNormalization"
     assert certificate.max_relative_difference < 1e-5
-
-
-RANDOM = {
-    "a Dropout that is called with training=True": lambda x: layers.Dropout(0.5)(x, training=True),
-    "tf.nn.dropout draws in inference too": lambda x: tf.nn.dropout(x, rate=0.5),
-    "tf.random.normal draws in inference too": lambda x: x + tf.random.normal(tf.shape(x)),
-    "a Lambda layer in it draws random numbers": lambda x: layers.Lambda(lambda y: y + tf.random.normal([8]))(x),
-}
-
-
-@pytest.mark.parametrize("reason", RANDOM)
-def test_outputs_that_are_random_in_inference_are_refused_by_trace(reason):
-    with pytest.raises(ModelError, match=reason):
-        trace(classifier(RANDOM[reason]))
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -154,7 +46,7 @@ def test_a_batch_norm_on_another_axis_keeps_the_convolution_before_it(axis):
     def between(x):
         return layers.BatchNormalization(axis=axis, name="other")(layers.Conv2D(8, 1, name="before")(x))
 
-    graph, _, certificate = merged(classifier(between))
+    graph, _, certificate = merged(classifier_with(between))
     assert graph.refused["before"] == "its channels reach other, a BatchNormalization"
     assert [group.name for group in graph.groups] == ["conv0", "conv1"]
     assert certificate.max_relative_difference < 1e-5
@@ -171,7 +63,7 @@ VECTORS = {
 
 @pytest.mark.parametrize("form", VECTORS)
 def test_one_number_for_each_channel_is_narrowed_with_the_channels(form):
-    graph, slim, certificate = merged(classifier(VECTORS[form]))
+    graph, slim, certificate = merged(classifier_with(VECTORS[form]))
     assert [group.name for group in graph.groups] == ["conv0", "conv1"]
     assert certificate.max_relative_difference < 1e-5 and slim.get_layer("conv1").filters < 8
 
@@ -232,8 +124,30 @@ def test_models_of_another_type_are_trained_in_float32(monkeypatch, dtype):
     assert all(weight.dtype == tf.float32 for weight in trainer.model.weights)
 
 
+def test_a_model_of_whole_pixels_takes_scaled_ones_without_rounding():
+    inputs = keras.Input([16, 16, 3], dtype="uint8")
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    pixels = np.random.default_rng(0).integers(0, 256, [4, 16, 16, 3]).astype(np.uint8)
+    flat = flatten(model)
+    assert flat.inputs[0].dtype == tf.float32
+    np.testing.assert_allclose(flat(pixels), model(pixels), atol=1e-6)
+    # Keras would make 0 of them all.
+    assert np.ptp(flat(pixels / 256).numpy(), axis=0).max() > 0
+    words = keras.Input([5], dtype="int32")
+    model = keras.Model(words, layers.Dense(2)(layers.Flatten()(layers.Embedding(9, 4)(words))))
+    assert flatten(model) is model
+
+
+def test_a_function_among_the_options_of_a_layer_is_refused_with_a_mend():
+    inputs = keras.Input([8])
+    model = keras.Model(inputs, layers.Dense(4, activation="relu", kernel_constraint=lambda w: 0.9 * w)(inputs))
+    with pytest.raises(ModelError, match=r"write functions among its options \(a lambda\) as classes"):
+        trace(model)
+
+
 def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_on_without_its_compactors(tmp_path):
-    model = classifier(layers.ReLU())
+    model = classifier_with(layers.ReLU())
     graph = trace(model)
     pruned = insert_compactors(model, graph)
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 100)
@@ -245,6 +159,9 @@ def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_o
         pruned.save(tmp_path / name)
         loaded = keras.models.load_model(tmp_path / name)
         np.testing.assert_allclose(loaded.predict(IMAGES, verbose=0), pruned.predict(IMAGES, verbose=0), atol=1e-6)
+        # Also without running code in it.
+        again = load_model(tmp_path / name)
+        np.testing.assert_allclose(again.predict(IMAGES, verbose=0), pruned.predict(IMAGES, verbose=0), atol=1e-6)
         assert (loaded.optimizer.momentum, loaded.optimizer.rule) == (0.8, "paper")
         assert loaded.optimizer.rate_at(50) == pytest.approx(optimizer.rate_at(50))
         # Keras makes an error of its own of it, with its text.
@@ -252,8 +169,20 @@ def test_a_model_that_was_compiled_with_our_optimizer_loads_and_is_not_trained_o
             loaded.fit(source.images[:64], source.labels[:64], verbose=0)
 
 
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+def test_a_compiled_model_loads_with_a_loss_scale_and_with_a_penalty_in_its_compactors(tmp_path, name):
+    inputs = keras.Input([4, 4, 3])
+    model = keras.Model(inputs, Compactor(kernel_regularizer=GroupLasso(0.25))(inputs))
+    model.compile(keras.mixed_precision.LossScaleOptimizer(ResRepOptimizer(0.01)), "mse")
+    model.fit(np.ones([2, 4, 4, 3]), np.ones([2, 4, 4, 3]), verbose=0)
+    model.save(tmp_path / name)
+    loaded = keras.models.load_model(tmp_path / name)
+    assert loaded.layers[1].kernel_regularizer.strength == 0.25
+    assert isinstance(loaded.optimizer.inner_optimizer, ResRepOptimizer)
+
+
 def test_an_optimizer_without_compactors_is_loaded_and_trains_on(tmp_path):
-    model = classifier(layers.ReLU())
+    model = classifier_with(layers.ReLU())
     model.compile(ResRepOptimizer(0.01), "mse")
     model.fit(IMAGES, np.zeros([64, 10]), verbose=0)
     model.save(tmp_path / "model.h5")
@@ -264,7 +193,7 @@ def test_an_optimizer_without_compactors_is_loaded_and_trains_on(tmp_path):
 
 
 def test_an_images_type_does_not_change_the_step():
-    model = classifier(layers.ReLU())
+    model = classifier_with(layers.ReLU())
     step = TrainStep(Cluster(), TrainingConfig(), 32)
     step.follow(TrainState(model, ResRepOptimizer(0.01), shared=step.variables))
     step.run(tf.constant(IMAGES[:32]), tf.zeros([32], tf.int64))
