@@ -92,7 +92,7 @@ def prune(
     """
     _require_classifier(model)
     cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
-    train_data, validation_data = (_source(data, int(model.output_shape[-1])) for data in (train, validation))
+    train_data, validation_data = (_source(data, tuple(model.output_shape)) for data in (train, validation))
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
@@ -195,7 +195,8 @@ def _config(
     return build_config(document, "settings", to_start=False)
 
 
-def _source(data: Data, num_classes: int) -> ImageSource:
+def _source(data: Data, output_shape: tuple[int | None, ...]) -> ImageSource:
+    num_classes = int(output_shape[-1] or 0)
     if isinstance(data, ImageSource):
         return data
     if isinstance(data, tf.data.Dataset):
@@ -211,7 +212,8 @@ def _source(data: Data, num_classes: int) -> ImageSource:
     is_of_labels = labels.ndim == 2 and labels.shape[1] == num_classes and np.isin(labels, (0, 1)).all()
     if labels.ndim == 2 and labels.shape[1] == num_classes and (not is_of_labels or (labels.sum(axis=1) == 1).all()):
         labels, is_of_labels = labels.argmax(axis=1), False
-    if images.ndim != 4 or not (labels.ndim in (1, 3) or is_of_labels):
+    is_of_pixels = labels.ndim == 3 and len(output_shape) == 4
+    if images.ndim != 4 or not (labels.ndim == 1 or is_of_pixels or is_of_labels):
         raise DataError(
             f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
             f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs, "
