@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source, require_finite
@@ -37,29 +38,14 @@ def npz(
     Raises:
         DataError: If the file cannot be read, or an array is missing, of another shape or type, or has other labels.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _NAMES}
-    except KeyError:
-        raise DataError(f"data.path {path}: expected arrays {', '.join(_NAMES)}; one is missing") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise DataError(f"data.path {path}: cannot be read as .npz without pickle ({error})") from None
+    arrays = _read(path)
     train, test = (_images(path, name, arrays[name]) for name in ("x_train", "x_test"))
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"data.path {path}: x_train holds images of {train.shape[1:]}, x_test of {test.shape[1:]}")
     _require_one_scale(path, train, test)
-    is_integer = np.issubdtype(train.dtype, np.integer)
-    mean = std = None
-    if normalization is not None and not is_integer:
-        _require_as_they_are(path, normalization)
-    elif normalization is not None:
-        mean, std = normalization.mean, normalization.std
-        if normalization.is_bgr:
-            train, test = train[..., ::-1], test[..., ::-1]
-    elif is_integer:
-        mean = train.mean((0, 1, 2), np.float64).tolist()
-        # A channel that is constant becomes 0 instead of NaN.
-        std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
+    if normalization is not None and normalization.is_bgr and np.issubdtype(train.dtype, np.integer):
+        train, test = train[..., ::-1], test[..., ::-1]
+    mean, std = _statistics(path, train, normalization)
     read = {"multilabel": _yes_or_no, "segmentation": _masks}.get(task, _labels)
     labels = [read(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
     if labels[0].shape[1:] != labels[1].shape[1:]:
@@ -74,6 +60,30 @@ def npz(
                 f"x_{name} and y_{name}"
             )
     return Source(train, labels[0], num_classes, mean, std), Source(test, labels[1], num_classes, mean, std)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in _NAMES}
+    except KeyError:
+        raise DataError(f"data.path {path}: expected arrays {', '.join(_NAMES)}; one is missing") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise DataError(f"data.path {path}: cannot be read as .npz without pickle ({error})") from None
+
+
+def _statistics(path: Path, train: np.ndarray, normalization: Normalization | None) -> tuple[Any, Any]:
+    """Return what integer images are normalized by, or None twice for floating-point images."""
+    is_integer = np.issubdtype(train.dtype, np.integer)
+    if normalization is not None and is_integer:
+        return normalization.mean, normalization.std
+    if normalization is not None:
+        _require_as_they_are(path, normalization)
+    if not is_integer:
+        return None, None
+    # A channel that is constant becomes 0 instead of NaN.
+    std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
+    return train.mean((0, 1, 2), np.float64).tolist(), std
 
 
 def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
