@@ -28,9 +28,7 @@ def test_only_a_state_that_reaches_the_target_counts_and_only_a_better_one_repla
 
     def consider(step, top1, left=0.5, alive=0):
         state.step = step
-        pruner = SimpleNamespace(
-            living_widths=lambda: None, macs_fraction=lambda widths: left, num_masked_alive=lambda: alive
-        )
+        pruner = SimpleNamespace(is_pruned=lambda: left <= 0.5 and alive == 0)
         best.consider(state, score_of({"top1": top1}), pruner)
         return best_position(tmp_path)
 
