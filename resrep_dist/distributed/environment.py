@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from resrep_dist.errors import UserError
 
-import psutil
-
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
@@ -50,6 +48,9 @@ def launcher_terminal() -> str | None:
     """
     if launched_size() == 1:
         return None
+    # Not at the top: `resrep doctor` imports this file where packages are missing.
+    import psutil
+
     try:
         parents = psutil.Process().parents()
     except psutil.Error:

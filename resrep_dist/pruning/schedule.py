@@ -20,6 +20,8 @@ _START_FRACTION = 0.05
 _MASK_FRACTION = 0.27
 _NUM_UPDATES = 25
 _MAX_INTERVAL_STEPS = 200
+# Of the steps over which the momentum averages: where the search for a phase in which no row hurries ends.
+_MAX_UNHURRIED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,9 @@ class MaskSchedule:
     """True if a row of norm 1 that is masked at `last_step` dies in time."""
     steps_per_epoch: float
     """Number of steps per epoch; not rounded."""
-    unhurried_steps: int
-    """Minimum length of a phase with a chosen penalty in which no row dies within the momentum's memory."""
+    unhurried_steps: int | None
+    """Minimum length of a phase with a chosen penalty in which no row dies within the momentum's memory. None if
+    the learning rate is too high for any."""
 
     @property
     def num_updates(self) -> int:
@@ -110,12 +113,15 @@ class MaskSchedule:
         memory_steps = round(1 / (1 - self.config.compactor_momentum))
         if self.death_steps is None or self.death_steps >= memory_steps:
             return []
-        advice = (
-            f"Raise train.num_epochs from {_short(self.num_steps / self.steps_per_epoch)} to at least "
-            f"{_epochs(self.unhurried_steps / self.steps_per_epoch)}, {self.unhurried_steps:,} steps"
-            if self.num_steps < self.unhurried_steps
-            else "Lower prune.lasso_strength, or set it to auto"
-        )
+        if self.unhurried_steps is None:
+            advice = "Lower train.learning_rate"
+        elif self.num_steps < self.unhurried_steps:
+            advice = (
+                f"Raise train.num_epochs from {_short(self.num_steps / self.steps_per_epoch)} to at least "
+                f"{_epochs(self.unhurried_steps / self.steps_per_epoch)}, {self.unhurried_steps:,} steps"
+            )
+        else:
+            advice = "Lower prune.lasso_strength, or set it to auto"
         return [
             f"This is likely to cost accuracy: a row of norm 1 dies in about {self.death_steps:,} steps, less than the "
             f"{memory_steps:,} over which the compactors' momentum averages, and a penalty of "
@@ -204,8 +210,11 @@ def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
     return max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
 
 
-def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) -> int:
-    """Return the length of a phase, with the same curve of rates, in which a row dies in 1 / (1 - momentum) steps."""
+def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) -> int | None:
+    """Return the length of a phase, with the same curve of rates, in which a row dies in 1 / (1 - momentum) steps.
+
+    None if the rates are so high that the weakest penalty takes it to zero in less, however long the phase is.
+    """
 
     def death_steps(num_steps: int) -> int:
         stretched = np.interp(np.linspace(0, len(rates) - 1, num_steps), np.arange(len(rates)), rates)
@@ -221,6 +230,8 @@ def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) 
     num_steps = memory_steps
     while death_steps(num_steps) < memory_steps:
         num_steps = math.ceil(1.05 * num_steps)
+        if num_steps > _MAX_UNHURRIED * memory_steps:
+            return None
     # A little more, since the times of the masks are rounded.
     return math.ceil(1.1 * num_steps)
 

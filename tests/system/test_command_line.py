@@ -195,11 +195,16 @@ def test_inspect_promises_no_target_that_training_refuses(tmp_path):
 
 
 def read_scalars(folder):
+    """The steps of each tag, and the events of the run's own folder; some curves are in folders below it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    return events, {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    steps, of_run = {}, None
+    for path in [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]:
+        events = EventAccumulator(str(path), size_guidance={"tensors": 0})
+        events.Reload()
+        of_run = of_run or events
+        steps |= {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    return of_run, steps
 
 
 def test_tensorboard_has_the_curves(finished_run):

@@ -52,8 +52,8 @@ def test_what_cannot_be_pruned_is_refused_in_words():
     with pytest.raises(DataError, match=r"one-hot labels \[N, 10\] as the model has 10 outputs"):
         resrep_dist.prune(small_network(), (training.images, np.zeros([64, 7])), validation)
     column = training.labels[:, np.newaxis]
-    # Labels [N, height, width] are masks.
-    with pytest.raises(ConfigError, match="returns maps of height and width"):
+    # Labels [N, height, width] are masks, for a model that returns maps.
+    with pytest.raises(DataError, match=r"received arrays of shapes \(64, 16, 16, 3\) and \(64, 1, 1\)"):
         resrep_dist.prune(small_network(), (training.images, column[..., np.newaxis]), validation)
     with pytest.raises(DataError, match=r"received a ndarray, expected a Source, a pair \(images, labels\)"):
         resrep_dist.prune(small_network(), training.images, training.labels)

@@ -115,15 +115,16 @@ def test_what_cannot_shrink_is_refused(change, message):
 
 
 def read_scalars(folder):
+    """The points of the shrinks; the fraction is in a folder of its own."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {
-        tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
-        for tag in events.Tags()["tensors"]
-        if tag.startswith("shrink/")
-    }
+    points = {}
+    for path in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for tag in (tag for tag in events.Tags()["tensors"] if tag.startswith("shrink/")):
+            points[tag] = [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
+    return points
 
 
 def network_with_dropout():
