@@ -102,8 +102,8 @@ class _StockStep(TrainStep):
         self._compiled(images, labels)
 
     def settle(self) -> None:
-        # Waits for the device.
-        self._sgd.iterations.numpy()
+        # Waits for the device; the optimizer's own counter may be on the host.
+        self._model.trainable_variables[-1].numpy()
 
     def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         self._compiled.get_concrete_function(images, labels)

@@ -6,7 +6,7 @@
 #
 # FOLDER   for results and logs (default measured)
 # PYTHON   with TensorFlow for GPUs, and Horovod with NCCL (default .venv/bin/python)
-# PARTS    some of: tests ranks float32 mixed_float16 mixed_bfloat16 xla free demo (default all)
+# PARTS    some of: tests ranks resumed demo float32 mixed_float16 mixed_bfloat16 free xla gaps (default all)
 # SMALL=1  a rehearsal on a CPU: a small network in place of ResNet-50 at 224 px, and Gloo in place of NCCL
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
@@ -23,31 +23,33 @@ part() { # name, limit in seconds, command
     python3 tests/gpu/record.py "$folder" "$name" "$code" "$((SECONDS - start))" "$limit"
 }
 
+config=configs/resnet50_imagenet.yaml size=(--num-steps 10 --num-rounds 3)
+# Noise: the input is measured by `resrep benchmark data`.
+data=(data.source=synthetic data.path=null data.global_batch_size=128) demo=configs/digits_resnet20.yaml
+if [[ ${SMALL:-} ]]; then
+    config=configs/digits_resnet20.yaml size=(--num-steps 1 --num-rounds 1) data=(data.global_batch_size=8) demo=tests/faults/config.yaml
+fi
+
 steps() { # name, limit in seconds, settings
-    local name=$1 limit=$2 size=(--set data.global_batch_size=128 --num-steps 10 --num-rounds 3)
-    local config=configs/resnet50_imagenet.yaml
+    local name=$1 limit=$2 setting options=()
     shift 2
-    if [[ ${SMALL:-} ]]; then
-        config=configs/digits_resnet20.yaml size=(--set data.global_batch_size=8 --num-steps 1 --num-rounds 1)
-    else
-        # Noise: the input is measured by `resrep benchmark data`.
-        set -- data.source=synthetic data.path=null "$@"
-    fi
-    local setting options=()
-    for setting in "$@"; do options+=(--set "$setting"); done
+    for setting in "${data[@]}" "$@"; do options+=(--set "$setting"); done
     part "$name" "$limit" "$python" -m resrep_dist benchmark steps "$config" "${size[@]}" "${options[@]}" \
         --arms stock_horovod,plain,resrep,slim --output "$folder/$name"
 }
 
 # Two ranks share the GPU, which NCCL allows from 2.30 on.
 export NCCL_MULTI_RANK_GPU_ENABLE=1 TF_FORCE_GPU_ALLOW_GROWTH=true
-part tests 80 "$python" -m pytest -q -m gpu tests/system/test_gpu.py
-part ranks 90 "$python" -m tests.gpu.two_ranks "$folder/ranks"
-steps float32 70
-steps mixed_float16 50 training.precision=mixed_float16
-steps mixed_bfloat16 50 training.precision=mixed_bfloat16
+# Most of the time of these the host starts programs, so they run at once.
+part tests 130 "$python" -m pytest -q -m gpu tests/system/test_gpu.py &
+part ranks 130 "$python" -m tests.gpu.two_ranks "$folder/ranks" &
+part resumed 130 "$python" -m tests.gpu.resumed "$folder/resumed" &
+part demo 130 "$python" -m resrep_dist train "$demo" --workdir "$folder/demo" --quiet &
+wait
+steps float32 90
+steps mixed_float16 60 training.precision=mixed_float16
+steps mixed_bfloat16 60 training.precision=mixed_bfloat16
+steps free 60 training.deterministic=false
 steps xla 60 training.xla=true
-steps free 50 training.deterministic=false
-part demo 30 "$python" -m resrep_dist train configs/digits_resnet20.yaml --workdir "$folder/demo" --quiet \
-    --set train.num_epochs=${SMALL:+0.}5 --set base.num_epochs=1
+part gaps 60 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
 cat "$folder/results.jsonl"

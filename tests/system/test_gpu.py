@@ -8,6 +8,7 @@ from tests.system.runs import train_command
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 GPUS = tf.config.list_physical_devices("GPU")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="TensorFlow sees no GPU here")]
@@ -59,8 +60,70 @@ def test_batches_are_on_the_gpu_and_a_bad_one_changes_nothing():
 
 def test_more_ranks_than_gpus_are_refused_in_one_line(tmp_path):
     num_ranks = len(GPUS) + 1
-    code, log = run_ranks(num_ranks, train_command(tmp_path / "run"), tmp_path / "log")
+    # measure.sh lets ranks share a GPU.
+    command = train_command(tmp_path / "run")
+    code, log = run_ranks(num_ranks, command, tmp_path / "log", NCCL_MULTI_RANK_GPU_ENABLE="0")
     assert code != 0 and log.count(f"{num_ranks} ranks but {len(GPUS)} GPUs") == 1, log
+
+
+IMAGES, VOLUMES = [2, 8, 8, 4], [2, 8, 8, 8, 4]
+NOT_DETERMINISTIC = {
+    "frozen batch norm": lambda x: tf.compat.v1.nn.fused_batch_norm(x, *tf.ones([4, 4]), is_training=False)[0],
+    "nearest-neighbor upsampling": keras.layers.UpSampling2D(),
+    "depthwise convolution": keras.layers.DepthwiseConv2D(3),
+    "dilation": lambda x: tf.nn.dilation2d(x, tf.zeros([3, 3, 4]), [1] * 4, "SAME", "NHWC", [1] * 4),
+    "change of contrast": lambda x: x + tf.image.adjust_contrast(tf.stop_gradient(x), 2.0),
+    "bincount": lambda x: x + tf.cast(tf.math.bincount(tf.zeros([8], tf.int32), minlength=4), tf.float32),
+    "crop and resize": lambda x: tf.image.crop_and_resize(x, [[0.0, 0.0, 0.5, 0.5]], [0], [4, 4]),
+}
+DETERMINISTIC = {
+    "batch norm": (keras.layers.BatchNormalization(), IMAGES),
+    "convolution": (keras.layers.Conv2D(4, 3, strides=2), IMAGES),
+    "dilated convolution": (keras.layers.Conv2D(4, 3, dilation_rate=2), IMAGES),
+    "grouped convolution": (keras.layers.Conv2D(4, 3, groups=2), IMAGES),
+    "transposed convolution": (keras.layers.Conv2DTranspose(4, 3, strides=2), IMAGES),
+    "convolution of volumes": (keras.layers.Conv3D(4, 3), VOLUMES),
+    "bilinear upsampling": (keras.layers.UpSampling2D(interpolation="bilinear"), IMAGES),
+    "maximum": (keras.layers.MaxPooling2D(3, 2, "same"), IMAGES),
+    "maximum of volumes": (keras.layers.MaxPooling3D(2), VOLUMES),
+    "average": (keras.layers.AveragePooling2D(3, 2, "same"), IMAGES),
+    "maximum of all": (keras.layers.GlobalMaxPooling2D(), IMAGES),
+    "layer normalization": (keras.layers.LayerNormalization(), IMAGES),
+    "padding": (keras.layers.ZeroPadding2D(), IMAGES),
+    "PReLU": (keras.layers.PReLU(shared_axes=[1, 2]), IMAGES),
+}
+
+
+def gradients(function, shape):
+    x = tf.Variable(np.random.default_rng(0).normal(size=shape), dtype=tf.float32)
+    with tf.device("/GPU:0"), tf.GradientTape() as tape:
+        y = function(x, training=True) if isinstance(function, keras.layers.Layer) else function(x)
+        y = tf.reduce_sum(y * y)
+    variables = [x, *getattr(function, "trainable_variables", [])]
+    return [gradient.numpy() for gradient in tape.gradient(y, variables)]
+
+
+@pytest.fixture(scope="module")
+def determinism():
+    keras.utils.set_random_seed(0)
+    tf.config.experimental.enable_op_determinism()
+
+
+@pytest.mark.usefixtures("determinism")
+@pytest.mark.parametrize("name", NOT_DETERMINISTIC)
+def test_what_is_refused_has_no_deterministic_operation(name):
+    with pytest.raises(tf.errors.UnimplementedError):
+        gradients(NOT_DETERMINISTIC[name], IMAGES)
+
+
+@pytest.mark.usefixtures("determinism")
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_what_is_not_refused_gives_the_same_bits(name):
+    function, shape = DETERMINISTIC[name]
+    first = gradients(function, shape)
+    for _ in range(3):
+        for one, other in zip(first, gradients(function, shape), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.skipif(len(GPUS) < 2, reason="one GPU cannot be shared by two ranks")
