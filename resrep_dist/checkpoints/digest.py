@@ -55,5 +55,7 @@ def digest(values: tf.Tensor) -> tf.Tensor:
         A scalar int64.
     """
     bits = as_bits(values)
+    # A range of int64 on a GPU would be copied to the host for its bounds, which then waits for the GPU.
+    positions = tf.cast(tf.range(tf.size(bits)), tf.int64)
     # The factors are odd. So a flip of bit b changes the sum by 2^b times an odd number, which is not 0 modulo 2^64.
-    return tf.reduce_sum(bits * (2 * tf.range(tf.size(bits, tf.int64), dtype=tf.int64) + 1))
+    return tf.reduce_sum(bits * (2 * positions + 1))

@@ -13,7 +13,7 @@ from resrep_dist.cli.options import KEYS
 from resrep_dist.cli.quiet_import import quiet_tensorflow
 from resrep_dist.cli.run_commands import add_run_commands
 from resrep_dist.distributed.environment import is_launched, launched_rank, leave
-from resrep_dist.errors import RankLostError, StoppedError, one_line
+from resrep_dist.errors import HostError, RankLostError, StoppedError, one_line
 from resrep_dist.version import __version__
 
 _MAX_MESSAGE = 2000
@@ -57,6 +57,13 @@ def _explain(error: Exception) -> int:
             time.sleep(2)
         return int(code)
     message = str(error)
+    if "nccl" in message and "invalid usage" in message:
+        print(
+            f"resrep: error: rank {launched_rank()}: NCCL refuses to start ({message.splitlines()[0][-160:]}); "
+            "NCCL_DEBUG=WARN, set for the launch, lets it say why",
+            file=sys.stderr,
+        )
+        return HostError.exit_code
     if "Horovod" in message or "HorovodInternalError" in type(error).__name__:
         # The watch over the other ranks names the lost one and ends this process, if it can, in this time.
         time.sleep(4)

@@ -66,8 +66,10 @@ class Cluster:
         except UserError as raised:
             error = raised
         if self.size > 1:
-            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed.
-            presence = Presence(self.rank, self.size, self._from_root)
+            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed. It may
+            # have no GPU of its own for the collective.
+            with tf.device("CPU:0"):
+                presence = Presence(self.rank, self.size, self._from_root)
         self.watchdog = Watchdog(self.is_root, presence)
         if error is not None:
             raise error

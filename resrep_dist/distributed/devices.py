@@ -50,7 +50,7 @@ def limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
 
     Raises:
         HostError: If the GPUs of the host do not fit its ranks.
-        UserError: If TensorFlow has already initialized the GPUs.
+        UserError: If there are several ranks, and TensorFlow has already initialized the GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and has_slurm_gpus():
@@ -65,6 +65,9 @@ def limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
             tf.config.set_visible_devices(gpu, "GPU")
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
+            if launched_size() == 1:
+                # The model of a user's own program was made on it before, which is as good where no rank is beside it.
+                return
             raise UserError(
                 "TensorFlow had started its GPUs before this rank could choose its own; make "
                 "`resrep_dist.Cluster()` before the model and give it to the Trainer"

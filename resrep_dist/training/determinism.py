@@ -1,10 +1,11 @@
-"""The same bits in every run: TensorFlow's setting for it, and the layers for which a GPU has no such operation."""
+"""The same bits in every run: TensorFlow's setting for it, and the layers that have no such operation."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from resrep_dist.config import TrainingConfig
-from resrep_dist.errors import ConfigError
+from resrep_dist.errors import ConfigError, one_line
 
 import tensorflow as tf
 
@@ -14,7 +15,6 @@ _REFUSED = {
     "FusedBatchNormGradV2": "frozen batch norm",
     "FusedBatchNormGradV3": "frozen batch norm",
     "ResizeNearestNeighborGrad": "nearest-neighbor upsampling",
-    "DepthwiseConv2dNativeBackpropFilter": "depthwise convolution",
     "Dilation2DBackpropFilter": "dilation",
     "Dilation2DBackpropInput": "dilation",
     "Bincount": "bincount",
@@ -26,6 +26,7 @@ _REFUSED = {
 # TensorFlow's, if a program has set none.
 _DEFAULT_SEED = 87654321
 _MAX_NAMES = 3
+_MAX_REASON = 300
 
 
 def enable_determinism(config: TrainingConfig, seed: int) -> None:
@@ -74,3 +75,30 @@ def check_determinism(config: TrainingConfig, graph: tf.Graph, layers: Sequence[
             "training.deterministic: received true, but on a GPU TensorFlow has no deterministic version of "
             f"{', '.join(names[:_MAX_NAMES])}{more}; set training.deterministic to false, or replace these layers"
         )
+
+
+@contextlib.contextmanager
+def clear_refusals(config: TrainingConfig) -> Iterator[None]:
+    """Say which setting of a configuration TensorFlow refuses when it computes the first step.
+
+    What it refuses depends on the card and on XLA, so `check_determinism` does not know all of it.
+
+    Args:
+        config: How steps are computed.
+
+    Raises:
+        ConfigError: If an operation is not deterministic although it has to be, or XLA cannot compile one.
+    """
+    try:
+        yield
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        reason = one_line(str(error.message).split("[[")[0], _MAX_REASON)
+        if config.deterministic and "determinis" in reason:
+            setting = "deterministic"
+        elif config.xla and "unsupported operations" in reason:
+            setting = "xla"
+        else:
+            raise
+        raise ConfigError(
+            f"training.{setting}: received true, but TensorFlow says: {reason}; set training.{setting} to false"
+        ) from None

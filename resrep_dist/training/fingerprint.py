@@ -5,6 +5,7 @@ from typing import Any
 
 from resrep_dist.checkpoints.digest import as_bits, digest
 
+import numpy as np
 import tensorflow as tf
 
 _NUM_NIBBLES = 6
@@ -41,7 +42,7 @@ def fingerprint(values: Sequence[Any], dtype: str) -> tf.Tensor:
         bits.append(as_bits(tf.concat([tf.reshape(value, [-1]) for value in small], 0)))
     # The product carries a change of any bit to the top bits, which are used. Any large odd factor would do.
     mixed = digest(tf.concat(bits, 0)) * tf.constant(0x5851F42D4C957F2D, tf.int64)
-    top_bits = tf.bitwise.right_shift(mixed, tf.range(64 - 4 * _NUM_NIBBLES, 64, 4, tf.int64))
+    top_bits = tf.bitwise.right_shift(mixed, np.arange(64 - 4 * _NUM_NIBBLES, 64, 4))
     numbers = tf.bitwise.bitwise_and(top_bits, 15)
     return tf.cast(tf.concat([numbers, numbers * numbers], 0), dtype)
 

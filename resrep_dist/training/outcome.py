@@ -52,10 +52,18 @@ class Outcomes:
         self._state, self._names, self._compared = state, names, compared
         # Kind, number of ranks asked to stop, and for each name whether its value on this rank is finite.
         self._last = tf.Variable(tf.zeros([2 + len(names)], self._dtype), trainable=False)
+        # In memory of the host, so that reading it does not wait for what the device has been given since.
+        with tf.device("CPU:0"):
+            self._before = tf.Variable(tf.zeros([2 + len(names)], self._dtype), trainable=False)
 
-    def take(self) -> tf.Tensor:
-        """Return the outcome of the step before, inside a step. Called before `put`."""
-        return self._last.read_value()
+    def keep(self) -> None:
+        """Copy the outcome of the step before to the host, inside a step and before `put`.
+
+        A step does not return it: what a step returns is ready only when the device has done all of the step, and the
+        device would have nothing to do until the next one is launched.
+        """
+        with tf.device("CPU:0"):
+            self._before.assign(self._last.read_value())
 
     def put(self, kind: tf.Tensor, num_stop_requests: tf.Tensor, are_finite: tf.Tensor) -> None:
         """Store the outcome of a step, inside it.
@@ -68,11 +76,8 @@ class Outcomes:
         values = [[tf.cast(kind, self._dtype), num_stop_requests], tf.cast(are_finite, self._dtype)]
         self._last.assign(tf.concat(values, 0))
 
-    def launched(self, before: tf.Tensor) -> None:
+    def launched(self) -> None:
         """Count a step, and look at the outcome of the one before it. A collective if that one failed.
-
-        Args:
-            before: What `take` returned in the step.
 
         Raises:
             NonFiniteError: As `settle`.
@@ -81,7 +86,7 @@ class Outcomes:
         was_settled, self._is_settled = self._is_settled, False
         self._state.step += 1
         if not was_settled:
-            self._look(self._state.step - 1, before.numpy())
+            self._look(self._state.step - 1, self._before.numpy())
 
     def settle(self) -> None:
         """Wait for the last step and look at its outcome. A collective if it failed.

@@ -72,7 +72,7 @@ class LayerRandomness:
         Returns:
             int64 [num_samples].
         """
-        return step * self._global_batch_size + self._start + tf.range(tf.cast(num_samples, tf.int64))
+        return step * self._global_batch_size + self._start + tf.cast(tf.range(num_samples), tf.int64)
 
     @contextlib.contextmanager
     def at(self, positions: tf.Tensor) -> Iterator[None]:

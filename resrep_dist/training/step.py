@@ -10,7 +10,7 @@ from resrep_dist.config import TrainingConfig
 from resrep_dist.config.tasks import TASKS
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
-from resrep_dist.training.determinism import check_determinism
+from resrep_dist.training.determinism import check_determinism, clear_refusals
 from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
 from resrep_dist.training.loss_scale import LossScale
@@ -98,13 +98,15 @@ class TrainStep:
             labels: Integer labels, int64 [B]; for other tasks see `ImageSource.load`.
 
         Raises:
-            ConfigError: Before the first step, if it has to be deterministic and cannot be.
+            ConfigError: Before the first step, if it has to be deterministic and cannot be, or XLA cannot compile it.
             NonFiniteError: As `settle`.
             DisagreementError: As `settle`.
         """
         if not self._is_traced:
             self.trace(images, labels)
-        self._outcomes.launched(self._compiled(images, labels))
+        with clear_refusals(self._config):
+            self._compiled(images, labels)
+        self._outcomes.launched()
 
     def settle(self) -> None:
         """Wait for the last step, and look at what came of it. A collective if it failed.
@@ -179,8 +181,8 @@ class TrainStep:
         """Return True, on all ranks alike, if a rank had called `request_stop` before the last step looked at."""
         return self._outcomes.num_stop_requests > 0
 
-    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Make the step, as one graph, and return the outcome of the step before it.
+    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Make the step, as one graph, and copy the outcome of the step before it to the host.
 
         Gradients are summed over the ranks in a few collectives, as they are computed. One more has the rest: the
         row norms, the statistics, the fingerprint, and the flags [loss, correct, samples, ranks with values that
@@ -190,8 +192,7 @@ class TrainStep:
         is decided on the device and without a branch. Otherwise the host would have to wait for the collective, read
         the flags, and start the update, while the device has nothing to do.
         """
-        # Read first, so that it can be copied to the host while this step is computed.
-        outcome_before = self._outcomes.take()
+        self._outcomes.keep()
         # The forward pass updates the statistics. A skipped step restores them, so that values which are not finite, or
         # differ between the ranks, do not remain.
         before = pack(self._statistics, self._dtype)
@@ -215,8 +216,6 @@ class TrainStep:
         self._totals.assign_add(tf.where(is_good, totals, tf.constant([0.0, 0.0, 0.0, 1.0], self._dtype)))
         kind = tf.where(is_good, GOOD, tf.where(has_drifted, DRIFTED, self._rescale(num_bad)))
         self._outcomes.put(kind, num_stop_requests, are_all_finite)
-        with tf.device("CPU:0"):
-            return tf.identity(outcome_before)
 
     def _rescale(self, num_bad: tf.Tensor) -> tf.Tensor:
         """Update the loss scale, and return the kind of a step that is not good.

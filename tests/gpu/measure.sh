@@ -50,6 +50,7 @@ steps float32 90
 steps mixed_float16 60 training.precision=mixed_float16
 steps mixed_bfloat16 60 training.precision=mixed_bfloat16
 steps free 60 training.deterministic=false
-steps xla 60 training.xla=true
+# XLA has no deterministic gradient of max pooling.
+steps xla 60 training.xla=true training.deterministic=false
 part gaps 60 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
 cat "$folder/results.jsonl"

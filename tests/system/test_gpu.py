@@ -70,7 +70,6 @@ IMAGES, VOLUMES = [2, 8, 8, 4], [2, 8, 8, 8, 4]
 NOT_DETERMINISTIC = {
     "frozen batch norm": lambda x: tf.compat.v1.nn.fused_batch_norm(x, *tf.ones([4, 4]), is_training=False)[0],
     "nearest-neighbor upsampling": keras.layers.UpSampling2D(),
-    "depthwise convolution": keras.layers.DepthwiseConv2D(3),
     "dilation": lambda x: tf.nn.dilation2d(x, tf.zeros([3, 3, 4]), [1] * 4, "SAME", "NHWC", [1] * 4),
     "change of contrast": lambda x: x + tf.image.adjust_contrast(tf.stop_gradient(x), 2.0),
     "bincount": lambda x: x + tf.cast(tf.math.bincount(tf.zeros([8], tf.int32), minlength=4), tf.float32),
@@ -81,6 +80,8 @@ DETERMINISTIC = {
     "convolution": (keras.layers.Conv2D(4, 3, strides=2), IMAGES),
     "dilated convolution": (keras.layers.Conv2D(4, 3, dilation_rate=2), IMAGES),
     "grouped convolution": (keras.layers.Conv2D(4, 3, groups=2), IMAGES),
+    "depthwise convolution": (keras.layers.DepthwiseConv2D(3), IMAGES),
+    "large depthwise convolution": (keras.layers.DepthwiseConv2D(7, padding="same"), IMAGES),
     "transposed convolution": (keras.layers.Conv2DTranspose(4, 3, strides=2), IMAGES),
     "convolution of volumes": (keras.layers.Conv3D(4, 3), VOLUMES),
     "bilinear upsampling": (keras.layers.UpSampling2D(interpolation="bilinear"), IMAGES),

@@ -59,10 +59,24 @@ def test_layers_without_a_deterministic_operation_on_a_gpu_are_named_before_the_
     with pytest.raises(ConfigError, match="training.deterministic: received true, but on a GPU") as caught:
         step.run(*BATCH)
     message = str(caught.value)
-    for part in ("frozen (frozen batch norm)", "nearest (nearest-neighbor upsampling)", "depthwise (depthwise conv"):
+    for part in ("frozen (frozen batch norm)", "nearest (nearest-neighbor upsampling)"):
         assert part in message, message
-    assert not any(part in message for part in ("free (", "bilinear (", "conv (", "more")), message
+    assert not any(part in message for part in ("free (", "bilinear (", "conv (", "depthwise (", "more")), message
     assert (model.get_layer("conv").kernel.numpy() == before).all()
+
+
+@pytest.mark.parametrize(
+    "layer, key",
+    [(keras.layers.MaxPooling2D(), "deterministic"), (keras.layers.UpSampling2D(interpolation="bicubic"), "xla")],
+)
+def test_what_xla_refuses_is_said_in_one_line_by_the_setting_that_asks_for_it(free, layer, key):
+    tf.config.experimental.enable_op_determinism()
+    inputs = keras.Input([8, 8, 3])
+    x = layer(keras.layers.Conv2D(4, 3)(inputs))
+    step = step_of(keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))), xla=True)
+    with pytest.raises(ConfigError, match=f"training.{key}: received true, but TensorFlow says: ") as caught:
+        step.run(*BATCH)
+    assert str(caught.value).endswith(f"set training.{key} to false") and "\n" not in str(caught.value)
 
 
 def test_they_are_trained_without_determinism_and_on_a_cpu(monkeypatch):
