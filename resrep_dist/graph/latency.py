@@ -1,6 +1,6 @@
 """The time of a forward pass as a function of the widths of the prunable groups, from a table of measured times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph.costs import Cost
@@ -11,14 +11,17 @@ from resrep_dist.graph.structure import Graph
 import numpy as np
 
 _NUM_PROBES = 16
+# From this share on the rest of a block takes no time.
+_FREE_SHARE = 0.9
 
 
 class Latency(Cost):
     """Milliseconds of a forward pass: a constant, and the scaled sum of the times of all layers that pruning changes.
 
-    Measured times may fall where a width grows, by chance or because a block of channels gets full. The selection needs
-    a cost that never does: each time becomes the mean of the longest of all narrower layers and the shortest of all
-    wider ones, which is the time itself where nothing falls.
+    It never grows if a width becomes smaller, as long as widths are those of `fast_widths`. Measured times may fall
+    where a width grows, by chance or because a block of channels gets full. The selection needs a cost that never does:
+    each time becomes the mean of the longest of all narrower layers and the shortest of all wider ones, which is the
+    time itself where nothing falls.
 
     Args:
         table: The table.
@@ -42,6 +45,7 @@ class Latency(Cost):
                 f"has no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}; write one for "
                 "this configuration with `resrep measure`"
             )
+        self._steps = _steps_of_groups(graph, {layer.key: layer for layer in table.layers})
         self._calls: list[tuple[WeightedCall, _Grid]] = [(call, grids[call.key]) for call in graph.calls]
 
     def total(self, widths: Sequence[int]) -> float:
@@ -62,13 +66,29 @@ class Latency(Cost):
             grid.at(channels_at(call.inputs, widths), channels_at(call.output, widths)) for call, grid in self._calls
         )
 
+    def fast_widths(self, group: int, full: int) -> list[int]:
+        """Return the widths of a group at which its layers get faster; all if they get faster with each channel.
+
+        Args:
+            group: Index of the group.
+            full: Its full width.
+        """
+        steps = self._steps[group]
+        is_free = bool(steps) and min(each.share for each in steps) >= _FREE_SHARE
+        return [width for width in range(1, full) if all(each.is_fast(width, is_free) for each in steps)] + [full]
+
     def per_channel(self, widths: Sequence[int]) -> list[float]:
-        """Return for each group the time that is saved by removing one channel; 0 within a block of channels.
+        """Return for each group the time that a channel saves if the next fast width is taken.
 
         Args:
             widths: Number of channels of each group, at least 1.
         """
-        return [self._saving(widths, group, 1) for group in range(len(widths))]
+        return [self._saving(widths, group, number) / number for group, number in enumerate(self._to_next(widths))]
+
+    def _to_next(self, widths: Sequence[int]) -> list[int]:
+        """Return for each group the number of channels down to the next fast width; 1 if there is none."""
+        fast = [[f for f in self.fast_widths(group, width) if f < width] for group, width in enumerate(widths)]
+        return [width - below[-1] if below else 1 for width, below in zip(widths, fast, strict=True)]
 
     def slopes(self, widths: Sequence[int]) -> list[float]:
         """Return for each group the most that a channel saves on average, over several numbers of removed channels.
@@ -78,8 +98,8 @@ class Latency(Cost):
         """
         result = []
         for group, width in enumerate(widths):
-            numbers = {round(width * part / _NUM_PROBES) for part in range(1, _NUM_PROBES)} | {1}
-            possible = [number for number in numbers if 0 < number < width]
+            fast = self.fast_widths(group, width)[:-1]
+            possible = [width - narrow for narrow in fast[:: max(1, len(fast) // _NUM_PROBES)]]
             result.append(max((self._saving(widths, group, number) / number for number in possible), default=0.0))
         return result
 
@@ -87,6 +107,17 @@ class Latency(Cost):
         fewer = list(widths)
         fewer[group] -= number
         return self.total(widths) - self.total(fewer)
+
+
+def _steps_of_groups(graph: Graph, layers: Mapping[tuple[str, int, int], LayerTimes]) -> list[list[Steps]]:
+    """Return for each group the blocks of all layers that have its channels, and no others, on a side."""
+    result: list[list[Steps]] = [[] for _ in graph.groups]
+    for call in graph.calls:
+        layer = layers[call.key]
+        for segments, steps in ((call.inputs, layer.input_steps), (call.output, layer.output_steps)):
+            if len(segments) == 1 and segments[0][0] is not None:
+                result[segments[0][0]].append(steps)
+    return result
 
 
 class _Grid:
@@ -120,14 +151,21 @@ def counted_width(width: int, steps: Steps) -> float:
     """
     if width <= steps.size:
         return width
+    if width % steps.unit:
+        return steps.detour * width
     return width + steps.share * (-(-width // steps.size) * steps.size - width)
 
 
 def _places(measured: Sequence[int], steps: Steps) -> list[tuple[int, float]]:
     """Return for each width from 0 up the measured one before it, and how far it is on the way to the next."""
     positions = [counted_width(width, steps) for width in measured]
-    result = []
+    last, result = len(positions) - 1, []
     for width in range(measured[-1] + 1):
-        place = float(np.interp(counted_width(width, steps), positions, range(len(positions))))
-        result.append((int(place), place - int(place)))
+        counted = counted_width(width, steps)
+        place = float(np.interp(counted, positions, range(last + 1)))
+        before = int(place)
+        if counted > positions[-1] and last > 0:
+            # By a detour, more than the full width: on the line through the last two.
+            before, place = last - 1, last + (counted - positions[-1]) / (positions[-1] - positions[-2])
+        result.append((before, place - before))
     return result
