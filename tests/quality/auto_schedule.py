@@ -217,7 +217,7 @@ def _size_table(results: Sequence[dict[str, Any]]) -> list[str]:
         "",
         f"auto, of {len(results)} runs: masks met in {met}, all masked rows dead in {dead}.",
         "",
-        f"Top-1, auto minus hand, all {len(pairs)} pairs: {_differences(pairs)}",
+        f"Top-1, auto minus hand, all runs: {_differences(pairs)}",
         "",
         "Where hand has the target and all its masked rows are dead too, so that both models are of one size: "
         f"{_differences([(a, h) for a, h in pairs if is_met(h) and h['num_masked_alive'] == 0])}",
