@@ -25,6 +25,8 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.models.result_folder import EXPORT_NAME, current_folder, recover_folder, replace_folder
 from resrep_dist.pruning.deadness import num_masked_alive
+from resrep_dist.pruning.goals import goal_of
+from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.reporting.usage import usage_of
@@ -130,6 +132,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     base = build_model(config.model, config.task)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
+    goal = goal_of(graph, config.prune)
     trained, source = _load_trained(base, graph, workdir, checkpoint, config)
     validation_data = validation_data or load_sources(config.data, config.model, config.task)[1]
     images = validation_data.first_images(config.merge.num_images)
@@ -145,8 +148,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     macs = _count_macs(trained, slim, graph)
     report = measure_models(models, files, macs, validation_data, *_evaluation(config)) | {
         "model": config.model.name,
-        "target_macs_fraction": config.prune.target_macs_fraction,
-        "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
+        **target_section(goal, graph, certificate.channels, macs),
         "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
         **source.notes(config),
