@@ -1,8 +1,8 @@
 """Modes of shrinking over seeds: `python -m tests.quality.compare_shrinking --seeds 3 [--config FILE]`.
 
 For each seed one base model is trained, and pruned in each mode for the same number of steps. Prints top-1 at the end,
-with `train.weight_average_decay` that of the average too; the multiply-adds of all steps, compactors counted, relative to
-plain training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
+with `train.weight_average_decay` that of the average too; the multiply-adds of all steps, compactors counted, relative
+to plain training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
 
 `--nudges N` prunes N times in each mode, from weights of the base that differ by roundings: how far apart the ends of
 one and the same training are.
