@@ -26,6 +26,7 @@ if "tensorflow" in sys.modules:
 if TYPE_CHECKING:
     from resrep_dist.config import Config as Config
     from resrep_dist.config import PruneConfig as PruneConfig
+    from resrep_dist.config import TargetConfig as TargetConfig
     from resrep_dist.config import build_config as build_config
     from resrep_dist.config import load_config as load_config
     from resrep_dist.data.loading import load_sources as load_sources
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from resrep_dist.training.trainer import Trainer as Trainer
 
 _MODULES = {
-    "config": ("Config", "PruneConfig", "build_config", "load_config"),
+    "config": ("Config", "PruneConfig", "TargetConfig", "build_config", "load_config"),
     "data.loading": ("load_sources",),
     "data.source": ("ImageSource", "Source"),
     "distributed.cluster": ("Cluster",),

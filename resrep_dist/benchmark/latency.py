@@ -20,6 +20,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model
 from resrep_dist.models.result_folder import current_folder
 from resrep_dist.pruning.deadness import kill_channels
+from resrep_dist.pruning.goals import goal_of
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.training.phase import pruning_of
@@ -102,10 +103,11 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
     graph = trace(base, prune.exclude, prune.residual_groups)
     require_prunable(base.name, graph)
     random = np.random.default_rng(config.seed)
+    goal = goal_of(graph, prune)
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths],
-        graph.macs,
-        target_macs=prune.target_macs_fraction * graph.macs.total(graph.widths),
+        goal.cost,
+        target_macs=goal.limit,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
         round_to=prune.round_to,

@@ -8,6 +8,7 @@ from resrep_dist.config import Config
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
+from resrep_dist.pruning.goals import Goal, goal_of
 from resrep_dist.reporting.table import read_report
 from resrep_dist.training.phase import pruning_of
 
@@ -21,14 +22,14 @@ def choose_channels(graph: Graph, config: Config, run: Path | None = None) -> Ke
         graph: Graph of the model.
         config: The configuration.
         run: Folder of a finished run, or a log of widths (see `read_log`), of which the last widths are used. None if
-            every group keeps the same fraction of its channels, the largest that meets `prune.target_macs_fraction`.
+            every group keeps the same fraction of its channels, the largest that meets the target.
 
     Raises:
         UserError: If the run or log cannot be read or is of another model.
     """
     if run is None:
         prune = pruning_of(config)
-        return even_channels(graph, prune.target_macs_fraction, prune.round_to)
+        return even_channels(graph, goal_of(graph, prune), prune.round_to)
     if run.is_file():
         _, widths = read_log(run, graph)[-1]
         return KeptChannels.first_of(widths)
@@ -100,12 +101,12 @@ def channels_of(graph: Graph, kept: Mapping[str, int]) -> KeptChannels:
     return KeptChannels.first_of(kept[group.name] // group.num_parts for group in graph.groups)
 
 
-def even_channels(graph: Graph, macs_fraction: float, round_to: int = 1) -> KeptChannels:
+def even_channels(graph: Graph, goal: Goal, round_to: int = 1) -> KeptChannels:
     """Return the channels in which every group keeps the largest possible fraction of its channels, the same for all.
 
     Args:
         graph: Graph of the model.
-        macs_fraction: Maximum multiply-adds, as a fraction of those at full width.
+        goal: What may be left.
         round_to: Widths are multiples of this number of channels, at least one multiple, unless the full width is less.
     """
 
@@ -114,6 +115,5 @@ def even_channels(graph: Graph, macs_fraction: float, round_to: int = 1) -> Kept
         return [min(pair) for pair in zip(rounded, graph.widths, strict=True)]
 
     shares = [number / 1000 for number in range(1001)]
-    total = graph.macs.total(graph.widths)
-    fitting = [share for share in shares if graph.macs.total(widths(share)) <= macs_fraction * total] or [0.0]
+    fitting = [share for share in shares if goal.cost.total(widths(share)) <= goal.limit] or [0.0]
     return KeptChannels.first_of(widths(fitting[-1]))

@@ -3,13 +3,15 @@
 import math
 
 from resrep_dist.cli.memory import estimate_memory
-from resrep_dist.config import Config
+from resrep_dist.config import Config, PruneConfig
 from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph, trace
+from resrep_dist.graph.costs import Cost
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.models.building import build_model
+from resrep_dist.pruning.goals import Goal, goal_of
 from resrep_dist.pruning.targets import narrowest_widths, require_prunable, require_reachable_target
 from resrep_dist.training.phase import plan_phase, pruning_of
 
@@ -38,15 +40,31 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
     require_prunable(model.name, graph)
     _print_layers(console, model.name, graph)
-    total = graph.macs.total(graph.widths)
-    floor = graph.macs.total(narrowest_widths(graph, config.prune))
-    console.print(
-        f"Multiply-adds (convolutions and dense layers, one image): {total:,}; "
-        f"target {config.prune.target_macs_fraction * total:,.0f} ({100 * config.prune.target_macs_fraction:.1f} %); "
-        f"lowest possible {floor:,} ({100 * floor / total:.1f} %)"
-    )
+    _print_costs(console, graph, config.prune)
     _print_schedule(console, config, graph)
     _print_memory(console, insert_compactors(model, graph), config, num_ranks)
+
+
+def _print_costs(console: Console, graph: Graph, prune: PruneConfig) -> None:
+    """Print all costs that are known, what the target leaves of one, and what is reachable of each."""
+    goal, narrowest = goal_of(graph, prune), narrowest_widths(graph, prune)
+    known: dict[str, Cost] = {"Multiply-adds (convolutions and dense layers, one image)": graph.macs}
+    if graph.parameters is not None:
+        known["Parameters (of the merged model)"] = graph.parameters
+    shown: dict[str, Goal] = {
+        text: goal if goal.cost is cost else Goal("", cost, cost.total(graph.widths), 1.0)
+        for text, cost in known.items()
+    }
+    if goal.kind == "latency":
+        shown[f"Latency ({prune.goal.costs})"] = goal
+    for text, each in shown.items():
+        floor = each.cost.total(narrowest)
+        target = f"target {each.cost.show(each.limit)} ({100 * each.fraction:.1f} %); " if each is goal else ""
+        console.print(
+            f"{text}: {each.cost.show(each.base)}; {target}lowest possible {each.cost.show(floor)} "
+            f"({100 * floor / each.base:.1f} %)",
+            markup=False,
+        )
 
 
 def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
@@ -66,7 +84,9 @@ def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
 def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
     rank_batch_size = math.ceil(config.data.global_batch_size / num_ranks)
     num_micro_batches = config.training.gradient_accumulation_steps
-    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_micro_batches)
+    has_average = config.train.weight_average_decay is not None
+    model = with_precision(model, config.training.precision)
+    estimate = estimate_memory(model, rank_batch_size, num_micro_batches, has_average)
     division = f" in {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
     console.print(
         f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{division}: "

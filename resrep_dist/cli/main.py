@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from resrep_dist.cli.benchmark_commands import add_benchmark_commands
 from resrep_dist.cli.first_commands import add_first_commands
+from resrep_dist.cli.measure_command import add_measure_command
 from resrep_dist.cli.options import KEYS
 from resrep_dist.cli.quiet_import import quiet_tensorflow
 from resrep_dist.cli.run_commands import add_run_commands
@@ -92,4 +93,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_first_commands(commands)
     add_run_commands(commands)
     add_benchmark_commands(commands)
+    add_measure_command(commands)
     return parser

@@ -16,6 +16,7 @@ from resrep_dist.config.schema import (
     ShrinkConfig,
     TrainingConfig,
 )
+from resrep_dist.config.target import TargetConfig
 
 __all__ = [
     "ChannelStatistics",
@@ -29,6 +30,7 @@ __all__ = [
     "PhaseConfig",
     "PruneConfig",
     "ShrinkConfig",
+    "TargetConfig",
     "TrainingConfig",
     "build_config",
     "load_config",

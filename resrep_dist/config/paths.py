@@ -13,8 +13,8 @@ def with_absolute_paths(config: Config) -> Config:
     """Return a configuration with absolute paths.
 
     Args:
-        config: The configuration. `data.path`, `data.index_folder`, `model.weights` and the path in a `model.name` that
-            starts with `file:` are relative to the current folder.
+        config: The configuration. `data.path`, `data.index_folder`, `model.weights`, `prune.target.costs` and the path
+            in a `model.name` that starts with `file:` are relative to the current folder.
     """
     return _with_paths(config, Path.absolute)
 
@@ -38,7 +38,10 @@ def _with_paths(config: Config, change: Callable[[Path], Path]) -> Config:
         name = f"{_FILE}{changed(name.removeprefix(_FILE))}"
     model = dataclasses.replace(model, name=name, weights=changed(model.weights))
     data = dataclasses.replace(data, path=changed(data.path), index_folder=changed(data.index_folder))
-    return dataclasses.replace(config, model=model, data=data)
+    prune = config.prune
+    if prune and prune.target and prune.target.costs:
+        prune = dataclasses.replace(prune, target=dataclasses.replace(prune.target, costs=changed(prune.target.costs)))
+    return dataclasses.replace(config, model=model, data=data, prune=prune)
 
 
 def _resolve(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal
 
+from resrep_dist.config.target import Fraction, TargetConfig
+
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -68,6 +70,9 @@ class PhaseConfig:
     """Momentum of all weights except those of the compactors."""
     weight_decay: NotNegativeFloat = 1e-4
     """Weight decay of all weights except those of compactors, bias and batch norm."""
+    weight_average_decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Decay per step of an exponential moving average (EMA) of the weights, such as 0.999, which is evaluated and
+    merged in place of the weights. In step n at most (1 + n) / (10 + n). None for no average."""
     distillation: DistillationConfig | None = None
     """The base model teaches the one that is pruned, for `train` of a run that prunes. None for the labels alone."""
 
@@ -111,8 +116,11 @@ class TrainingConfig:
 class PruneConfig:
     """What is pruned, and how. Sections are those of the ResRep paper (Ding et al., ICCV 2021)."""
 
-    target_macs_fraction: Annotated[float, Gt(0), Lt(1)]
-    """Target for the multiply-adds of the slim model, as a fraction of those of the base model."""
+    target_macs_fraction: Fraction | None = None
+    """Target for the multiply-adds of the slim model, as a fraction of those of the base model: the short form of
+    `target: {macs_fraction: ...}`. None if `target` is given."""
+    target: TargetConfig | None = None
+    """Target by multiply-adds, parameters or time, in place of `target_macs_fraction`."""
     lasso_strength: PositiveFloat | Auto = "auto"
     """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3. `auto`: what takes a
     row of norm 1 to zero in the time that is left after a third of the phase, at least the paper's 1e-4."""
@@ -149,6 +157,19 @@ class PruneConfig:
     guessing. 0 for no limit."""
     max_extension_epochs: NotNegativeFloat = 10.0
     """Maximum number of epochs by which the pruning phase is extended if masked rows are not dead at its end."""
+
+    def __post_init__(self) -> None:
+        if (self.target_macs_fraction is None) == (self.target is None):
+            received = "neither" if self.target is None else "both"
+            raise ValueError(
+                f"prune: received {received} of target_macs_fraction and target, expected one of them, as in "
+                "target_macs_fraction: 0.5, or target: {latency_fraction: 0.6, costs: costs.json}"
+            )
+
+    @property
+    def goal(self) -> TargetConfig:
+        """The target, whichever way it is given."""
+        return self.target or TargetConfig(macs_fraction=self.target_macs_fraction)
 
     @property
     def dead_row_norm(self) -> float:

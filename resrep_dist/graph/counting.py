@@ -1,11 +1,13 @@
-"""Sums the multiply-adds of all calls into one polynomial in the widths of the groups."""
+"""Sums the multiply-adds of all calls, and the parameters of all layers, into polynomials in the groups' widths."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import UnitMacs
-from resrep_dist.graph.macs import MultiplyAdds
+from resrep_dist.graph.macs import MultiplyAdds, Parameters
 
 CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
 """Name of the layer, cost of a call (None if not known), channels of its first input and of its output."""
@@ -21,11 +23,52 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
     Returns:
         The multiply-adds as a function of the widths, and the names of the layers whose cost is not known.
     """
-    constant, linear, bilinear = 0, [0] * len(widths), Counter[tuple[int, int]]()
-    uncounted = []
-    for name, cost, inputs, outputs in calls:
+    costs = list(calls)
+    uncounted = tuple(dict.fromkeys(name for name, cost, _, _ in costs if cost is None))
+    return MultiplyAdds(*_polynomial(len(widths), costs)), uncounted
+
+
+def count_parameters_by_width(widths: Sequence[int], layers: Iterable[CallCost]) -> Parameters:
+    """Sum the parameters of all layers of the merged model.
+
+    Args:
+        widths: Number of channels of each group.
+        layers: Each layer once, with its parameters in place of multiply-adds; see `unit_parameters`.
+    """
+    return Parameters(*_polynomial(len(widths), layers))
+
+
+def unit_parameters(layer: Any, macs: UnitMacs | None, inputs: int, outputs: int, *, is_folded: bool) -> UnitMacs:
+    """Return the parameters of a layer by its channels.
+
+    The kernels of a layer that has multiply-adds are used once for each position, so the multiply-adds have the same
+    form, with the number of positions as a factor.
+
+    Args:
+        layer: The layer.
+        macs: Multiply-adds of a call; None if they are not known.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        is_folded: True if the layer gets its bias from the batch norm that follows.
+    """
+    num_weights = sum(math.prod(weight.shape) for weight in layer.weights)
+    is_per_channel = outputs and num_weights % outputs == 0
+    if macs is None or macs == UnitMacs():
+        # A normalization or the like has some numbers for each channel.
+        return UnitMacs(per_output=num_weights // outputs) if is_per_channel else UnitMacs(constant=num_weights)
+    num_bias = outputs if getattr(layer, "use_bias", False) else 0
+    of_call = macs.constant + macs.per_input * inputs + macs.per_output * outputs
+    of_call += macs.per_pair * inputs * outputs // macs.num_groups
+    positions = of_call // max(1, num_weights - num_bias)
+    shares = [value // max(1, positions) for value in macs[:4]]
+    has_bias = bool(num_bias) or is_folded
+    return UnitMacs(shares[0], shares[1], shares[2] + has_bias, shares[3], macs.num_groups)
+
+
+def _polynomial(num_groups: int, costs: Iterable[CallCost]) -> tuple[int, tuple[int, ...], dict[tuple[int, int], int]]:
+    constant, linear, bilinear = 0, [0] * num_groups, Counter[tuple[int, int]]()
+    for _, cost, inputs, outputs in costs:
         if cost is None:
-            uncounted.append(name)
             continue
         constant += cost.constant
         # None stands for the channels that are not prunable; segments that repeat (flattened pixels) add up.
@@ -44,7 +87,7 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
                 linear[groups[0]] += factor
             else:
                 bilinear[(groups[0], groups[1])] += factor
-    return MultiplyAdds(constant, tuple(linear), dict(bilinear)), tuple(dict.fromkeys(uncounted))
+    return constant, tuple(linear), dict(bilinear)
 
 
 def _channels_by_group(segments: GroupSegments) -> dict[int | None, int]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import Kind
-from resrep_dist.graph.macs import MultiplyAdds
+from resrep_dist.graph.macs import MultiplyAdds, Parameters
+from resrep_dist.graph.signatures import WeightedCall
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,10 @@ class Graph:
     channels: dict[str, LayerChannels] = dataclasses.field(default_factory=dict, repr=False)
     """For each layer of the flat model its channels; for a shared layer those of a call with prunable channels, if any.
     """
+    parameters: Parameters | None = dataclasses.field(default=None, repr=False)
+    """Parameters of the merged model as a function of the width of each group; None in a graph that was not traced."""
+    calls: tuple[WeightedCall, ...] = dataclasses.field(default=(), repr=False)
+    """The calls with multiply-adds whose number of channels pruning changes, in topological order."""
 
     @property
     def layers(self) -> list[PrunableLayer]:
@@ -105,7 +110,7 @@ class Graph:
     def at_widths(self, widths: Sequence[int]) -> "Graph":
         """Return the graph of the same model with other widths of its groups.
 
-        `macs` stays the same: it is a function of the widths.
+        `macs`, `parameters` and `calls` stay the same: they are functions of the widths.
 
         Args:
             widths: Number of channels of each group, in the order of `groups`.

@@ -21,9 +21,10 @@ from typing import Any
 
 from resrep_dist.errors import ModelError
 from resrep_dist.graph.channels import ChannelSets, GroupSegments, Segments
-from resrep_dist.graph.counting import count_macs
+from resrep_dist.graph.counting import CallCost, count_macs, count_parameters_by_width, unit_parameters
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
+from resrep_dist.graph.signatures import WeightedCall, weighted_call
 from resrep_dist.graph.structure import Graph, Group, LayerChannels, PrunableLayer
 from resrep_dist.graph.table import is_channelwise_batch_norm, kind_of
 from resrep_dist.graph.weighted import Weighted
@@ -141,7 +142,8 @@ class _Tracing:
                 of_consumers = tuple(sorted(consumers.get(root, ())))
                 groups.append(Group(tuple(layers), self.sets.widths[root], of_consumers, self.sets.num_parts[root]))
         channels: dict[str, LayerChannels] = {}
-        costs = []
+        costs: list[CallCost] = []
+        calls: list[WeightedCall | None] = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):
             inputs = tuple(self._resolved(segments, index_of_root) for segments in self._inputs(node))
             output = self._resolved(self._segments[node.flat_output_ids[0]], index_of_root)
@@ -149,8 +151,26 @@ class _Tracing:
             if name not in channels or not channels[name].is_in_a_group:
                 channels[name] = LayerChannels(kind, inputs, output, name in self._shared)
             costs.append((name, kind.macs(node), inputs[0], output))
-        macs, uncounted = count_macs([group.width for group in groups], costs)
-        return Graph(tuple(groups), refused, macs, uncounted, channels)
+            calls.append(weighted_call(node, costs[-1][1], inputs[0], output))
+        widths = [group.width for group in groups]
+        macs, uncounted = count_macs(widths, costs)
+        parameters = count_parameters_by_width(widths, self._layer_costs(groups, costs))
+        known = tuple(call for call in calls if call is not None)
+        return Graph(tuple(groups), refused, macs, uncounted, channels, parameters, known)
+
+    def _layer_costs(self, groups: Sequence[Group], costs: Sequence[CallCost]) -> list[CallCost]:
+        """Return each layer of the merged model once, with its parameters."""
+        compacted = [layer for group in groups for layer in group.layers]
+        folded = {layer.name for layer in compacted}
+        seen = {layer.batch_norm for layer in compacted}
+        result: list[CallCost] = []
+        for node, (name, macs, inputs, output) in zip(self._nodes, costs, strict=True):
+            if name not in seen:
+                sizes = [sum(width for _, width in segments) for segments in (inputs, output)]
+                unit = unit_parameters(node.layer, macs, *sizes, is_folded=name in folded)
+                result.append((name, unit, inputs, output))
+                seen.add(name)
+        return result
 
     def _inputs(self, node: Any) -> list[Segments]:
         return [self._segments[key] for key in node.flat_input_ids]

@@ -135,6 +135,10 @@ class Curves(Hook):
             by_mask, living = curves["prune/macs_fraction_by_mask"], curves["prune/macs_fraction_living"]
             line += f"  multiply-adds {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
             short_line += f"  macs {100 * living:.1f} %"
+            if (kind := pruner.goal.kind) != "macs":
+                by_mask, living = (curves[f"prune/{kind}_fraction_{of}"] for of in ("by_mask", "living"))
+                line += f"  {pruner.goal.cost.noun} {100 * by_mask:.1f} % by mask, {100 * living:.1f} % living"
+                short_line += f"  {kind} {100 * living:.1f} %"
         self._monitor.scalars(step, scalars)
         speed = f"{times['train/images_per_second']:.0f} images/s"
         self._monitor.progress(step, f"{line}  {speed}", f"{short_line}  {speed}")

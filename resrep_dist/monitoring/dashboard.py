@@ -26,6 +26,9 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "multiply-adds left, by mask, by living channels, and in training if it shrinks": [
             "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "shrink/training_macs_fraction",
         ],
+        "parameters or latency left, if the target counts them": [
+            "prune/(parameters|latency)_fraction_by_mask", "prune/(parameters|latency)_fraction_living",
+        ],
         "loss and lasso term": ["train/loss", "train/lasso_term"],
     },
     "Is it training well?": {
@@ -51,6 +54,8 @@ _SWEPT_SETTINGS = (
 )  # fmt: skip
 _SUBRUNS = {
     "prune/macs_fraction_by_mask": "by_mask",
+    "prune/parameters_fraction_by_mask": "by_mask",
+    "prune/latency_fraction_by_mask": "by_mask",
     "shrink/training_macs_fraction": "in_training",
     "train/lasso_term": "lasso_term",
 }

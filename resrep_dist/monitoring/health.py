@@ -102,12 +102,13 @@ class Health(Hook):
 
     def _see_target(self, step: int, pruner: Pruner) -> None:
         assert self._config is not None
-        target, reached = self._config.target_macs_fraction, pruner.macs_fraction(pruner.unmasked_widths())
+        goal = pruner.goal
+        target, reached = goal.fraction, goal.fraction_at(pruner.unmasked_widths())
         if pruner.is_settled(step) and reached > target:
             self._warn(
                 "target",
                 f"Step {step}: the target will be missed: masks no longer change and leave {100 * reached:.1f} % of "
-                f"the multiply-adds, {100 * target:.1f} % were asked for; raise prune.channels_per_update or train "
+                f"the {goal.cost.noun}, {100 * target:.1f} % were asked for; raise prune.channels_per_update or train "
                 "longer.",
             )
 

@@ -27,6 +27,7 @@ class Pruner:
 
     Attributes:
         interval_steps: Number of steps between two updates of the masks.
+        goal: The target, with the cost that it counts.
 
     Args:
         state: State of the run; `follow` replaces it.
@@ -52,7 +53,7 @@ class Pruner:
         last_step: int,
     ) -> None:
         require_prunable(state.model.name, graph)
-        require_reachable_target(graph, config)
+        self.goal = require_reachable_target(graph, config)
         self.graph, self._config, self._cluster = graph, config, cluster
         self._first_step, self._last_step = first_step, last_step
         self.interval_steps, self._max_channels = update_rate(config, graph, first_step, last_step)
@@ -106,8 +107,8 @@ class Pruner:
         norms = self._by_group([summed.numpy() / self._cluster.size for summed in self._summed_norms()])
         selection = select_masks(
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
-            self.graph.macs,
-            target_macs=self._config.target_macs_fraction * self._total_macs,
+            self.goal.cost,
+            target_macs=self.goal.limit,
             max_chosen=self._state.num_chosen + self._max_channels,
             min_channels=self._config.min_channels,
             round_to=self._config.round_to,
@@ -176,8 +177,7 @@ class Pruner:
 
     def is_pruned(self) -> bool:
         """Return True if the living channels meet the target and every masked row is dead: nothing is left to do."""
-        is_met = self.macs_fraction(self.living_widths()) <= self._config.target_macs_fraction
-        return is_met and self.num_masked_alive() == 0
+        return self.goal.is_met(self.living_widths()) and self.num_masked_alive() == 0
 
     def macs_fraction(self, widths: list[int]) -> float:
         """Return the multiply-adds as a fraction of those of the base model.
@@ -198,6 +198,9 @@ class Pruner:
             "train/lasso_term": self._state.optimizer.lasso_strength * float(sum(map(np.sum, norms))),
             "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
             "prune/macs_fraction_living": self.macs_fraction(living_widths),
+            # Of another target than multiply-adds also what it counts.
+            f"prune/{self.goal.kind}_fraction_by_mask": self.goal.fraction_at(self.unmasked_widths()),
+            f"prune/{self.goal.kind}_fraction_living": self.goal.fraction_at(living_widths),
             **{f"width/{g.name}": float(w * g.num_parts) for g, w in zip(groups, living_widths, strict=True)},
         }
         return scalars, {f"row_norms/{g.name}": n for g, n in zip(groups, self._by_group(norms), strict=True)}

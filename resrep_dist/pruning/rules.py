@@ -7,7 +7,7 @@ import bisect
 import dataclasses
 from collections.abc import Sequence
 
-from resrep_dist.graph.macs import MultiplyAdds
+from resrep_dist.graph.costs import Cost
 
 import numpy as np
 import tensorflow as tf
@@ -182,8 +182,8 @@ class Selection:
     """For each group, bool [D]: True = trained, False = masked."""
     num_chosen: int
     """Number of channels chosen before the widths were rounded up; the limit of the next update is based on it."""
-    macs: int
-    """Multiply-adds of one image at the unmasked widths."""
+    macs: float
+    """Cost of one image at the unmasked widths, as the selection counts it: multiply-adds, or what a target names."""
 
     @property
     def widths(self) -> list[int]:
@@ -193,7 +193,7 @@ class Selection:
 
 def select_masks(
     norms: Sequence[np.ndarray],
-    macs: MultiplyAdds,
+    cost: Cost,
     *,
     target_macs: float,
     max_chosen: int,
@@ -203,15 +203,15 @@ def select_masks(
     """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
 
     The channels of all groups are sorted by norm, ties by group and channel. They are chosen from the lowest up, until
-    the multiply-adds that remain are at most `target_macs`, or `max_chosen` channels are chosen. Chosen channels are
+    the cost that remains is at most `target_macs`, or `max_chosen` channels are chosen. Chosen channels are
     masked, with two exceptions. Each group keeps its `min_channels` largest, and the channels that rounding its width
     up retains. A dead channel (norm 0) stays masked, even if the target is met without it: all zeros are equal in the
     order, so the channels chosen to reach the target could be others at each update.
 
     Args:
         norms: Norms of the channels of each group, [D_i], averaged over all ranks; see `group_norms`.
-        macs: Multiply-adds by the width of each group.
-        target_macs: Multiply-adds of one image to reach.
+        cost: Cost by the width of each group: multiply-adds, parameters or time.
+        target_macs: Cost of one image to reach.
         max_chosen: Maximum number of channels to choose.
         min_channels: Minimum number of channels that each group keeps.
         round_to: Widths are rounded up to multiples of this number.
@@ -227,14 +227,14 @@ def select_masks(
 
     def is_enough(num_lowest: int) -> bool:
         num_chosen, widths = choose(num_lowest)
-        return num_chosen >= max_chosen or macs.total(widths) <= target_macs
+        return num_chosen >= max_chosen or cost.total(widths) <= target_macs
 
     # Bisection finds the smallest number of lowest channels that is enough, since `is_enough` never turns from True
     # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never
-    # leaves more multiply-adds, whose coefficients are not negative.
+    # costs more: the coefficients of polynomials are not negative, and tables of times are made so (see `Latency`).
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
-    return Selection(masks, num_chosen, macs.total([int(mask.sum()) for mask in masks]))
+    return Selection(masks, num_chosen, cost.total([int(mask.sum()) for mask in masks]))
 
 
 def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:

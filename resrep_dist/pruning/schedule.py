@@ -6,6 +6,7 @@ import math
 
 from resrep_dist.config import PruneConfig
 from resrep_dist.graph import Graph
+from resrep_dist.pruning.goals import with_checksum
 from resrep_dist.pruning.rules import last_step_to_die, steps_to_die, strength_to_die
 from resrep_dist.pruning.targets import fewest_channels, last_mask_step, narrowest_widths
 
@@ -29,7 +30,7 @@ class MaskSchedule:
     """The schedule of a pruning phase, in numbers."""
 
     config: PruneConfig
-    """The section `prune` with a number in place of each `auto`."""
+    """The section `prune` with a number in place of each `auto`, and the checksum of its table of times."""
     chosen: tuple[str, ...]
     """Names of the settings that were `auto`."""
     lasso_strength: float
@@ -162,7 +163,7 @@ def plan_masks(
     first_step = max(1, round(start_epochs * steps_per_epoch))
     window_end = _window_end(config, first_step, num_steps)
     strength = _strength(config, rates, window_end)
-    numbers = dataclasses.replace(config, lasso_strength=strength, mask_start_epochs=start_epochs)
+    numbers = dataclasses.replace(with_checksum(config), lasso_strength=strength, mask_start_epochs=start_epochs)
     last_step = last_mask_step(numbers, strength, first_step, rates)
     interval_steps, max_channels = update_rate(config, graph, first_step, min(last_step, window_end))
     numbers = dataclasses.replace(numbers, mask_interval_steps=interval_steps, channels_per_update=max_channels)

@@ -5,6 +5,7 @@ import math
 from resrep_dist.config import PruneConfig
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph
+from resrep_dist.pruning.goals import Goal, goal_of
 from resrep_dist.pruning.rules import last_step_to_die
 
 import numpy as np
@@ -29,23 +30,29 @@ def require_prunable(model_name: str, graph: Graph) -> None:
         raise ModelError(f"model {model_name}: no convolution can be pruned ({reasons or 'it has none'})")
 
 
-def require_reachable_target(graph: Graph, config: PruneConfig) -> None:
+def require_reachable_target(graph: Graph, config: PruneConfig) -> Goal:
     """Check that the target can be reached with the narrowest widths that the settings allow.
 
     Args:
         graph: Trace of the original model.
         config: The target, `min_channels` and `round_to`.
 
+    Returns:
+        The target.
+
     Raises:
-        ConfigError: If these widths still have more multiply-adds than the target.
+        ConfigError: If these widths still cost more than the target, or it is no target for this model, see `goal_of`.
     """
-    fraction = graph.macs.total(narrowest_widths(graph, config)) / graph.macs.total(graph.widths)
-    if fraction > config.target_macs_fraction:
+    goal = goal_of(graph, config)
+    lowest = goal.fraction_at(narrowest_widths(graph, config))
+    if lowest > goal.fraction:
+        scale = goal.base if goal.setting.endswith("_ms") else 1.0
         raise ConfigError(
-            f"prune.target_macs_fraction: received {config.target_macs_fraction:g}, expected more than {fraction:.4g}: "
-            f"so much of the multiply-adds remains with prune.min_channels {config.min_channels} and prune.round_to "
+            f"{goal.setting}: received {goal.fraction * scale:g}, expected more than {lowest * scale:.4g}: "
+            f"so much of the {goal.cost.noun} remains with prune.min_channels {config.min_channels} and prune.round_to "
             f"{config.round_to} in all {len(graph.groups)} groups that can be pruned"
         )
+    return goal
 
 
 def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
@@ -64,21 +71,23 @@ def fewest_channels(graph: Graph, config: PruneConfig) -> int:
 
     A channel saves most while all others are unmasked, because the cost of a layer is a product of widths. So each
     channel is counted with what it saves at full width, and the groups whose channels save most come first. What a real
-    selection saves with the same number of channels is at most that.
+    selection saves with the same number of channels is at most that. Of measured times that holds as nearly as they
+    grow with the product of the widths.
 
     Args:
         graph: Trace of the original model.
         config: The target, `min_channels` and `round_to`.
     """
-    widths, lowest, total = graph.widths, narrowest_widths(graph, config), graph.macs.total(graph.widths)
-    missing_macs = (1.0 - config.target_macs_fraction) * total
+    widths, lowest, goal = graph.widths, narrowest_widths(graph, config), goal_of(graph, config)
+    # At full width the cost of the merged model can be below the base's, whose batch norms take time.
+    missing = goal.cost.total(widths) - goal.limit if goal.kind == "latency" else (1.0 - goal.fraction) * goal.base
     num_channels = 0
-    savings = sorted(zip(graph.macs.slopes(widths), widths, lowest, strict=True), reverse=True)
+    savings = sorted(zip(goal.cost.slopes(widths), widths, lowest, strict=True), reverse=True)
     for saving, width, least in savings:
-        if missing_macs <= 0 or saving <= 0:
+        if missing <= 0 or saving <= 0:
             break
-        num_taken = min(width - least, math.ceil(missing_macs / saving))
-        num_channels, missing_macs = num_channels + num_taken, missing_macs - num_taken * saving
+        num_taken = min(width - least, math.ceil(missing / saving))
+        num_channels, missing = num_channels + num_taken, missing - num_taken * saving
     return num_channels
 
 

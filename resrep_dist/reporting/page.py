@@ -9,6 +9,7 @@ from resrep_dist.config.changed import changed_settings
 from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.reporting.figures import channels_picture, costs_pictures, curves_pictures, run_color
+from resrep_dist.reporting.goals import outcome_of
 from resrep_dist.reporting.run_folder import RunRecord
 from resrep_dist.reporting.verdict import is_good, verdict
 
@@ -159,7 +160,7 @@ def _runs_table(runs: Sequence[RunRecord]) -> Table:
             scores = [score_of(model) for model in (base, result)]
             shown = [f"{s.value:.2f} %" if s.name == name else f"{s.name} {s.value:.2f} %" for s in scores]
             shown[0] = shown[0] if base is not result else ""
-            target = f"{100 * run.report['target_macs_fraction']:.1f} %" if _is_pruned(run) else ""
+            target = _target(run.report) if _is_pruned(run) else ""
             rows.append((run.name, run.report["model"], *shown, target, _macs(result, base), times, _megabytes(result)))
             colors.append(run_color(number))
     headings = (
@@ -167,6 +168,11 @@ def _runs_table(runs: Sequence[RunRecord]) -> Table:
         "latency of one image", "file",
     )  # fmt: skip
     return Table(headings, rows, colors=colors)
+
+
+def _target(report: dict[str, Any]) -> str:
+    noun, asked, _ = outcome_of(report)
+    return f"{100 * asked:.1f} %" + (f" {noun}" if noun != "multiply-adds" else "")
 
 
 def _macs(model: dict[str, Any], base: dict[str, Any]) -> str:
@@ -185,11 +191,11 @@ def _goal(run: RunRecord, is_named: bool) -> str:
     report, name = run.report or {}, f"{run.name}: " if is_named else ""
     if not _is_pruned(run):
         return f"{name}{report['model']}, trained without pruning."
-    reached, target = report["slim"]["macs"] / report["base"]["macs"], report["target_macs_fraction"]
+    noun, target, reached = outcome_of(report)
     num_alive = report["num_masked_alive"]
     end = "missed" if report["target_missed"] else "met"
     end += f", {num_alive:,} masked channels are still alive" if report["target_missed"] and num_alive else ""
-    figures = f"target {100 * target:.1f} % of the multiply-adds, {100 * reached:.1f} % left"
+    figures = f"target {100 * target:.1f} % of the {noun}, {100 * reached:.1f} % left"
     return f"{name}{report['model']}, {figures}: {end}."
 
 

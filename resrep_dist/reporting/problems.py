@@ -6,6 +6,7 @@ from typing import Any
 
 from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import BrokenModelError, TargetMissedError
+from resrep_dist.reporting.goals import outcome_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +33,9 @@ def require_success(report: Mapping[str, Any]) -> None:
     if report.get("problems"):
         raise BrokenModelError(f"--strict: {'; '.join(report['problems'])}")
     if report.get("target_missed"):
-        left, target = report["slim"]["macs"] / report["base"]["macs"], report["target_macs_fraction"]
+        noun, asked, left = outcome_of(report)
         raise TargetMissedError(
-            f"--strict: the target was missed: {100 * left:.1f} % of the multiply-adds are left, {100 * target:.1f} % "
+            f"--strict: the target was missed: {100 * left:.1f} % of the {noun} are left, {100 * asked:.1f} % "
             "were asked for; the slim model is written"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import current_folder
+from resrep_dist.reporting.goals import outcome_of
 
 from rich.console import Console
 from rich.table import Table
@@ -48,9 +49,10 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
         workdir: Folder of the run.
     """
     is_pruned = "slim" in report
-    goal = (
-        f"target {100 * report['target_macs_fraction']:.1f} % multiply-adds" if is_pruned else "trained without pruning"
-    )
+    goal = "trained without pruning"
+    if is_pruned:
+        noun, asked, _ = outcome_of(report)
+        goal = f"target {100 * asked:.1f} % {noun}"
     names = ("base", "trained", "slim") if is_pruned else ("final",)
     rows = [(name, report[name], report[names[0]]) for name in names]
     console.print(_table(f"{report['model']}, {goal}", rows))
@@ -118,9 +120,16 @@ def _print_certificate(console: Console, report: dict[str, Any]) -> None:
             f"The slim file in Keras {certificate['keras3_version']}: largest difference from the trained model "
             f"{certificate['keras3_max_relative_difference']:.2g} of the largest output."
         )
+    noun, asked, left = outcome_of(report)
     if report["target_missed"]:
         console.print(
-            f"[bold]Target missed:[/bold] {100 * report['slim']['macs'] / report['base']['macs']:.1f} % of the "
-            f"multiply-adds are left, {100 * report['target_macs_fraction']:.1f} % were asked for; "
+            f"[bold]Target missed:[/bold] {100 * left:.1f} % of the "
+            f"{noun} are left, {100 * asked:.1f} % were asked for; "
             f"{report['num_masked_alive']} masked channels are still alive."
+        )
+    elif noun == "latency":
+        target = report["target"]
+        console.print(
+            f"Latency by the table of times: {target['left']:.3g} of {target['base']:.3g} ms; `resrep benchmark "
+            "latency` measures the models."
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resrep_dist.config.tasks import Score, score_of
+from resrep_dist.reporting.goals import outcome_of
 
 # Latencies that differ by less, as a fraction, count as equal: they are medians on a machine that others may use.
 _SAME_LATENCY = 0.03
@@ -24,8 +25,9 @@ def verdict(report: Mapping[str, Any]) -> str:
         return f"Trained without pruning: {score.value:.2f} % {_noun(score)} {_on_images(report)}{size}."
     parts = [_savings(report), _accuracy(report), _speed(report)]
     if report.get("target_missed"):
-        asked = 100 * (1 - report["target_macs_fraction"])
-        parts[0] = f"Target missed, {asked:.0f} % fewer multiply-adds were asked for: {parts[0]}"
+        noun, asked, _ = outcome_of(report)
+        less = "less" if noun == "latency" else "fewer"
+        parts[0] = f"Target missed, {100 * (1 - asked):.0f} % {less} {noun} were asked for: {parts[0]}"
     if report.get("is_end_of_training") is False:
         step = report["made_from"]["step"]
         parts[-1] += f"; made from the checkpoint of step {step:,}, which is not the end of the training"

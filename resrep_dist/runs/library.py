@@ -18,7 +18,9 @@ from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import logits_only, require_classes, require_fitting_end
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
+from resrep_dist.pruning.goals import goal_of
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
+from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
@@ -107,7 +109,7 @@ def prune(
         if workdir:
             report = cluster.from_root(lambda: finish_run(workdir, validation_data))
         else:
-            report = _report(model, base_score, slim, graph, config, validation_data, cluster)
+            report = _report(model, base_score, slim, certificate, graph, config, validation_data, cluster)
     return PruneResult(slim, certificate, report, history.values)
 
 
@@ -134,7 +136,7 @@ def _merged(trainer: Trainer, config: Config, validation_data: ImageSource) -> t
     assert trainer.graph is not None
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
     images = validation_data.first_images(config.merge.num_images)
-    return merge(trainer.model, trainer.graph, images, **limits)
+    return merge(trainer.evaluated_model, trainer.graph, images, **limits)
 
 
 def _require_classifier(model: keras.Model) -> None:
@@ -189,6 +191,8 @@ def _config(
             "evaluation_epochs": max(1.0, epochs / 20),
         },
     }
+    if settings.get("prune", {}).get("target"):
+        del proposed["prune"]["target_macs_fraction"]
     sections = proposed.keys() | settings.keys()
     document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
     document["task"] = train_data.task
@@ -239,12 +243,13 @@ def _report(
     base: keras.Model,
     base_score: float,
     slim: keras.Model,
+    certificate: Certificate,
     graph: Graph,
     config: Config,
     validation_data: ImageSource,
     cluster: Cluster,
 ) -> dict[str, Any]:
-    slim_graph, target = trace(slim), pruning_of(config).target_macs_fraction
+    slim_graph, goal = trace(slim), goal_of(graph, pruning_of(config))
     evaluator = Evaluator(slim, task=config.task)
     score = evaluator.score(validation_data, config.data.evaluation_batch_size, cluster)
     macs, slim_macs = graph.macs.total(graph.widths), slim_graph.macs.total(slim_graph.widths)
@@ -252,7 +257,6 @@ def _report(
     report: dict[str, Any] = {
         "base": {score.key: base_score, **guessing, "macs": macs, "parameters": count_parameters(base)},
         "slim": {score.key: score.value, **guessing, "macs": slim_macs, "parameters": count_parameters(slim)},
-        "target_macs_fraction": target,
-        "target_missed": slim_macs > target * macs,
+        **target_section(goal, graph, certificate.channels, {"base": macs, "slim": slim_macs}),
     }
     return report | {"problems": problems_of(report, config.model.num_classes)}

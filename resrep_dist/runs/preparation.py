@@ -17,6 +17,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, save_model
 from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.monitoring.curves import check_heat_maps
+from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
@@ -57,10 +58,11 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     """
     # On every rank, so that the others do not wait forever if something is missing on one host.
     model = cluster.everywhere(lambda: build_model(config.model, config.task))
-    graph = _checked_graph(model, config)
+    graph = cluster.everywhere(lambda: _checked_graph(model, config))
     train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
     if graph:
         config = with_numbers(config, graph, len(train_data), workdir, cluster)
+        agree_on_costs(cluster, config.prune)
     cluster.from_root(lambda: open_workdir(config, workdir))
     if newest_of is not None:
         cluster.from_root(lambda: copy_newest_state(newest_of, workdir))

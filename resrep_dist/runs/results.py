@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.checkpoints.average import evaluated_variables
 from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt, restore
-from resrep_dist.checkpoints.state import model_variables
 from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource
@@ -25,6 +25,8 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from resrep_dist.models.result_folder import EXPORT_NAME, current_folder, recover_folder, replace_folder
 from resrep_dist.pruning.deadness import num_masked_alive
+from resrep_dist.pruning.goals import goal_of
+from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.reporting.usage import usage_of
@@ -130,7 +132,8 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     base = build_model(config.model, config.task)
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
-    trained, source = _load_trained(base, graph, workdir, checkpoint)
+    goal = goal_of(graph, config.prune)
+    trained, source = _load_trained(base, graph, workdir, checkpoint, config)
     validation_data = validation_data or load_sources(config.data, config.model, config.task)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
@@ -145,8 +148,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     macs = _count_macs(trained, slim, graph)
     report = measure_models(models, files, macs, validation_data, *_evaluation(config)) | {
         "model": config.model.name,
-        "target_macs_fraction": config.prune.target_macs_fraction,
-        "target_missed": macs["slim"] > config.prune.target_macs_fraction * macs["base"],
+        **target_section(goal, graph, certificate.channels, macs),
         "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
         **source.notes(config),
@@ -197,7 +199,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     """
     config = config_of_run(workdir)
     model = build_model(config.model, config.task)
-    source = _restore(workdir, model_variables(model))
+    source = _restore(workdir, evaluated_variables(model, config.train.weight_average_decay is not None))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -232,14 +234,17 @@ class _Restored:
         }
 
 
-def _load_trained(base: keras.Model, graph: Graph, workdir: Path, checkpoint: str) -> tuple[keras.Model, _Restored]:
-    """Return the model of a checkpoint."""
+def _load_trained(
+    base: keras.Model, graph: Graph, workdir: Path, checkpoint: str, config: Config
+) -> tuple[keras.Model, _Restored]:
+    """Return the model of a checkpoint, with the average of the weights if the run keeps one."""
     whole = insert_compactors(base, graph)
     trained = [whole]
+    is_averaged = config.train.weight_average_decay is not None
 
     def variables_at(position: dict[str, Any]) -> dict[str, tf.Variable]:
         trained[:] = [with_channels(whole, graph, KeptChannels.from_json(graph, position.get("layout")))]
-        return model_variables(trained[0])
+        return evaluated_variables(trained[0], is_averaged)
 
     source = _restore(workdir, variables_at, checkpoint)
     return trained[0], source

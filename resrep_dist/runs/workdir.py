@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from resrep_dist.config import Config, PruneConfig, load_config, with_absolute_p
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.distributed.lease import NAME as LEASE
 from resrep_dist.errors import ConfigError
+from resrep_dist.pruning.goals import with_checksum
 
 _log = logging.getLogger(__name__)
+COSTS = "costs.json"
+"""Name of the copy of the table of times in a run's folder, so that the run does not depend on the original."""
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
@@ -30,7 +34,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     path = workdir / "config.yaml"
     names = [file.name for file in workdir.iterdir()] if workdir.exists() else []
     # Hidden files may remain from a start that was killed.
-    found = {name for name in names if not name.startswith(".")} - {"stop", LEASE}
+    found = {name for name in names if not name.startswith(".")} - {"stop", LEASE, COSTS}
     # A start that was refused leaves only its configuration, and the next one may have another.
     if found - {path.name} and path.exists():
         _require_same_run(config_of_run(workdir), config, workdir)
@@ -40,20 +44,26 @@ def open_workdir(config: Config, workdir: Path) -> None:
     partial = path.with_name(".config.partial")
     partial.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
     os.replace(partial, path)
+    costs = config.prune.goal.costs if config.prune else None
+    if costs and Path(costs).resolve() != (workdir / COSTS).resolve():
+        shutil.copyfile(costs, workdir / COSTS)
 
 
 def config_of_run(workdir: Path) -> Config:
     """Read the configuration of a run.
 
     Args:
-        workdir: Folder of the run. Runs of 0.2.0 and before have no `data.normalization`: they used ImageNet's for
-            image files, and the data set's own for all other sources, whatever the model.
+        workdir: Folder of the run. The table of times that its target names is the copy there. Runs of 0.2.0 and before
+            have no `data.normalization`: they used ImageNet's for image files, and the data set's own for all other
+            sources, whatever the model.
 
     Raises:
         ConfigError: If it cannot be read.
     """
     path = workdir / "config.yaml"
     config = load_config(path)
+    if (workdir / COSTS).exists():
+        config = _with_target(config, costs=str((workdir / COSTS).absolute()))
     if re.search(r"^ +normalization:", path.read_text(encoding="utf-8"), re.MULTILINE):
         return config
     scale: Any = default_normalization(config.data.source, "")
@@ -95,10 +105,19 @@ def is_same_run(config: Config, workdir: Path) -> bool:
     except ConfigError:
         return False
     if config.prune is not None and old.prune is not None:
-        config = dataclasses.replace(
-            config, prune=dataclasses.replace(config.prune, **earlier_choices(config, workdir))
-        )
-    return old == with_absolute_paths(config)
+        prune = with_checksum(dataclasses.replace(config.prune, **earlier_choices(config, workdir)))
+        config = dataclasses.replace(config, prune=prune)
+    # The checksum tells tables apart, wherever they are.
+    old, config = (_with_target(each, costs=COSTS) for each in (old, with_absolute_paths(config)))
+    return old == config
+
+
+def _with_target(config: Config, **values: Any) -> Config:
+    """Return a configuration with other values of its target, if that names a table of times."""
+    if config.prune is None or config.prune.target is None or config.prune.target.costs is None:
+        return config
+    target = dataclasses.replace(config.prune.target, **values)
+    return dataclasses.replace(config, prune=dataclasses.replace(config.prune, target=target))
 
 
 def _require_same_run(old: Config, config: Config, workdir: Path) -> None:
@@ -120,10 +139,12 @@ def _require_same_run(old: Config, config: Config, workdir: Path) -> None:
 
 
 def _deciding(config: Config) -> dict[str, Any]:
-    """Return the settings that must not change within a run. Paths of data can change, since data may be moved."""
+    """Return the settings that must not change within a run. Paths of files can change, since they may be moved."""
     settings = with_real_paths(config).to_dict()
     for key in ("path", "index_folder", "evaluation_batch_size"):
         del settings["data"][key]
+    if settings["prune"] and settings["prune"]["target"]:
+        del settings["prune"]["target"]["costs"]  # its checksum counts
     if settings["prune"]:
         del settings["prune"]["min_base_top1"]  # decides only whether it starts
     return settings
@@ -131,7 +152,7 @@ def _deciding(config: Config) -> dict[str, Any]:
 
 def _first_difference(section: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     before, now = old[section], new[section]
-    if isinstance(before, dict) and isinstance(now, dict):
+    while isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in now if before[key] != now[key])
         section, before, now = f"{section}.{key}", before[key], now[key]
     return f"{section} is {before} there and {now} here"

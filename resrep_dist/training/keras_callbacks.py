@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
-from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.checkpoints.variables import batch_norm_statistics
 from resrep_dist.config import PruneConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import UserError
@@ -24,6 +25,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.dashboard import write_layout
 from resrep_dist.monitoring.monitor import Monitor
+from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_reachable_target
@@ -101,6 +103,7 @@ class ChannelMasks(keras.callbacks.Callback):
                 "it as `cluster` to ResRepOptimizer and to ChannelMasks"
             )
         require_reachable_target(self._graph, self._config)
+        agree_on_costs(self.cluster, self._config)
         num_chosen = self.state.num_chosen if self.state else 0
         self.state = TrainState(self.model, optimizer, KeptChannels.all_of(self._graph))
         self.state.num_chosen = num_chosen
@@ -146,6 +149,9 @@ class ChannelMasks(keras.callbacks.Callback):
         if logs is not None and self.pruner is not None:
             logs["macs_by_mask"] = self.pruner.macs_fraction(self.pruner.unmasked_widths())
             logs["macs_living"] = self.pruner.macs_fraction(self.pruner.living_widths())
+            if (goal := self.pruner.goal).kind != "macs":
+                logs[f"{goal.kind}_by_mask"] = goal.fraction_at(self.pruner.unmasked_widths())
+                logs[f"{goal.kind}_living"] = goal.fraction_at(self.pruner.living_widths())
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Average the batch-norm statistics, so that all ranks validate the same model."""

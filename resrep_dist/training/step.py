@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics, plain_name
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.checkpoints.variables import batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.config.tasks import TASKS
 from resrep_dist.distributed.cluster import Cluster
@@ -291,3 +292,5 @@ class TrainStep:
             gradients, _ = tf.clip_by_global_norm(gradients, self._config.gradient_clip_norm)
         pairs = zip(gradients, self._model.trainable_variables, strict=True)
         self._optimizer.apply_gradients(pairs, norms=norms, is_good=is_good)
+        if self._state.average:
+            self._state.average.update(self._optimizer.compactors, self._optimizer.iterations, is_good)

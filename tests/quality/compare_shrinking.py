@@ -52,7 +52,7 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
             model = trainer.model
             shrink_steps.append(trainer.step)
     return {
-        "top1": Evaluator(trainer.model).top1(data[1], EVALUATION_BATCH_SIZE),
+        "top1": Evaluator(trainer.evaluated_model).top1(data[1], EVALUATION_BATCH_SIZE),
         "macs_vs_plain": cost / (base_macs * trainer.num_steps),
         "seconds": seconds,
         "last_shrink_step": max(shrink_steps, default=0),

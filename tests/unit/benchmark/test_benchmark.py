@@ -12,6 +12,7 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.models.building import build_model
+from resrep_dist.pruning.goals import Goal
 from tests.images import write_image_folders, write_records
 from tests.networks import small_config
 
@@ -106,11 +107,15 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in ours)
 
 
+def macs_goal(graph, fraction):
+    return Goal("prune.target_macs_fraction", graph.macs, graph.macs.total(graph.widths), fraction)
+
+
 def test_an_even_channels_is_the_widest_that_meets_the_target():
     graph = trace(build_model(small_config().model))
     total = graph.macs.total(graph.widths)
     for round_to in (1, 4):
-        widths = even_channels(graph, 0.6, round_to).widths
+        widths = even_channels(graph, macs_goal(graph, 0.6), round_to).widths
         assert 0.5 * total < graph.macs.total(widths) <= 0.6 * total
         assert all(width % round_to == 0 for width in widths)
 
@@ -134,17 +139,17 @@ def write_log(path, rows):
 def test_the_widths_of_a_recorded_run_are_its_last(tmp_path):
     config = small_config(model=SMALL)
     graph = trace(build_model(config.model))
-    half, narrow = (list(even_channels(graph, fraction).widths) for fraction in (0.7, 0.4))
+    half, narrow = (list(even_channels(graph, macs_goal(graph, fraction)).widths) for fraction in (0.7, 0.4))
     log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, half)])
     assert choose_channels(graph, config, log).widths == narrow
-    assert choose_channels(graph, config) == even_channels(graph, config.prune.target_macs_fraction)
+    assert choose_channels(graph, config) == even_channels(graph, macs_goal(graph, config.prune.target_macs_fraction))
 
 
 def test_a_replay_shrinks_where_it_pays(tmp_path):
     config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.15})
     model = build_model(config.model)
     graph = trace(model)
-    full, half, narrow = (list(even_channels(graph, fraction).widths) for fraction in (1.0, 0.7, 0.4))
+    full, half, narrow = (list(even_channels(graph, macs_goal(graph, fraction)).widths) for fraction in (1.0, 0.7, 0.4))
     almost = [full[0] - 1, *full[1:]]
     # The channel that comes back at step 60 is gone for good.
     log = read_log(
@@ -192,7 +197,7 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     config = small_config(model=SMALL, shrink={"min_saved_macs_fraction": 0.1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     graph = trace(build_model(config.model))
-    narrow = even_channels(graph, 0.4).widths
+    narrow = even_channels(graph, macs_goal(graph, 0.4)).widths
     log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, narrow)])
     arguments = [str(log), str(tmp_path / "config.yaml"), "--output", str(tmp_path), "--num-rounds", "1"]
     assert main(["benchmark", "replay", *arguments]) == 0

@@ -119,12 +119,12 @@ def test_the_custom_page_names_only_curves_that_exist_or_need_more_ranks(ask):
     for chart in (chart for category in layout["category"] for chart in category["chart"]):
         runs = [run for tag in chart["multiline"]["tag"] for run, _ in shown[tag]]
         assert len(set(runs)) == len(runs), f"TensorBoard colors by run: {chart['title']}"
-    (of_tasks,) = [
+    of_tasks, of_targets = (
         chart["multiline"]["tag"]
         for chart in layout["category"][0]["chart"]
-        if chart["title"].startswith("score of another task than classification")
-    ]
-    assert {tag for tag, found in shown.items() if not found} == {"^time/collective_seconds$", *of_tasks}
+        if chart["title"].startswith(("score of another task than classification", "parameters or latency left"))
+    )
+    assert {tag for tag, found in shown.items() if not found} == {"^time/collective_seconds$", *of_tasks, *of_targets}
 
 
 def test_pictures_are_made_at_evaluations_and_show_every_group(run, ask):

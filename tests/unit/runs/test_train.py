@@ -1,12 +1,19 @@
 import dataclasses
+import io
 
 from resrep_dist.config import load_config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
+from resrep_dist.pruning.goals import goal_of
+from resrep_dist.reporting.goals import outcome_of
+from resrep_dist.reporting.table import print_report
+from resrep_dist.reporting.verdict import verdict
+from resrep_dist.runs.results import merge_run
 from resrep_dist.runs.train import train
 from resrep_dist.runs.workdir import open_workdir
 from tests.networks import DIGITS_CONFIG, shrinking_config, small_config, small_network
+from tests.tables import write_table
 
 import pytest
 from rich.console import Console
@@ -38,6 +45,42 @@ def test_a_folder_of_other_things_is_refused_and_what_a_killed_start_left_is_not
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"not empty and not a run \(no config.yaml\)"):
         open_workdir(load_config(DIGITS_CONFIG), tmp_path)
+
+
+def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, monkeypatch):
+    graph = trace(small_network())
+    monkeypatch.chdir(tmp_path)
+    write_table(graph, tmp_path / "costs.json")
+    config = small_config(
+        model={"name": "python:tests.networks:small_classifier"},
+        train={"num_epochs": 4},
+        prune={
+            "target_macs_fraction": None,
+            "target": {"latency_fraction": 0.7, "costs": "costs.json"},
+            "mask_start_epochs": 0.2,
+            "lasso_strength": 0.1,
+            "max_extension_epochs": 2,
+        },
+    )
+    report = train(config, tmp_path / "run", Cluster(), Console(quiet=True))
+    kept = [entry["kept"] for entry in report["certificate"]["channels"].values()]
+    left = goal_of(graph, config.prune).fraction_at(kept)
+    assert left < 1 and report["target"]["left_fraction"] == pytest.approx(left)
+    assert report["target_missed"] == (left > 0.7) and report["target_macs_fraction"] is None
+    assert outcome_of(report).noun == "latency"
+    assert "latency" in verdict(report | {"target_missed": True})
+    shown = Console(file=io.StringIO(), width=200)
+    print_report(shown, report, tmp_path / "run")
+    assert "target 70.0 % latency" in shown.file.getvalue()
+    # Moved, and gone: the run has its own copy.
+    (tmp_path / "costs.json").rename(tmp_path / "moved.json")
+    assert merge_run(tmp_path / "run")["target"] == report["target"]
+    target = dataclasses.replace(config.prune.target, costs="moved.json")
+    moved = dataclasses.replace(config, prune=dataclasses.replace(config.prune, target=target))
+    assert train(moved, tmp_path / "run", Cluster(), None)["target"] == report["target"]
+    write_table(graph, tmp_path / "moved.json", base_ms=7.0)
+    with pytest.raises(ConfigError, match="prune.target.costs_sha256 is .* there and .* here"):
+        train(moved, tmp_path / "run", Cluster(), None)
 
 
 @pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold", "merge"])

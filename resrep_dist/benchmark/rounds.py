@@ -1,0 +1,101 @@
+"""Times several things in turn, until the medians are known well enough."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+_MIN_SECONDS = 3e-4
+_MIN_SAMPLES = 7
+_MAX_REPEATS = 50
+# Less than this part of the time on a core means that another process had it.
+_MIN_CORE_SHARE = 0.95
+
+
+@dataclasses.dataclass
+class Median:
+    """The median time of one thing."""
+
+    milliseconds: float
+    """Median of the samples."""
+    spread: float
+    """Half of the 95 % confidence interval of the median, as a fraction of it (McGill, Tukey and Larsen 1978)."""
+
+    def without(self, part: "Median | None") -> "Median":
+        """Return the time of what remains if a part is taken off; a tenth of the whole at least.
+
+        Args:
+            part: The part; None for none.
+        """
+        if part is None:
+            return self
+        rest = max(self.milliseconds - part.milliseconds, 0.1 * self.milliseconds)
+        errors = self.spread * self.milliseconds, part.spread * part.milliseconds
+        return Median(rest, math.hypot(*errors) / rest)
+
+
+def time_in_turn(
+    runs: Sequence[Callable[[], Any]],
+    *,
+    spread_bound: float,
+    max_rounds: int,
+    on_round: Callable[[int, int], None] = lambda number, num_open: None,
+) -> list[Median]:
+    """Measure the median times of several functions, one call after the other in each round.
+
+    A sample in which this process had a core for less than 95 % of the time is left out, since another process had it
+    in between. A function takes part until its spread is below the bound.
+
+    Args:
+        runs: The functions.
+        spread_bound: The spread that is enough.
+        max_rounds: Number of rounds after which the spread is as it is.
+        on_round: Called after each round with its number and the number of functions that go on.
+
+    Returns:
+        The medians, in the order of `runs`.
+    """
+    repeats = [_warm_up(run) for run in runs]
+    clean: list[list[float]] = [[] for _ in runs]
+    disturbed: list[list[float]] = [[] for _ in runs]
+    going = list(range(len(runs)))
+    for number in range(1, max_rounds + 1):
+        for index in going:
+            sample, is_clean = _sample(runs[index], repeats[index])
+            (clean if is_clean else disturbed)[index].append(sample)
+        going = [
+            index for index in going if len(clean[index]) < _MIN_SAMPLES or _median(clean[index]).spread > spread_bound
+        ]
+        on_round(number, len(going))
+        if not going:
+            break
+    # On a machine that is never free all samples count: they are what is known.
+    return [
+        _median(good if len(good) >= _MIN_SAMPLES else [*good, *bad])
+        for good, bad in zip(clean, disturbed, strict=True)
+    ]
+
+
+def _warm_up(run: Callable[[], Any]) -> int:
+    """Call a function for the first times; return how often it is called for a sample."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, min(_MAX_REPEATS, math.ceil(_MIN_SECONDS / max(time.perf_counter() - start, 1e-9))))
+
+
+def _sample(run: Callable[[], Any], num_repeats: int) -> tuple[float, bool]:
+    run()  # what other functions have put out of the caches comes back
+    on_core, start = time.process_time(), time.perf_counter()
+    for _ in range(num_repeats):
+        run()
+    seconds, core_seconds = time.perf_counter() - start, time.process_time() - on_core
+    return 1000.0 * seconds / num_repeats, core_seconds >= _MIN_CORE_SHARE * seconds
+
+
+def _median(samples: Sequence[float]) -> Median:
+    low, median, high = np.percentile(samples, [25, 50, 75])
+    return Median(float(median), float(1.57 * (high - low) / math.sqrt(len(samples)) / median))

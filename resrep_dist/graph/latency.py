@@ -1,0 +1,133 @@
+"""The time of a forward pass as a function of the widths of the prunable groups, from a table of measured times."""
+
+from collections.abc import Sequence
+
+from resrep_dist.errors import ConfigError
+from resrep_dist.graph.costs import Cost
+from resrep_dist.graph.latency_table import LatencyTable, LayerTimes, Steps
+from resrep_dist.graph.signatures import WeightedCall, channels_at
+from resrep_dist.graph.structure import Graph
+
+import numpy as np
+
+_NUM_PROBES = 16
+
+
+class Latency(Cost):
+    """Milliseconds of a forward pass: a constant, and the scaled sum of the times of all layers that pruning changes.
+
+    Measured times may fall where a width grows, by chance or because a block of channels gets full. The selection needs
+    a cost that never does: each time becomes the mean of the longest of all narrower layers and the shortest of all
+    wider ones, which is the time itself where nothing falls.
+
+    Args:
+        table: The table.
+        graph: Trace of the model.
+        origin: Where the table comes from, for messages.
+
+    Raises:
+        ConfigError: If the table is of another model.
+    """
+
+    noun = "latency"
+    unit = "ms"
+
+    def __init__(self, table: LatencyTable, graph: Graph, origin: str) -> None:
+        self.base_ms = table.base_ms
+        self._constant_ms, self._scale = table.constant_ms, table.scale
+        grids = {layer.key: _Grid(layer) for layer in table.layers}
+        if missing := [call.name for call in graph.calls if call.key not in grids]:
+            raise ConfigError(
+                f"costs {origin}: it is of another model ({table.model}), or of other settings of what is pruned: it "
+                f"has no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}; write one for "
+                "this configuration with `resrep measure`"
+            )
+        self._calls: list[tuple[WeightedCall, _Grid]] = [(call, grids[call.key]) for call in graph.calls]
+
+    def total(self, widths: Sequence[int]) -> float:
+        """Return the time of a forward pass, ms.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        return self._constant_ms + self._scale * self.layer_sum(widths)
+
+    def layer_sum(self, widths: Sequence[int]) -> float:
+        """Return the sum of the times of the layers that pruning changes, as they were measured one by one, ms.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        return sum(
+            grid.at(channels_at(call.inputs, widths), channels_at(call.output, widths)) for call, grid in self._calls
+        )
+
+    def per_channel(self, widths: Sequence[int]) -> list[float]:
+        """Return for each group the time that is saved by removing one channel; 0 within a block of channels.
+
+        Args:
+            widths: Number of channels of each group, at least 1.
+        """
+        return [self._saving(widths, group, 1) for group in range(len(widths))]
+
+    def slopes(self, widths: Sequence[int]) -> list[float]:
+        """Return for each group the most that a channel saves on average, over several numbers of removed channels.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        result = []
+        for group, width in enumerate(widths):
+            numbers = {round(width * part / _NUM_PROBES) for part in range(1, _NUM_PROBES)} | {1}
+            possible = [number for number in numbers if 0 < number < width]
+            result.append(max((self._saving(widths, group, number) / number for number in possible), default=0.0))
+        return result
+
+    def _saving(self, widths: Sequence[int], group: int, number: int) -> float:
+        fewer = list(widths)
+        fewer[group] -= number
+        return self.total(widths) - self.total(fewer)
+
+
+class _Grid:
+    """The times of a layer at all widths, by interpolation between the measured ones."""
+
+    def __init__(self, layer: LayerTimes) -> None:
+        self._inputs = _places(layer.input_widths, layer.input_steps)
+        self._outputs = _places(layer.output_widths, layer.output_steps)
+        times = np.asarray(layer.milliseconds)
+        longest = np.maximum.accumulate(np.maximum.accumulate(times, 0), 1)
+        backwards = times[::-1, ::-1]
+        shortest = np.minimum.accumulate(np.minimum.accumulate(backwards, 0), 1)[::-1, ::-1]
+        # One more row and column, which have no weight, so that the last width has a neighbor.
+        self._times: list[list[float]] = np.pad((longest + shortest) / 2, ((0, 1), (0, 1)), "edge").tolist()
+
+    def at(self, inputs: int, outputs: int) -> float:
+        row, down = self._inputs[inputs]
+        column, right = self._outputs[outputs]
+        upper, lower = self._times[row], self._times[row + 1]
+        above = upper[column] + right * (upper[column + 1] - upper[column])
+        below = lower[column] + right * (lower[column + 1] - lower[column])
+        return above + down * (below - above)
+
+
+def counted_width(width: int, steps: Steps) -> float:
+    """Return what a width counts as; see `Steps`.
+
+    Args:
+        width: Number of channels.
+        steps: The blocks.
+    """
+    if width <= steps.size:
+        return width
+    return width + steps.share * (-(-width // steps.size) * steps.size - width)
+
+
+def _places(measured: Sequence[int], steps: Steps) -> list[tuple[int, float]]:
+    """Return for each width from 0 up the measured one before it, and how far it is on the way to the next."""
+    positions = [counted_width(width, steps) for width in measured]
+    result = []
+    for width in range(measured[-1] + 1):
+        place = float(np.interp(counted_width(width, steps), positions, range(len(positions))))
+        result.append((int(place), place - int(place)))
+    return result
