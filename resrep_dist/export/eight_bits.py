@@ -124,8 +124,7 @@ def export_eight_bits(
     require_drop(max_score_drop)
     path = folder / EIGHT_BIT_FORMATS[format_name].file_name
     with replacing(path) as partial:
-        with converting(model, format_name):
-            EIGHT_BIT_FORMATS[format_name].convert(model, partial, calibration_images, has_integer_ends)
+        write_eight_bits(model, format_name, partial, calibration_images, has_integer_ends)
         if usage and partial.suffix == ".onnx":
             write_usage(partial, usage)
         export = _compare(model, partial, validation_data, len(calibration_images))
@@ -136,6 +135,26 @@ def export_eight_bits(
                 f"{_worst_layers(model, format_name, calibration_images[:_NUM_IMAGES_OF_LAYERS])}"
             )
     return dataclasses.replace(export, path=path)
+
+
+def write_eight_bits(
+    model: keras.Model, format_name: str, path: Path, images: np.ndarray, has_integer_ends: bool = False
+) -> None:
+    """Write a model in eight bits, whatever it loses.
+
+    Args:
+        model: A model with one input and one output.
+        format_name: One of `EIGHT_BIT_FORMATS`.
+        path: The file.
+        images: Images for the calibration, float32 [N, height, width, channels].
+        has_integer_ends: As in `export_eight_bits`.
+
+    Raises:
+        ModelError: If the model cannot be converted.
+        UserError: If the quantizer is not installed.
+    """
+    with converting(model, format_name):
+        EIGHT_BIT_FORMATS[format_name].convert(model, path, images, has_integer_ends)
 
 
 def require_one_end(model: keras.Model) -> None:
