@@ -48,6 +48,24 @@ def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tens
     )
 
 
+def first_epoch_images(source: ImageSource, num_images: int, seed: int) -> np.ndarray:
+    """Load the images that a run sees first, so of all classes, but as for evaluation: without augmentation.
+
+    Args:
+        source: The training set.
+        num_images: Maximum number of images, at least 1.
+        seed: Seed of the run.
+
+    Returns:
+        float32 [min(num_images, len(source)), height, width, channels].
+
+    Raises:
+        SampleError: If one of them cannot be read.
+    """
+    positions = tf.range(min(num_images, len(source)), dtype=tf.int64)
+    return source.images_at(sample_indices(positions, len(source), seed).numpy())
+
+
 def rank_part(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
     """Return start and end of a rank's part of `size` items; the parts differ by at most one item."""
     return size * rank // num_ranks, size * (rank + 1) // num_ranks

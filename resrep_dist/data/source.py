@@ -91,8 +91,20 @@ class ImageSource(abc.ABC):
         Raises:
             SampleError: If one of them cannot be read.
         """
-        num_images = min(num_images, len(self))
-        indices = np.arange(num_images)
+        return self.images_at(np.arange(min(num_images, len(self))))
+
+    def images_at(self, indices: np.ndarray) -> np.ndarray:
+        """Load images as for evaluation.
+
+        Args:
+            indices: Indices of at least one sample, int64 [N].
+
+        Returns:
+            float32 [N, height, width, channels].
+
+        Raises:
+            SampleError: If one of them cannot be read.
+        """
         places = tf.data.Dataset.from_tensor_slices((indices, indices)).batch(32)
         batches = self.load(places, 32, "none", 0)
         named = NamedErrors(batches, self, lambda number: indices[32 * number : 32 * (number + 1)])
