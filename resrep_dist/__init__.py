@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from resrep_dist.data.source import Source as Source
     from resrep_dist.distributed.cluster import Cluster as Cluster
     from resrep_dist.export.convert import export_model as export_model
+    from resrep_dist.export.eight_bits import EightBitExport as EightBitExport
+    from resrep_dist.export.eight_bits import export_eight_bits as export_eight_bits
     from resrep_dist.graph import Graph as Graph
     from resrep_dist.graph import trace as trace
     from resrep_dist.graph import with_input_size as with_input_size
@@ -62,6 +64,7 @@ _MODULES = {
     "data.source": ("ImageSource", "Source"),
     "distributed.cluster": ("Cluster",),
     "export.convert": ("export_model",),
+    "export.eight_bits": ("EightBitExport", "export_eight_bits"),
     "graph": ("Graph", "trace", "with_input_size"),
     "layers.compactor": ("Compactor", "GroupLasso"),
     "layers.insertion": ("insert_compactors",),

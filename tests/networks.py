@@ -139,10 +139,10 @@ def random_source(num_samples: int = 320, image_size: int = 16, seed: int = 0) -
     return Source(images, random.integers(0, 10, num_samples), 10)
 
 
-def shrinking_config(mode: str = "exact", **training: Any) -> Config:
+def shrinking_config(mode: str = "exact", weight_average_decay: float | None = None, **training: Any) -> Config:
     """150 steps in which `small_network` loses channels by step 100; a checkpoint every 10 steps."""
     return small_config(
-        train={"num_epochs": 15},
+        train={"num_epochs": 15, "weight_average_decay": weight_average_decay},
         prune={
             "target_macs_fraction": 0.6,
             "channels_per_update": 8,

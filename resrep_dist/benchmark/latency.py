@@ -12,6 +12,7 @@ from resrep_dist.config import Config, load_config
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, export_model
+from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, write_eight_bits
 from resrep_dist.export.inference import Inference, from_keras, open_model_file
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import insert_compactors
@@ -34,6 +35,7 @@ from tensorflow import keras
 _log = logging.getLogger(__name__)
 _BATCH_SIZES = (1, 32)
 _NUM_WARM_ROUNDS = 5
+_NUM_CALIBRATION_IMAGES = 8
 
 
 def benchmark_latency(path: Path, num_rounds: int) -> dict[str, Any]:
@@ -125,17 +127,23 @@ def _images(model: keras.Model, num_images: int) -> np.ndarray:
 def _in_every_format(models: dict[str, keras.Model], folder: Path) -> dict[tuple[str, str], Inference]:
     """Return the models by format and name; formats that cannot be written on this machine are left out and logged."""
     functions = {("keras", name): from_keras(model) for name, model in models.items()}
-    for format_name in FORMATS:
+    for format_name in (*FORMATS, *EIGHT_BIT_FORMATS):
         try:
-            made = {
-                (format_name, name): export_model(model, format_name, folder / name, _images(model, 32), 1e-3).path
-                for name, model in models.items()
-            }
+            made = {(format_name, name): _write(model, format_name, folder / name) for name, model in models.items()}
         except (UserError, RuntimeError) as error:
             _log.warning("Left out: %s", error)
             continue
         functions |= {key: open_model_file(path) for key, path in made.items()}
     return functions
+
+
+def _write(model: keras.Model, format_name: str, folder: Path) -> Path:
+    if format_name in FORMATS:
+        return export_model(model, format_name, folder, _images(model, 32), 1e-3).path
+    path = folder / EIGHT_BIT_FORMATS[format_name].file_name
+    # How long an operation takes does not depend on the scale of its integers, so noise calibrates it as well.
+    write_eight_bits(model, format_name, path, _images(model, _NUM_CALIBRATION_IMAGES))
+    return path
 
 
 def _measure(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The array of a layer that Keras has numbered, or of its compactor.
 _NUMBERED = re.compile(
-    r"(?P<before>velocity/)?(?P<base>[a-z][a-z0-9_]*?)(?:_(?P<number>[0-9]{1,9}))?(?P<rest>(?:_compactor)?/.*)"
+    r"(?P<before>(?:velocity|average)/)?(?P<base>[a-z][a-z0-9_]*?)(?:_(?P<number>[0-9]{1,9}))?(?P<rest>(?:_compactor)?/.*)"
 )
 
 

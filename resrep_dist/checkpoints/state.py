@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from resrep_dist.checkpoints.average import AVERAGE, WeightAverage
 from resrep_dist.checkpoints.digest import Digest
+from resrep_dist.checkpoints.variables import model_variables, plain_name
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph.kept_channels import KeptChannels
 
@@ -59,7 +61,8 @@ class TrainState(Mapping[str, tf.Variable]):
     """All that a run carries from step to step.
 
     It is a mapping of every variable by its name in a checkpoint: weights, batch-norm statistics and masks, the
-    velocity of each weight (`velocity/<weight>`), the number of steps of the optimizer, and the variables of `shared`.
+    velocity of each weight (`velocity/<weight>`), the average of each weight if there is one (`average/<weight>`), the
+    number of steps of the optimizer, and the variables of `shared`.
 
     Attributes:
         model: The model in training, with compactors if the run prunes.
@@ -69,6 +72,7 @@ class TrainState(Mapping[str, tf.Variable]):
             waits for the device.
         num_chosen: Number of channels that the last update of the masks chose; see `select_masks`.
         early_merge: Step and certificate of the merge during training, as JSON values; None before, and without one.
+        average: The average of the weights; None for a run that keeps none.
 
     Args:
         model: See the attribute.
@@ -76,6 +80,7 @@ class TrainState(Mapping[str, tf.Variable]):
         channels: See the attribute.
         shared: Variables that belong to the run and not to a model, such as the loss scale. States of other models of
             the run have the same variables.
+        average: See the attribute.
     """
 
     def __init__(
@@ -84,8 +89,9 @@ class TrainState(Mapping[str, tf.Variable]):
         optimizer: Optimizer,
         channels: KeptChannels | None = None,
         shared: Mapping[str, tf.Variable] | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
-        self.model, self.optimizer, self.channels = model, optimizer, channels
+        self.model, self.optimizer, self.channels, self.average = model, optimizer, channels, average
         self.step, self.num_chosen = 0, 0
         self.early_merge: Mapping[str, Any] | None = None
         self._shared = dict(shared or {})
@@ -94,6 +100,7 @@ class TrainState(Mapping[str, tf.Variable]):
         self._variables = {
             **model_variables(model),
             **{f"{_VELOCITY}{plain_name(variable)}": velocity for variable, velocity in velocities},
+            **{f"{AVERAGE}{name}": variable for name, variable in (average.variables if average else {}).items()},
             "iterations": optimizer.iterations,
             **self._shared,
         }
@@ -113,8 +120,16 @@ class TrainState(Mapping[str, tf.Variable]):
         """The velocity of each weight, by the name of the weight."""
         return {name.removeprefix(_VELOCITY): variable for name, variable in self.items() if name.startswith(_VELOCITY)}
 
+    def evaluated_model(self) -> keras.Model:
+        """Return the model whose outputs count: the one with averaged weights, or without them that in training."""
+        return self.average.complete() if self.average else self.model
+
     def for_model(
-        self, model: keras.Model, channels: KeptChannels | None, velocities: Mapping[str, np.ndarray] | None = None
+        self,
+        model: keras.Model,
+        channels: KeptChannels | None,
+        velocities: Mapping[str, np.ndarray] | None = None,
+        averaged: keras.Model | None = None,
     ) -> "TrainState":
         """Create the state of the same run, at the same step, with another model.
 
@@ -122,8 +137,10 @@ class TrainState(Mapping[str, tf.Variable]):
             model: A model of the same run, with its weights set.
             channels: The original channels that it has.
             velocities: Velocities by the names of their weights; the others are 0.
+            averaged: Model of the same shape with the averaged weights; None for a run that keeps none.
         """
-        state = TrainState(model, self.optimizer.for_model(model), channels, self._shared)
+        average = WeightAverage(model, self.average.decay, averaged) if self.average else None
+        state = TrainState(model, self.optimizer.for_model(model), channels, self._shared, average)
         state.step, state.num_chosen, state.early_merge = self.step, self.num_chosen, self.early_merge
         state.optimizer.iterations.assign(self.optimizer.iterations)
         for name, values in (velocities or {}).items():
@@ -149,38 +166,3 @@ class TrainState(Mapping[str, tf.Variable]):
         """
         if cluster.size > 1:
             cluster.agree(self._digest.names, self._digest())
-
-
-def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """Return the weights, batch-norm statistics and masks of a model by name.
-
-    Args:
-        model: A functional Keras model.
-    """
-    variables = {plain_name(variable): variable for variable in model.weights}
-    assert len(variables) == len(model.weights), "layer names are unique in a functional model"
-    return variables
-
-
-def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
-    """Return the running means and variances of all batch norms, also of those inside other layers.
-
-    Args:
-        model: A Keras model.
-    """
-    return [
-        variable
-        # Unlike `layers`, this includes layers inside other layers.
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]
-
-
-def plain_name(variable: tf.Variable) -> str:
-    """Return the name of a variable as it is in checkpoints and messages.
-
-    Args:
-        variable: A variable.
-    """
-    return variable.name.removesuffix(":0")

@@ -84,7 +84,9 @@ def _print_schedule(console: Console, config: Config, graph: Graph) -> None:
 def _print_memory(console: Console, model: keras.Model, config: Config, num_ranks: int) -> None:
     rank_batch_size = math.ceil(config.data.global_batch_size / num_ranks)
     num_micro_batches = config.training.gradient_accumulation_steps
-    estimate = estimate_memory(with_precision(model, config.training.precision), rank_batch_size, num_micro_batches)
+    has_average = config.train.weight_average_decay is not None
+    model = with_precision(model, config.training.precision)
+    estimate = estimate_memory(model, rank_batch_size, num_micro_batches, has_average)
     division = f" in {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
     console.print(
         f"Memory of a training step on each of {num_ranks} rank(s), estimated, {rank_batch_size} samples{division}: "

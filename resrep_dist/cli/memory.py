@@ -24,7 +24,7 @@ class MemoryEstimate:
     """Bytes at the peak of a step, without the workspace of the device's libraries."""
 
     weights: int
-    """Bytes of weights, statistics and masks."""
+    """Bytes of weights, statistics and masks, and of their average if one is kept."""
     gradients_and_momentum: int
     """Bytes of a gradient and a velocity per trained weight, and of a second gradient with gradient accumulation."""
     activations: int
@@ -37,13 +37,16 @@ class MemoryEstimate:
         return self.weights + self.gradients_and_momentum + self.activations
 
 
-def estimate_memory(model: keras.Model, rank_batch_size: int, num_micro_batches: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    model: keras.Model, rank_batch_size: int, num_micro_batches: int = 1, has_weight_average: bool = False
+) -> MemoryEstimate:
     """Estimate the memory of a training step.
 
     Args:
         model: The model that is trained, with its compactors and its precision.
         rank_batch_size: Number of samples of one rank per step.
         num_micro_batches: Number of gradient accumulation steps, in each of which a part of the samples is computed.
+        has_weight_average: True if an average of the weights is kept beside them.
 
     Raises:
         ModelError: If a layer's output size is not fixed.
@@ -51,7 +54,7 @@ def estimate_memory(model: keras.Model, rank_batch_size: int, num_micro_batches:
     trained = sum(_variable_bytes(variable) for variable in model.trainable_variables)
     samples = math.ceil(rank_batch_size / num_micro_batches)
     return MemoryEstimate(
-        weights=sum(_variable_bytes(variable) for variable in model.weights),
+        weights=sum(_variable_bytes(variable) for variable in model.weights) * (2 if has_weight_average else 1),
         gradients_and_momentum=trained * (2 if num_micro_batches == 1 else 3),
         activations=samples * sum(_kept_bytes(layer) for layer in model.layers),
     )

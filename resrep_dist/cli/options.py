@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.distributed.environment import launched_rank
+from resrep_dist.errors import UserError
+from resrep_dist.models.result_folder import NAMES, current_folder
 
 KEYS = "Every key of a configuration is described in docs/configuration.md."
 """Where the keys of a configuration are described, for the end of a help text."""
@@ -118,3 +120,18 @@ def start_terminal(is_quiet: bool = False) -> Any:
     console = make_console()
     configure_logging(console, launched_rank() == 0, is_quiet)
     return console
+
+
+def model_file(path: Path) -> Path:
+    """Return the model file in the folder of a run or another folder; a file or a SavedModel's folder itself.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = current_folder(path)
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        candidates = [folder / "model.h5" for folder in (path, *(current_folder(path / name) for name in NAMES))]
+        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    if not path.exists():
+        raise UserError(f"model {path}: no such file; give a model file or a folder with model.h5")
+    return path

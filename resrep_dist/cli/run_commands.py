@@ -1,10 +1,10 @@
 """The commands of a run: train, merge, evaluate, export, report, inspect, doctor."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.cli.export_command import add_export_command
 from resrep_dist.cli.options import (
     KEYS,
     add_command,
@@ -13,10 +13,10 @@ from resrep_dist.cli.options import (
     add_running,
     add_strict,
     config_of,
+    model_file,
     start_terminal,
 )
 from resrep_dist.errors import UserError
-from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, current_folder, run_of
 
 
 def add_run_commands(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add_run_commands(commands: Any) -> None:
     Args:
         commands: The subparsers of the command line.
     """
-    for add in (_add_train, _add_merge, _add_evaluate, _add_inspect, _add_report, _add_export):
+    for add in (_add_train, _add_merge, _add_evaluate, _add_inspect, _add_report, add_export_command):
         add(commands)
     doctor = add_command(commands, "doctor", "what is installed, what is missing, how to fix it", "resrep doctor")
     doctor.set_defaults(command=_doctor)
@@ -100,23 +100,6 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(command=_report)
 
 
-def _add_export(commands: Any) -> None:
-    export = add_command(
-        commands, "export", "a Keras model into other formats, each compared with it",
-        """resrep export runs/digits --format tflite --format onnx
-        resrep export mine.h5 --format saved_model --config mine.yaml""",
-    )  # fmt: skip
-    export.add_argument("model", type=Path, help="a finished run, a folder with model.h5, or a Keras file")
-    export.add_argument(
-        "--format", action="append", required=True, dest="formats", help="may be given several times",
-        choices=("saved_model", "tflite", "tflite_float16", "onnx"),
-    )  # fmt: skip
-    export.add_argument("--config", type=Path, help="configuration that names the images (default: the run's)")
-    add_overrides(export)
-    export.add_argument("--output", type=Path, help="folder (default: DIR/export of a run, otherwise the model's)")
-    export.set_defaults(command=_export)
-
-
 def _checkpoint(text: str) -> str:
     if text not in ("best", "newest") and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"received {text}, expected best, newest, or the number of a step")
@@ -159,7 +142,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     config = config_of(options)
-    path = _model_file(options.model)
+    path = model_file(options.model)
     console = start_terminal()
     from resrep_dist.config.tasks import named_scores
     from resrep_dist.data.loading import load_sources
@@ -172,17 +155,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
     console.print(f"{', '.join(named_scores(values))} on {len(validation_data)} images ({path})")
     return 0
-
-
-def _model_file(path: Path) -> Path:
-    """Return the model file in the folder of a run or another folder; a file or a SavedModel's folder itself."""
-    path = current_folder(path)
-    if path.is_dir() and not (path / "saved_model.pb").exists():
-        candidates = [folder / "model.h5" for folder in (path, *(current_folder(path / name) for name in NAMES))]
-        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    if not path.exists():
-        raise UserError(f"model {path}: no such file; give a model file or a folder with model.h5")
-    return path
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -218,37 +190,6 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     one = options.workdirs[0] if len(runs) == 1 else Path("report")
     console.print(f"Page: {write_pages(runs, options.output or one)}")
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    path = _model_file(options.model)
-    found = [folder / "config.yaml" for folder in path.absolute().parents[:2]]
-    config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
-    if config_path is None:
-        raise UserError(
-            f"--config: missing, and no config.yaml beside or above {path}; it names the images to compare on"
-        )
-    from resrep_dist.config import load_config
-
-    config = load_config(config_path, options.overrides)
-    console = start_terminal()
-    from resrep_dist.data.loading import load_sources
-    from resrep_dist.export.convert import export_model, print_export
-    from resrep_dist.models.files import load_model
-    from resrep_dist.reporting.table import find_report, read_report
-
-    model = load_model(path, open_size=config.model.image_size)
-    images = load_sources(config.data, config.model, config.task)[1].first_images(config.merge.num_images)
-    run = run_of(path.parent)
-    # A merge replaces the folder of the slim model.
-    output = options.output or (run / EXPORT_NAME if run else path.parent)
-    usage = read_report(run).get("usage") if run and find_report(run) else None
-    if usage:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
-    for name in options.formats:
-        print_export(console, export_model(model, name, output, images, config.merge.tolerance, usage))
     return 0
 
 

@@ -70,6 +70,9 @@ class PhaseConfig:
     """Momentum of all weights except those of the compactors."""
     weight_decay: NotNegativeFloat = 1e-4
     """Weight decay of all weights except those of compactors, bias and batch norm."""
+    weight_average_decay: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Decay per step of an exponential moving average (EMA) of the weights, such as 0.999, which is evaluated and
+    merged in place of the weights. In step n at most (1 + n) / (10 + n). None for no average."""
     distillation: DistillationConfig | None = None
     """The base model teaches the one that is pruned, for `train` of a run that prunes. None for the labels alone."""
 

@@ -66,8 +66,8 @@ class Cluster:
         except UserError as raised:
             error = raised
         if self.size > 1:
-            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed. It may
-            # have no GPU of its own for the collective.
+            # With an error too: the other ranks wait for this one here, and learn from it that this one has failed.
+            # On the CPU, since it may have no GPU of its own.
             with tf.device("CPU:0"):
                 presence = Presence(self.rank, self.size, self._from_root)
         self.watchdog = Watchdog(self.is_root, presence)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,35 +67,72 @@ def export_model(
     Raises:
         ModelError: If the model cannot be converted.
         CertificateError: If the outputs differ by more than the tolerance; no file is written.
-        UserError: If the converter is not installed, or the file cannot be written.
+        UserError: If the format is unknown, the converter is not installed, or the file cannot be written.
     """
-    name, _, lowest_tolerance = FORMATS[format_name]
+    require_format(format_name, FORMATS)
+    name, convert, lowest_tolerance = FORMATS[format_name]
     path = folder / name
-    with _writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
-    with scratch:
-        partial = Path(scratch.name) / name
-        _convert(model, format_name, partial)
+    with replacing(path) as partial:
+        with converting(model, format_name):
+            convert(model, partial)
         if usage and partial.suffix == ".onnx":
             write_usage(partial, usage)
         export = _compare(model, partial, images, max(tolerance, lowest_tolerance))
-        with _writing(path):
-            if path.is_dir():
-                # A rename does not replace a SavedModel's folder.
-                os.replace(path, Path(scratch.name) / "before")
-            os.replace(partial, path)
     return dataclasses.replace(export, path=path)
 
 
 def print_export(console: Console, export: Export) -> None:
     """Print which file was written, its size, and the comparison with the model."""
-    size = sum(file.stat().st_size for file in [export.path, *export.path.rglob("*")] if file.is_file())
     console.print(
-        f"{export.path} ({size / 1e6:.2f} MB): largest difference {export.max_abs_difference:.2g}, "
+        f"{export.path} ({size_bytes(export.path) / 1e6:.2f} MB): largest difference {export.max_abs_difference:.2g}, "
         f"{export.max_relative_difference:.2g} of the largest output, on {export.num_images} images; "
         f"the same class for {100 * export.argmax_agreement:.1f} %"
     )
+
+
+def size_bytes(path: Path) -> int:
+    """Return the size of a file, or of all files of a folder, bytes."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def require_format(name: str, known: Iterable[str]) -> None:
+    """Check the name of a format.
+
+    Args:
+        name: The name.
+        known: The names that there are.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    if name not in known:
+        raise UserError(f"format {one_line(name)}: there is no such format; expected one of {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file, or the folder of a SavedModel, by a new one that is complete. If the block raises, it stays.
+
+    Args:
+        path: The file. Its folder is created if it does not exist.
+
+    Yields:
+        Where the block writes the new one.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-")
+    with scratch:
+        partial = Path(scratch.name) / path.name
+        yield partial
+        with _writing(path):
+            if path.is_dir():
+                # A rename does not replace a SavedModel's folder.
+                os.replace(path, Path(scratch.name) / "before")
+            os.replace(partial, path)
 
 
 @contextlib.contextmanager
@@ -106,9 +143,19 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({one_line(error.strerror)}); give another --output") from None
 
 
-def _convert(model: keras.Model, format_name: str, path: Path) -> None:
+@contextlib.contextmanager
+def converting(model: keras.Model, format_name: str) -> Iterator[None]:
+    """Turn what a converter raises into a ModelError.
+
+    Args:
+        model: The model that the block converts.
+        format_name: Name of the format, for the message.
+
+    Raises:
+        ModelError: If the block raises anything but a UserError.
+    """
     try:
-        FORMATS[format_name][1](model, path)
+        yield
     except UserError:
         raise
     except Exception as error:  # converters raise errors of many classes
@@ -156,7 +203,8 @@ def _inference_function(model: keras.Model) -> tf.types.experimental.GenericFunc
     return tf.function(run, input_signature=signature)
 
 
-def _to_saved_model(model: keras.Model, path: Path) -> None:
+def to_saved_model(model: keras.Model, path: Path) -> None:
+    """Write a model as a SavedModel with an open batch size, whose inputs and outputs have our names."""
     # The variables instead of the model, of which Keras would trace and save every layer.
     module = tf.Module()
     module.weights, module.serve = model.variables, _inference_function(model)
@@ -166,7 +214,7 @@ def _to_saved_model(model: keras.Model, path: Path) -> None:
 def _to_tflite(model: keras.Model, path: Path, is_float16: bool = False) -> None:
     # Via a SavedModel, so that the batch size stays open and the names are ours.
     with tempfile.TemporaryDirectory() as folder:
-        _to_saved_model(model, Path(folder))
+        to_saved_model(model, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if is_float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -178,7 +226,12 @@ def _to_tflite_float16(model: keras.Model, path: Path) -> None:
     _to_tflite(model, path, is_float16=True)
 
 
-def _to_onnx(model: keras.Model, path: Path) -> None:
+def to_onnx(model: keras.Model, path: Path) -> None:
+    """Write a model as ONNX, as `to_saved_model`.
+
+    Raises:
+        UserError: If tf2onnx is not installed.
+    """
     try:
         import tf2onnx
     except ImportError as error:
@@ -188,9 +241,9 @@ def _to_onnx(model: keras.Model, path: Path) -> None:
 
 
 FORMATS: dict[str, tuple[str, Callable[[keras.Model, Path], None], float]] = {
-    "saved_model": ("saved_model", _to_saved_model, 0.0),
+    "saved_model": ("saved_model", to_saved_model, 0.0),
     "tflite": ("model.tflite", _to_tflite, 0.0),
     "tflite_float16": ("model_float16.tflite", _to_tflite_float16, 1e-2),
-    "onnx": ("model.onnx", _to_onnx, 0.0),
+    "onnx": ("model.onnx", to_onnx, 0.0),
 }
 """For each format the name of the file, its converter, and the lowest tolerance that its precision allows."""

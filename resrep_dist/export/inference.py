@@ -9,6 +9,7 @@ from typing import Any
 
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ModelError, UserError, one_line
+from resrep_dist.export.encoding import ENCODINGS_KEY, Encoding, encodings_from, in_numbers, require_encodings
 from resrep_dist.models.ends import names_of_inputs, names_of_outputs
 from resrep_dist.models.files import load_model
 from resrep_dist.monitoring.quiet import without_lines
@@ -39,6 +40,8 @@ class Program:
     """Shape of each output by name, without the number of samples."""
     run: Callable[[Arrays], Arrays]
     """Computes the outputs for a batch, for any number of samples."""
+    encodings: dict[str, Encoding] = dataclasses.field(default_factory=dict)
+    """How the inputs and outputs that are integers in the file are encoded, by name; `run` takes and gives numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,10 @@ def as_keras_model(inference: Inference, task: str = "classification") -> keras.
     noise = np.random.default_rng(0).normal(size=(4, *inference.input_shape)).astype(np.float32)
     outputs = inference.run(noise)
     is_of_labels = task == "multilabel"
-    is_sum_right = outputs.max() <= 1 if is_of_labels else np.allclose(outputs.sum(-1), 1, atol=1e-2)
+    # In eight bits a probability is rounded to 1/256.
+    tolerance = 1e-2 + inference.num_classes / 512
+    is_sum_right = outputs.max() <= 1 if is_of_labels else np.allclose(outputs.sum(-1), 1, atol=tolerance)
+    is_sum_right = is_sum_right and outputs.max() <= 1.01
     is_probability = bool(outputs.min() >= 0 and is_sum_right)
 
     def call(images: tf.Tensor) -> tf.Tensor:
@@ -236,6 +242,12 @@ def _open_tflite(path: Path) -> Program:
         interpreter.invoke()
         return {name: np.array(interpreter.get_tensor(details["index"])) for name, details in outputs.items()}
 
+    encodings = {
+        name: Encoding(np.dtype(details["dtype"]).name, *details["quantization"])
+        for name, details in {**inputs, **outputs}.items()
+        if np.issubdtype(details["dtype"], np.integer)
+    }
+
     def run(arrays: Arrays) -> Arrays:
         starts = range(0, len(next(iter(arrays.values()))), _MAX_TFLITE_SAMPLES)
         parts = [
@@ -246,7 +258,7 @@ def _open_tflite(path: Path) -> Program:
     shapes: list[dict[str, Shape]] = [
         {name: tuple(map(int, d["shape"][1:])) for name, d in side.items()} for side in (inputs, outputs)
     ]
-    return Program(shapes[0], shapes[1], run)
+    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings)
 
 
 @contextlib.contextmanager
@@ -272,4 +284,6 @@ def _open_onnx(path: Path) -> Program:
     def run(arrays: Arrays) -> Arrays:
         return dict(zip(shapes[1], session.run(None, {name: arrays[name] for name in shapes[0]}), strict=True))
 
-    return Program(shapes[0], shapes[1], run)
+    encodings = encodings_from(session.get_modelmeta().custom_metadata_map.get(ENCODINGS_KEY))
+    require_encodings(path, {v.name: v.type for v in (*session.get_inputs(), *session.get_outputs())}, encodings)
+    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings)

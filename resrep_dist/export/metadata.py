@@ -21,8 +21,21 @@ def write_usage(path: Path, usage: Mapping[str, Any]) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {USAGE_KEY: json.dumps(usage), **_single_keys(usage)})
+    add_properties(model, {USAGE_KEY: json.dumps(usage), **_single_keys(usage)})
     onnx.save(model, str(path))
+
+
+def add_properties(model: Any, properties: Mapping[str, str]) -> None:
+    """Add entries to the `metadata_props` of an ONNX model, and keep those with other keys.
+
+    Args:
+        model: An `onnx.ModelProto`, which is changed.
+        properties: Values by their keys.
+    """
+    import onnx
+
+    before = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**before, **properties})
 
 
 def _single_keys(usage: Mapping[str, Any]) -> dict[str, str]:

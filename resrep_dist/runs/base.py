@@ -52,7 +52,7 @@ def obtain_base(model: keras.Model, config: Config, stop: StopRequest, setting: 
     elif config.base is not None:
         trainer = Trainer(model, None, config, **setting)
         trainer.run(stop)
-        copy_weights(trainer.model, model)
+        copy_weights(trainer.evaluated_model, model)
     cluster.broadcast(model.weights)
     if cluster.from_root(lambda: CheckpointFolder(workdir / "checkpoints").newest_step()) is None:
         check_base(model, config, setting["validation_data"], cluster)

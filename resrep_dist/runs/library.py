@@ -136,7 +136,7 @@ def _merged(trainer: Trainer, config: Config, validation_data: ImageSource) -> t
     assert trainer.graph is not None
     limits = {"tolerance": config.merge.tolerance, "dead_row_norm": pruning_of(config).dead_row_norm}
     images = validation_data.first_images(config.merge.num_images)
-    return merge(trainer.model, trainer.graph, images, **limits)
+    return merge(trainer.evaluated_model, trainer.graph, images, **limits)
 
 
 def _require_classifier(model: keras.Model) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.checkpoints.average import evaluated_variables
 from resrep_dist.checkpoints.files import CheckpointFolder, Variables, VariablesAt, restore
-from resrep_dist.checkpoints.state import model_variables
 from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource
@@ -133,7 +133,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
     graph = trace(base, config.prune.exclude, config.prune.residual_groups)
     load_weights(base, workdir / "base" / "model.h5")
     goal = goal_of(graph, config.prune)
-    trained, source = _load_trained(base, graph, workdir, checkpoint)
+    trained, source = _load_trained(base, graph, workdir, checkpoint, config)
     validation_data = validation_data or load_sources(config.data, config.model, config.task)[1]
     images = validation_data.first_images(config.merge.num_images)
     dead_row_norm = config.prune.dead_row_norm
@@ -199,7 +199,7 @@ def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:
     """
     config = config_of_run(workdir)
     model = build_model(config.model, config.task)
-    source = _restore(workdir, model_variables(model))
+    source = _restore(workdir, evaluated_variables(model, config.train.weight_average_decay is not None))
     partial = _empty_folder(workdir / "final.partial")
     save_model(model, partial / "model.h5")
     try:
@@ -234,14 +234,17 @@ class _Restored:
         }
 
 
-def _load_trained(base: keras.Model, graph: Graph, workdir: Path, checkpoint: str) -> tuple[keras.Model, _Restored]:
-    """Return the model of a checkpoint."""
+def _load_trained(
+    base: keras.Model, graph: Graph, workdir: Path, checkpoint: str, config: Config
+) -> tuple[keras.Model, _Restored]:
+    """Return the model of a checkpoint, with the average of the weights if the run keeps one."""
     whole = insert_compactors(base, graph)
     trained = [whole]
+    is_averaged = config.train.weight_average_decay is not None
 
     def variables_at(position: dict[str, Any]) -> dict[str, tf.Variable]:
         trained[:] = [with_channels(whole, graph, KeptChannels.from_json(graph, position.get("layout")))]
-        return model_variables(trained[0])
+        return evaluated_variables(trained[0], is_averaged)
 
     source = _restore(workdir, variables_at, checkpoint)
     return trained[0], source

@@ -1,6 +1,6 @@
 """Folds convolution, batch norm and compactor, and sets all three up again at the width of the surviving channels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.distributed.cluster import Cluster
@@ -97,13 +97,13 @@ def norm_velocities(
     return result
 
 
-def calibrate(model: keras.Model, graph: Graph, batches: Iterable[tf.Tensor], cluster: Cluster) -> None:
-    """Set the statistics of the batch norms of a refolded model, without changing its outputs. A collective.
+def calibrate(models: Sequence[keras.Model], graph: Graph, batches: Iterable[tf.Tensor], cluster: Cluster) -> None:
+    """Set the statistics of the batch norms of refolded models, without changing their outputs. A collective.
 
     Scale and offset of each batch norm are adjusted to the new statistics.
 
     Args:
-        model: The refolded model.
+        models: The refolded models, of the same shape.
         graph: Trace of the original model.
         batches: This rank's images, [B, height, width, channels] each. The statistics are those of all ranks' images.
         cluster: The ranks.
@@ -111,22 +111,23 @@ def calibrate(model: keras.Model, graph: Graph, batches: Iterable[tf.Tensor], cl
     pairs = [(layer.name, layer.batch_norm) for layer in graph.layers if layer.batch_norm]
     if not pairs:
         return
-    inner = keras.Model(model.inputs, [model.get_layer(name).output for name, _ in pairs])
+    batch_norms = [model.get_layer(name) for model in models for _, name in pairs]
+    inner = [keras.Model(model.inputs, [model.get_layer(name).output for name, _ in pairs]) for model in models]
 
     @tf.function(reduce_retracing=True)
     def moments(images: tf.Tensor) -> list[tf.Tensor]:
-        outputs = [tf.cast(output, tf.float64) for output in tf.nest.flatten(inner(images, training=False))]
+        outputs = tf.nest.flatten([model(images, training=False) for model in inner])
+        outputs = [tf.cast(output, tf.float64) for output in outputs]
         both = [tf.nn.moments(output, list(range(output.shape.rank - 1))) for output in outputs]
         return [tf.stack([mean, variance + tf.square(mean)]) for mean, variance in both]
 
-    count, sums = 0.0, [0.0] * len(pairs)
+    count, sums = 0.0, [0.0] * len(batch_norms)
     for images in batches:
         count += len(images)
         sums = [total + len(images) * value for total, value in zip(sums, moments(images), strict=True)]
     *summed, total_count = cluster.sum([*sums, tf.constant(count, tf.float64)], "calibration")
-    for (_, name), value in zip(pairs, summed, strict=True):
+    for batch_norm, value in zip(batch_norms, summed, strict=True):
         mean, square = (value / total_count).numpy()
-        batch_norm = model.get_layer(name)
         scale, offset = batch_norm_as_affine(batch_norm)
         batch_norm.moving_mean.assign(mean)
         batch_norm.moving_variance.assign(np.maximum(square - mean**2, 0.0))

@@ -90,7 +90,9 @@ class Shrinker:
         """
         if channels == whole.channels:
             return whole
-        return whole.for_model(with_channels(whole.model, self._graph, channels), channels)
+        model = with_channels(whole.model, self._graph, channels)
+        averaged = with_channels(whole.average.model, self._graph, channels) if whole.average else None
+        return whole.for_model(model, channels, averaged=averaged)
 
     def shrink(
         self,
@@ -114,15 +116,16 @@ class Shrinker:
         assert state.channels is not None
         dead = channels.lost_from(state.channels)
         velocities = narrow_velocities(state.model, self._graph, dead, state.velocities)
-        model = without_channels(state.model, self._graph, dead)
+        averaged = state.evaluated_model() if state.average else None
+        models = narrow = [without_channels(m, self._graph, dead) for m in (state.model, averaged) if m is not None]
         if channels.is_refolded:
-            before, model = model, (merged if channels.is_merged else refolded)(model, self._graph)
-            calibrate(model, self._graph, batches, self._cluster)
+            models = [(merged if channels.is_merged else refolded)(model, self._graph) for model in narrow]
+            calibrate(models, self._graph, batches, self._cluster)
             # Refolded layers begin at rest, except for the row norms.
             folded = refolded_layers(self._graph)
-            of_norms = {} if channels.is_merged else norm_velocities(before, model, self._graph, velocities)
+            of_norms = {} if channels.is_merged else norm_velocities(narrow[0], models[0], self._graph, velocities)
             velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
-        after = state.for_model(model, channels, velocities)
+        after = state.for_model(models[0], channels, velocities, *models[1:])
         if channels.is_merged and not state.channels.is_merged:
             assert validation_data is not None
             after.early_merge = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
@@ -139,21 +142,31 @@ class Shrinker:
         return dataclasses.replace(state.channels.without(going), is_refolded=True, is_merged=True)
 
     def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any] | None:
-        """Compare the outputs of the merged model with those of the one before; return None if they differ."""
+        """Compare the outputs of the merged model with those of the one before; return None if they differ.
+
+        With an average of the weights both are compared, and the certificate has the larger difference.
+        """
         assert after.channels is not None
         widths = zip(self._graph.groups, after.channels.widths, strict=True)
         counts = {g.name: {"kept": width * g.num_parts, "original": g.num_channels} for g, width in widths}
-        old, new = (with_precision(with_plain_batch_norm(s.model), "float32") for s in (before, after))
-        certificate = certify(old, new, validation_data.first_images(self._merge.num_images), counts)
-        difference = certificate.max_relative_difference
-        if not difference <= self._merge.tolerance:
-            self._refuse_merge(f"the outputs would differ by {difference:.2g} of the largest")
-            return None
+        images = validation_data.first_images(self._merge.num_images)
+        pairs = [(before.model, after.model)]
+        if before.average:
+            pairs.append((before.evaluated_model(), after.evaluated_model()))
+        certificates = []
+        for pair in pairs:
+            old, new = (with_precision(with_plain_batch_norm(model), "float32") for model in pair)
+            certificates.append(certify(old, new, images, counts))
+            difference = certificates[-1].max_relative_difference
+            if not difference <= self._merge.tolerance:
+                self._refuse_merge(f"the outputs would differ by {difference:.2g} of the largest")
+                return None
+        certificate = max(certificates, key=lambda certificate: certificate.max_relative_difference)
         _log.info(
             "Step %d: nothing is left to prune, and the slim model trains on without compactors. Its outputs differ by "
             "%.2g of the largest logit on %d images.",
             before.step,
-            difference,
+            certificate.max_relative_difference,
             certificate.num_images,
         )
         return {"step": before.step, "certificate": vars(certificate)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from resrep_dist.checkpoints.state import model_variables, plain_name
+from resrep_dist.checkpoints.variables import model_variables, plain_name
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.graph.weighted import Weighted

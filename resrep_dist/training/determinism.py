@@ -92,13 +92,13 @@ def clear_refusals(config: TrainingConfig) -> Iterator[None]:
     try:
         yield
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
-        reason = one_line(str(error.message).split("[[")[0], _MAX_REASON)
-        if config.deterministic and "determinis" in reason:
-            setting = "deterministic"
-        elif config.xla and "unsupported operations" in reason:
-            setting = "xla"
-        else:
+        # Stack traces stand before and behind it.
+        lines = [line.strip() for line in str(error.message).splitlines()]
+        asked = {"determinis": config.deterministic and "deterministic", "unsupported operations": config.xla and "xla"}
+        found = [(line, asked[word]) for line in lines for word in asked if word in line and asked[word]]
+        if not found:
             raise
+        reason, setting = one_line(found[0][0], _MAX_REASON), found[0][1]
         raise ConfigError(
             f"training.{setting}: received true, but TensorFlow says: {reason}; set training.{setting} to false"
         ) from None

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
-from resrep_dist.checkpoints.state import TrainState, batch_norm_statistics
+from resrep_dist.checkpoints.state import TrainState
+from resrep_dist.checkpoints.variables import batch_norm_statistics
 from resrep_dist.config import PruneConfig
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import UserError

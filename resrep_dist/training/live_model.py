@@ -1,7 +1,10 @@
 """The state of a phase, and the objects that are compiled for its model."""
 
+from resrep_dist.checkpoints.average import WeightAverage
 from resrep_dist.checkpoints.state import TrainState
-from resrep_dist.config import TrainingConfig
+from resrep_dist.config import DataConfig, TrainingConfig
+from resrep_dist.data.order import training_batches
+from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
@@ -46,11 +49,13 @@ class LiveModel:
         channels: KeptChannels | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self._metrics, self._task = training.metrics, plan.task
+        self._metrics, self._task, self._seed, self._cluster = training.metrics, plan.task, plan.seed, cluster
         self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, teacher, plan.task)
         if graph:
             channels = channels or KeptChannels.all_of(graph)
-        state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables)
+        decay = plan.phase.weight_average_decay
+        average = WeightAverage(model, decay) if decay is not None else None
+        state = TrainState(model, _make_optimizer(model, graph, plan), channels, self.step.variables, average)
         self.pruner = _make_pruner(state, graph, plan, cluster) if graph and has_compactors(model) else None
         self.follow(state)
 
@@ -61,12 +66,42 @@ class LiveModel:
             state: A state whose model may be smaller.
         """
         self.state = state
-        self.evaluator = Evaluator(state.model, self._metrics, self._task)
+        self.evaluator = Evaluator(state.evaluated_model(), self._metrics, self._task)
         self.step.follow(state)
         if not has_compactors(state.model):
             self.pruner = None
         if self.pruner:
             self.pruner.follow(state)
+
+    def batches(self, source: ImageSource, data: DataConfig) -> NamedErrors:
+        """Return this rank's part of each batch of training, from the current step on.
+
+        Args:
+            source: The training set.
+            data: Batches and augmentation.
+        """
+        return training_batches(
+            source,
+            global_batch_size=data.global_batch_size,
+            augmentation=data.augmentation,
+            seed=self._seed,
+            rank=self._cluster.rank,
+            num_ranks=self._cluster.size,
+            first_step=self.state.step,
+            num_threads=self._cluster.num_cores,
+            config=data,
+        )
+
+    def evaluate(self, source: ImageSource, batch_size: int) -> dict[str, float]:
+        """Evaluate the model, or the one with averaged weights if there is one. A collective.
+
+        Args:
+            source: The data.
+            batch_size: Number of samples per batch on each rank.
+        """
+        # Sets the weights that are not averaged.
+        self.state.evaluated_model()
+        return self.evaluator.evaluate(source, batch_size, self._cluster)
 
 
 def _make_pruner(state: TrainState, graph: Graph, plan: PhasePlan, cluster: Cluster) -> Pruner:

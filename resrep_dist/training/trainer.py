@@ -12,7 +12,6 @@ from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
 from resrep_dist.config.tasks import score_of
-from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import ImageSource, NamedErrors
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
@@ -125,6 +124,11 @@ class Trainer:
     def model(self) -> keras.Model:
         """The model in training."""
         return self.state.model
+
+    @property
+    def evaluated_model(self) -> keras.Model:
+        """The model to evaluate and merge: the one with averaged weights, or without them that in training."""
+        return self.state.evaluated_model()
 
     @property
     def pruner(self) -> Pruner | None:
@@ -260,16 +264,7 @@ class Trainer:
 
     def _training_batches(self) -> NamedErrors:
         """Return this rank's part of each batch, from the current step on."""
-        return training_batches(
-            self._train_data,
-            global_batch_size=self.config.data.global_batch_size,
-            augmentation=self.config.data.augmentation,
-            seed=self._plan.seed,
-            rank=self.cluster.rank,
-            num_ranks=self.cluster.size,
-            first_step=self.step,
-            num_threads=self.cluster.num_cores,
-        )
+        return self._live.batches(self._train_data, self.config.data)
 
     def _save(self, is_last: bool = False) -> None:
         start = time.monotonic()
@@ -289,7 +284,7 @@ class Trainer:
     def _evaluate(self) -> None:
         self._agree()
         start, batch_size = time.monotonic(), self.config.data.evaluation_batch_size
-        values = self._live.evaluator.evaluate(self._validation_data, batch_size, self.cluster)
+        values = self._live.evaluate(self._validation_data, batch_size)
         self.validation_top1 = score_of(values).value
         self._best.consider(self.state, score_of(values), self.pruner)
         if self.cluster.size > 1:

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.timeout(3 * 3600)]
 NUM_KILLS = int(os.environ.get("NUM_KILLS", 10))
-MERGING = ("shrink.mode=merge", "prune.lasso_strength=0.05", "checkpoint.num_kept=10")
+MERGING = ("shrink.mode=merge", "checkpoint.num_kept=10")
 # Steps before the merge, the merge with its comparison and its new graph, and steps behind it.
 SECONDS = 10.0
 

@@ -30,27 +30,27 @@ if [[ ${SMALL:-} ]]; then
     config=configs/digits_resnet20.yaml size=(--num-steps 1 --num-rounds 1) data=(data.global_batch_size=8) demo=tests/faults/config.yaml
 fi
 
-steps() { # name, limit in seconds, settings
-    local name=$1 limit=$2 setting options=()
-    shift 2
+steps() { # name, limit in seconds, arms besides those of plain models, settings
+    local name=$1 limit=$2 arms=$3 setting options=()
+    shift 3
     for setting in "${data[@]}" "$@"; do options+=(--set "$setting"); done
     part "$name" "$limit" "$python" -m resrep_dist benchmark steps "$config" "${size[@]}" "${options[@]}" \
-        --arms stock_horovod,plain,resrep,slim --output "$folder/$name"
+        --arms "stock_horovod,plain,$arms" --output "$folder/$name"
 }
 
 # Two ranks share the GPU, which NCCL allows from 2.30 on.
 export NCCL_MULTI_RANK_GPU_ENABLE=1 TF_FORCE_GPU_ALLOW_GROWTH=true
 # Most of the time of these the host starts programs, so they run at once.
-part tests 130 "$python" -m pytest -q -m gpu tests/system/test_gpu.py &
-part ranks 130 "$python" -m tests.gpu.two_ranks "$folder/ranks" &
-part resumed 130 "$python" -m tests.gpu.resumed "$folder/resumed" &
-part demo 130 "$python" -m resrep_dist train "$demo" --workdir "$folder/demo" --quiet &
+part tests 105 "$python" -m pytest -q -m gpu tests/system/test_gpu.py &
+part ranks 105 "$python" -m tests.gpu.two_ranks "$folder/ranks" &
+part resumed 105 "$python" -m tests.gpu.resumed "$folder/resumed" &
+part demo 105 "$python" -m resrep_dist train "$demo" --workdir "$folder/demo" --quiet &
 wait
-steps float32 90
-steps mixed_float16 60 training.precision=mixed_float16
-steps mixed_bfloat16 60 training.precision=mixed_bfloat16
-steps free 60 training.deterministic=false
+steps float32 85 resrep,slim
+steps mixed_float16 75 resrep training.precision=mixed_float16
+steps mixed_bfloat16 75 resrep training.precision=mixed_bfloat16
+steps free 50 resrep training.deterministic=false
 # XLA has no deterministic gradient of max pooling.
-steps xla 60 training.xla=true training.deterministic=false
-part gaps 60 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
+steps xla 50 resrep training.xla=true training.deterministic=false
+part gaps 40 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
 cat "$folder/results.jsonl"

@@ -14,7 +14,7 @@ from tests.system.runs import RESREP, assert_equal_weights, signal_one_rank
 
 CONFIG = REPOSITORY / "tests" / "faults" / "config.yaml"
 TRAIN = [RESREP, "train", str(CONFIG), "--workdir"]
-LIMIT_SECONDS = 110
+LIMIT_SECONDS = 100
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:

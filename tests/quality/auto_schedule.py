@@ -210,17 +210,30 @@ def _size_table(results: Sequence[dict[str, Any]]) -> list[str]:
                 cells += [f"{statistics.mean(values):.2f}" for values in top1]
                 lines.append(f"| {name} | {num_images:,} | {num_steps} | {len(rows)} | {' | '.join(cells)} |")
     auto, hand = ([row[arm][0] for row in results] for arm in ("auto", "hand"))
-    differences = [a["slim_top1"] - h["slim_top1"] for a, h in zip(auto, hand, strict=True)]
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
     met, dead = _counts(auto)
+    pairs = list(zip(auto, hand, strict=True))
     return [
         *lines,
         "",
-        f"auto, of {len(results)} runs: masks met in {met}, all masked rows dead in {dead}. Top-1, auto minus hand in "
-        f"pairs: {statistics.mean(differences):+.2f} points, standard error {error:.2f}, from {min(differences):+.2f} "
-        f"to {max(differences):+.2f}.",
+        f"auto, of {len(results)} runs: masks met in {met}, all masked rows dead in {dead}.",
+        "",
+        f"Top-1, auto minus hand, all runs: {_differences(pairs)}",
+        "",
+        "Where hand has the target and all its masked rows are dead too, so that both models are of one size: "
+        f"{_differences([(a, h) for a, h in pairs if is_met(h) and h['num_masked_alive'] == 0])}",
         "",
     ]
+
+
+def _differences(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    if len(pairs) < 2:
+        return f"{len(pairs)} pairs."
+    values = [one["slim_top1"] - other["slim_top1"] for one, other in pairs]
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return (
+        f"{len(values)} pairs, mean {statistics.mean(values):+.2f} points, standard error {error:.2f}, median "
+        f"{statistics.median(values):+.2f}, from {min(values):+.2f} to {max(values):+.2f}."
+    )
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> list[str]:

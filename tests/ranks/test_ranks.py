@@ -145,7 +145,7 @@ def test_the_others_wait_for_rank_0_without_a_time_limit(tmp_path):
 
 
 def test_batch_norm_takes_the_average_of_the_ranks_statistics(worked):
-    from resrep_dist.checkpoints.state import model_variables
+    from resrep_dist.checkpoints.variables import model_variables
     from resrep_dist.data.order import training_batches
     from resrep_dist.graph import trace
     from resrep_dist.layers.insertion import insert_compactors
@@ -199,7 +199,7 @@ def test_ranks_shrink_together_and_one_process_restores_the_state(worked):
             np.testing.assert_array_equal(state[name], variable.numpy(), err_msg=f"{where} {name}")
 
 
-def test_ranks_merge_at_the_same_step_and_one_process_restores_the_slim_model(worked):
+def test_ranks_merge_weights_and_average_at_the_same_step_and_one_process_restores_both(worked):
     import resrep_dist
     from tests.networks import random_source, shrinking_config, small_network
 
@@ -209,11 +209,11 @@ def test_ranks_merge_at_the_same_step_and_one_process_restores_the_slim_model(wo
     assert steps[0] == steps[1] > 0
     model = small_network(seed=5)
     sources = random_source(), random_source(64, seed=1)
-    one = resrep_dist.Trainer(
-        model, resrep_dist.trace(model), shrinking_config("merge"), *sources, workdir=folder / "run"
-    )
+    config = shrinking_config("merge", weight_average_decay=0.9)
+    one = resrep_dist.Trainer(model, resrep_dist.trace(model), config, *sources, workdir=folder / "run")
     one.start()
     assert one.pruner is None and one.state.early_merge["step"] == steps[0]
+    assert "average/conv1/kernel" in one.state
     for of_rank in ranks:
         assert of_rank.keys() == one.state.keys()
         for name, variable in one.state.items():

@@ -146,7 +146,7 @@ def shrink(cluster: Cluster, folder: Path) -> None:
 def early_merge(cluster: Cluster, folder: Path) -> None:
     """To the end of a run that is merged in its training; every rank writes its state and when it was merged."""
     model = small_network(seed=cluster.rank)
-    config, sources = shrinking_config("merge"), (random_source(), random_source(64, seed=1))
+    config, sources = shrinking_config("merge", weight_average_decay=0.9), (random_source(), random_source(64, seed=1))
     trainer = Trainer(model, trace(model), config, *sources, cluster=cluster, workdir=folder / "run")
     trainer.run()
     state = {name: variable.numpy() for name, variable in trainer.state.items()}

@@ -23,6 +23,8 @@ def test_the_estimate_is_the_sum_by_hand():
     assert estimate.activations == 4 * 32 * outputs
     accumulated = estimate_memory(model, 32, num_micro_batches=3)
     assert (accumulated.gradients_and_momentum, accumulated.activations) == (12 * trained, 4 * 11 * outputs)
+    averaged = estimate_memory(model, 32, has_weight_average=True)
+    assert averaged.weights == 8 * weights and averaged.total == estimate.total + 4 * weights
     half = estimate_memory(with_precision(model, "mixed_bfloat16"), 32)
     # The images come in float32.
     assert half.activations == 32 * (2 * (outputs - images) + 4 * images) and half.weights == estimate.weights

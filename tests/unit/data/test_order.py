@@ -3,7 +3,13 @@
 import itertools
 
 from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD
-from resrep_dist.data.order import evaluation_batches, rank_part, sample_indices, training_batches
+from resrep_dist.data.order import (
+    evaluation_batches,
+    first_epoch_images,
+    rank_part,
+    sample_indices,
+    training_batches,
+)
 from resrep_dist.data.source import Source
 from tests.images import LEVEL_STEP, label_of, numbers_of, write_image_folders, write_records
 from tests.networks import random_source, small_config, sources_of
@@ -116,6 +122,13 @@ def test_evaluation_takes_every_sample_once(sources, num_ranks):
     labels = np.concatenate([labels for _, labels in seen])
     np.testing.assert_array_equal(labels, [label_of(number) for number in numbers])
     np.testing.assert_array_equal(source.first_images(9), np.concatenate([images for images, _ in seen])[:9])
+
+
+def test_the_first_images_of_an_epoch_are_those_of_its_order_without_augmentation(sources):
+    source, _, _ = sources
+    order = sample_indices(tf.range(50, dtype=tf.int64), 50, seed=3).numpy()
+    np.testing.assert_array_equal(first_epoch_images(source, 40, seed=3), source.first_images(50)[order[:40]])
+    assert sorted(numbers_of(first_epoch_images(source, 999, seed=3))) == list(range(50))
 
 
 def test_parts_of_ranks_differ_by_at_most_one():

@@ -243,7 +243,7 @@ def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_f
 def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tmp_path):
     result = benchmark_latency(run_folder, num_rounds=2)
     formats = {row["format"] for row in result["rows"]}
-    assert {"keras", "saved_model", "tflite", "tflite_float16"} <= formats
+    assert {"keras", "saved_model", "tflite", "tflite_float16", "tflite_int8"} <= formats
     assert len(result["rows"]) == 2 * len(formats)
     for row in result["rows"]:
         assert row["base_ms"] > 0 and row["slim_ms"] > 0

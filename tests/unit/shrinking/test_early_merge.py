@@ -39,7 +39,7 @@ def test_a_merged_model_has_the_same_outputs_and_filters_of_the_former_size(make
     dead = dead_channels(pruned, graph)
     small = without_channels(pruned, graph, dead)
     plain = merged(small, graph)
-    calibrate(plain, graph, [SOURCE.images[:64]], Cluster())
+    calibrate([plain], graph, [SOURCE.images[:64]], Cluster())
     assert not has_compactors(plain) and has_compactors(small)
     images = SOURCE.images[64:128]
     scale = float(np.abs(small(images)).max())

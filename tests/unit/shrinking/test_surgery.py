@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from resrep_dist.checkpoints.state import model_variables
+from resrep_dist.checkpoints.variables import model_variables
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.graph.kept_channels import KeptChannels
@@ -206,7 +206,7 @@ def test_a_refolded_model_is_the_same_function_and_has_the_batches_statistics(fl
     images = SOURCE.images[:64].astype(np.float64)
     refold = refolded(small, graph)
     np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
-    calibrate(refold, graph, [images[:48], images[48:]], CLUSTER)
+    calibrate([refold], graph, [images[:48], images[48:]], CLUSTER)
     np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
     for layer in graph.layers:
         new, old = (m.get_layer(layer.compactor).matrix() for m in (refold, small))

@@ -1,4 +1,4 @@
-from resrep_dist.checkpoints.state import batch_norm_statistics
+from resrep_dist.checkpoints.variables import batch_norm_statistics
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace

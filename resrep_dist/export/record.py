@@ -1,0 +1,48 @@
+"""The record beside exported files, `export.json`: for each file how it compares with the Keras model."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from resrep_dist.errors import UserError, one_line
+
+RECORD_NAME = "export.json"
+"""Name of the file."""
+
+
+def record_export(export: Any, num_bytes: int) -> Path:
+    """Write the figures of an export into the record of its folder, and keep those of other files.
+
+    Args:
+        export: A dataclass with the `path` of the exported file and its figures, in JSON's types.
+        num_bytes: Size of the exported file.
+
+    Returns:
+        The path of the record.
+
+    Raises:
+        UserError: If the record cannot be read or written.
+    """
+    figures = dataclasses.asdict(export)
+    exported = figures.pop("path")
+    path = exported.parent / RECORD_NAME
+    partial = path.with_name(f".{RECORD_NAME}.partial")
+    try:
+        document = _read(path)
+        document[exported.name] = {"size_bytes": num_bytes, **figures}
+        partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read or written ({one_line(error)}); delete it, or give another --output"
+        ) from None
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    return document
