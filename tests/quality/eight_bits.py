@@ -1,8 +1,8 @@
 """What eight bits bring a run's slim model: `python -m tests.quality.eight_bits RUN`.
 
 Exports the base and the slim model of a finished run to TFLite and ONNX, the slim one in eight bits too, as
-`resrep export` does. Prints for each file its size, its score (top-1) on the whole validation set, and the median time of
-a call, all files in turn. Copying images into the runtime is part of the time.
+`resrep export` does. Prints for each file its size, its score (top-1) on the whole validation set, and the median time
+of a call, all files in turn. Copying images into the runtime is part of the time.
 
 Examples:
     python -m tests.quality.eight_bits runs/demo
