@@ -46,6 +46,7 @@ class Latency(Cost):
                 "this configuration with `resrep measure`"
             )
         self._steps = _steps_of_groups(graph, {layer.key: layer for layer in table.layers})
+        self._fast_widths: dict[tuple[int, int], list[int]] = {}
         self._calls: list[tuple[WeightedCall, _Grid]] = [(call, grids[call.key]) for call in graph.calls]
 
     def total(self, widths: Sequence[int]) -> float:
@@ -73,9 +74,13 @@ class Latency(Cost):
             group: Index of the group.
             full: Its full width.
         """
+        if (known := self._fast_widths.get((group, full))) is not None:
+            return known
         steps = self._steps[group]
         is_free = bool(steps) and min(each.share for each in steps) >= _FREE_SHARE
-        return [width for width in range(1, full) if all(each.is_fast(width, is_free) for each in steps)] + [full]
+        fast = [width for width in range(1, full) if all(each.is_fast(width, is_free) for each in steps)] + [full]
+        self._fast_widths[group, full] = fast
+        return fast
 
     def per_channel(self, widths: Sequence[int]) -> list[float]:
         """Return for each group the time that a channel saves if the next fast width is taken.
