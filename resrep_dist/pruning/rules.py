@@ -199,6 +199,7 @@ def select_masks(
     max_chosen: int,
     min_channels: int = 1,
     round_to: int = 1,
+    scales: Sequence[float] | None = None,
 ) -> Selection:
     """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
 
@@ -216,10 +217,11 @@ def select_masks(
         min_channels: Minimum number of channels that each group keeps.
         round_to: Widths are rounded up to multiples of this number, and to those at which the cost falls, see
             `Cost.fast_widths`.
+        scales: For each group what its norms are divided by in the order; None for the norms as they are.
     """
     full = np.array([len(group) for group in norms])
     rounded = [rounded_widths(cost, group, width, round_to) for group, width in enumerate(full.tolist())]
-    groups = np.repeat(np.arange(len(full)), full)[_ascending(norms)]
+    groups = np.repeat(np.arange(len(full)), full)[_ascending(norms, scales)]
 
     def choose(num_lowest: int) -> tuple[int, list[int]]:
         """Of the lowest channels, the number that `min_channels` lets be chosen; and the rounded widths that remain."""
@@ -262,8 +264,9 @@ def _below_the_dead(norms: np.ndarray, width: int, rounded: np.ndarray, min_chan
     return max(lower, default=living)
 
 
-def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:
-    flat = np.concatenate([np.asarray(group) for group in norms])
+def _ascending(norms: Sequence[np.ndarray], scales: Sequence[float] | None) -> np.ndarray:
+    ranks = norms if scales is None else [group / scale for group, scale in zip(norms, scales, strict=True)]
+    flat = np.concatenate([np.asarray(group) for group in ranks])
     assert np.isfinite(flat).all(), "row norms are finite in every step that is applied"
     return np.argsort(flat, kind="stable")
 
