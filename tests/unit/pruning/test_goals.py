@@ -7,7 +7,7 @@ from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.models.building import build_model
-from resrep_dist.pruning.goals import goal_of, ranking_scales, with_checksum
+from resrep_dist.pruning.goals import agree_on_costs, goal_of, ranking_scales, with_checksum
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import fewest_channels, require_reachable_target
 from tests.networks import small_config, small_network
@@ -96,6 +96,33 @@ def test_the_table_must_be_the_one_and_of_the_runtime_that_is_named(graph, tmp_p
     write_table(graph, tmp_path / "costs.json", base_ms=9.0)
     with pytest.raises(ConfigError, match="it is not the table that the run was started with"):
         goal_of(graph, config)
+
+
+class SecondRank:
+    """Rank 1 of 2, whose rank 0 has another table."""
+
+    size, rank = 2, 1
+
+    def __init__(self, of_root=None):
+        self.of_root = of_root
+
+    def from_root(self, function):
+        return self.of_root or function()
+
+    def everywhere(self, function):
+        return function()
+
+
+def test_ranks_with_other_tables_do_not_start(graph, tmp_path):
+    config = by_time(write_table(graph, tmp_path / "costs.json"), latency_fraction=0.5)
+    agree_on_costs(SecondRank(), config)
+    with pytest.raises(
+        ConfigError, match="another table on rank 1 than on rank 0, with the checksum .* of 000000000000;"
+    ):
+        agree_on_costs(SecondRank("0" * 64), config)
+    # Nothing travels where there is no table.
+    for without_table in (None, PruneConfig(target_macs_fraction=0.5)):
+        agree_on_costs(SecondRank("0" * 64), without_table)
 
 
 def test_a_ranking_by_cost_masks_what_saves_most_first_and_leaves_dead_channels_first(graph):
