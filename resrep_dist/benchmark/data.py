@@ -102,6 +102,7 @@ def _pipeline(source: ImageSource, config: Config) -> Iterable[Any]:
         rank=0,
         num_ranks=1,
         first_step=0,
+        config=config.data,
     )
 
 

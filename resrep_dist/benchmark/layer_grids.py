@@ -15,7 +15,9 @@ from tensorflow import keras
 
 # Blocks of channels that runtimes have: registers of 128 to 512 bits, several of them.
 _BLOCKS = (2, 4, 8, 16, 32)
-_SCAN_WIDTH = 32
+_UNITS = (1, 2, 4, 8)
+_SCAN_WIDTH = 48
+_WIDE_ENOUGH = 64
 _NUM_CHEAP_CHANNELS = 16
 # Blocks are assumed only if they explain clearly more than a straight line does.
 _MIN_EXPLAINED = 0.15
@@ -105,31 +107,42 @@ def scans_of(calls: Sequence[WeightedCall]) -> list[Scan]:
 
 def _fitness(call: WeightedCall, side: int) -> tuple[bool, int]:
     full = call.full_widths[side]
-    return (full < 2 * _SCAN_WIDTH, full if full >= 2 * _SCAN_WIDTH else -full)
+    return (full < _WIDE_ENOUGH, full if full >= _WIDE_ENOUGH else -full)
 
 
 def find_steps(widths: Sequence[int], milliseconds: Sequence[float]) -> Steps:
-    """Return the blocks of channels that explain times best.
+    """Return the blocks of channels, and the unit of fast widths, that explain times best.
 
     Args:
         widths: Neighboring widths.
         milliseconds: Their times.
     """
-    best, straight = (math.inf, Steps()), _unexplained(widths, milliseconds, Steps())
-    for size in (block for block in _BLOCKS if block <= len(widths) // 2):
-        for share in np.linspace(0.1, 1.0, 10):
-            steps = Steps(size, round(float(share), 1))
-            best = min(best, (_unexplained(widths, milliseconds, steps), steps), key=lambda pair: pair[0])
-    return best[1] if best[0] < (1 - _MIN_EXPLAINED) * straight else Steps()
+    columns = np.asarray(widths), np.asarray(milliseconds)
+    straight, steps = _fitted(*columns, Steps())
+    for unit in _UNITS:
+        best = steps, straight
+        for size in (block for block in _BLOCKS if 3 * block <= 2 * len(widths) and block % unit == 0):
+            for share in np.linspace(0.0 if unit > 1 else 0.1, 1.0, 11 if unit > 1 else 10):
+                unexplained, fitted = _fitted(*columns, Steps(size, round(float(share), 1), unit))
+                best = min(best, (fitted, unexplained), key=lambda pair: pair[1])
+        # Each further assumption must explain clearly more.
+        if best[1] < (1 - _MIN_EXPLAINED) * straight:
+            steps, straight = best
+    return steps
 
 
-def _unexplained(widths: Sequence[int], milliseconds: Sequence[float], steps: Steps) -> float:
-    counted = np.array([counted_width(width, steps) for width in widths])
+def _fitted(widths: np.ndarray, times: np.ndarray, steps: Steps) -> tuple[float, Steps]:
+    """Return the sum of what a straight line in the counted widths leaves unexplained, and the steps with a detour."""
+    is_slow = (widths % steps.unit != 0) & (widths > steps.size)
+    counted = np.array([counted_width(int(width), steps) for width in widths])
     design = np.stack([counted, np.ones(len(counted))], 1)
-    times = np.asarray(milliseconds)
-    solution, *_ = np.linalg.lstsq(design, times, rcond=None)
+    (slope, start), *_ = np.linalg.lstsq(design[~is_slow], times[~is_slow], rcond=None)
+    if is_slow.any():
+        detour = float(np.median((times - start)[is_slow] / (slope * widths[is_slow]))) if slope > 0 else 1.0
+        steps = dataclasses.replace(steps, detour=round(max(1.0, detour), 2))
+        counted[is_slow] = steps.detour * widths[is_slow]
     # By absolute values, so that single times that were disturbed count for less.
-    return float(np.abs(times - design @ solution).sum())
+    return float(np.abs(times - start - slope * counted).sum()), steps
 
 
 def grid_widths(call: WeightedCall, steps: Sequence[Steps]) -> tuple[list[int], list[int]]:
@@ -146,7 +159,7 @@ def grid_widths(call: WeightedCall, steps: Sequence[Steps]) -> tuple[list[int], 
         if not call.changes[side]:
             sides.append([full])
             continue
-        unit = math.lcm(steps[side].size, of_groups)
+        unit = math.lcm(steps[side].size, steps[side].unit, of_groups)
         parts = [math.ceil(part * full / unit) * unit for part in _PARTS[sum(call.changes)]]
         # Below one block a runtime may compute in another way, which matters where a layer has few blocks.
         below = [unit * part // 4 for part in ((2,) if sum(call.changes) == 2 and full >= 8 * unit else (1, 2, 3))]

@@ -169,7 +169,9 @@ def _steps_by_kind(scans: Sequence[Scan], milliseconds: Sequence[float]) -> dict
 
 
 def _in_words(steps: Steps) -> str:
-    return f"blocks of {steps.size} channels, share {steps.share:g}" if steps.share else "no blocks of channels"
+    text = f"blocks of {steps.size} channels, share {steps.share:g}" if steps.share else "no blocks of channels"
+    slow = f"; {steps.detour:g} times as slow where no multiple of {steps.unit}" if steps.unit > 1 else ""
+    return text + slow
 
 
 def _whole_models(model: keras.Model, graph: Graph) -> list[tuple[tuple[int, ...], keras.Model]]:

@@ -1,6 +1,6 @@
 """The configuration of a run: sections, the whole, reading it, and its absolute paths."""
 
-from resrep_dist.config.data_section import DataConfig
+from resrep_dist.config.data_section import DataConfig, RandAugmentConfig
 from resrep_dist.config.document import Config
 from resrep_dist.config.loading import build_config, load_config
 from resrep_dist.config.normalization import ChannelStatistics
@@ -29,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "PhaseConfig",
     "PruneConfig",
+    "RandAugmentConfig",
     "ShrinkConfig",
     "TargetConfig",
     "TrainingConfig",

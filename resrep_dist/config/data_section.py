@@ -3,9 +3,9 @@
 from typing import Annotated, Literal
 
 from resrep_dist.config.normalization import ChannelStatistics, NormalizationName, check_normalization
-from resrep_dist.config.schema import Positive
+from resrep_dist.config.schema import NotNegativeFloat, Positive
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
@@ -36,6 +36,16 @@ _PATHS = {
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RandAugmentConfig:
+    """RandAugment: random operations on each training image, such as rotation, contrast and posterizing."""
+
+    num_operations: Positive = 2
+    """Number of operations on each image, drawn from 14: N in the paper."""
+    magnitude: Annotated[int, Ge(0), Le(30)] = 9
+    """How strong they are, from 0 to 30: M in the paper."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """The data set, batches and augmentation."""
 
@@ -54,6 +64,14 @@ class DataConfig:
     """Augmentation of training images. `shift`: translation by up to an eighth of the image, filled with zeros.
     `pad_crop_flip`: the same, and half of the images mirrored. `resized_crop_flip`: a random window, resized, and half
     of the images mirrored. `default`: the usual one for the source; `config.yaml` of the run has its name."""
+    rand_augment: RandAugmentConfig | None = None
+    """RandAugment of the training images, after `augmentation`. None for none."""
+    mixup_alpha: NotNegativeFloat = 0.0
+    """mixup: each training image is averaged with another one, and so are their labels, with a share from
+    Beta(mixup_alpha, mixup_alpha); 0.2 is usual. 0 for none."""
+    cutmix_alpha: NotNegativeFloat = 0.0
+    """CutMix: a window of each training image is that of another one, with a share from Beta(cutmix_alpha,
+    cutmix_alpha); 1 is usual. 0 for none. With `mixup_alpha` too, each image takes one of the two at random."""
     crop_fraction: Annotated[float, Gt(0), Le(1)] = 0.875
     """For evaluation the short side of image files is resized to image_size / crop_fraction, and the center is
     cropped."""

@@ -130,6 +130,12 @@ def _check_task(task: str, model: ModelConfig, data: DataConfig, train: PhaseCon
             f"train.distillation: given with task {task}; the distance to the teacher is one of an image's classes; "
             "leave it out"
         )
+    for name in ("rand_augment", "mixup_alpha", "cutmix_alpha"):
+        if task != "classification" and getattr(data, name):
+            raise ValueError(
+                f"data.{name}: given with task {task}; it is for one class per image, so that no label or mask has to "
+                "follow the pixels; leave it out"
+            )
     served = TASKS[task].sources
     if served is not None and data.source not in served:
         raise ValueError(

@@ -147,6 +147,9 @@ class PruneConfig:
     """Widths of the slim model are rounded up to multiples of this number of channels; 8 is fast on tensor cores."""
     paper_dead_row_norm: NotNegativeFloat = 1e-5
     """For the rule `paper`: norm up to which a masked row counts as dead. The default is the authors' threshold."""
+    ranking: Literal["norm", "norm_per_cost"] = "norm"
+    """Order in which channels are masked. `norm`: by the norm of their rows, as in the paper. `norm_per_cost`: by the
+    norm divided by what a channel of its group saves of the target's cost, so that costly channels go first."""
     exclude: tuple[str, ...] = ()
     """Names of convolutions that are not pruned."""
     residual_groups: bool = False

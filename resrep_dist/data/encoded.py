@@ -36,6 +36,9 @@ class EncodedSource(ImageSource):
         self.num_classes, self._normalize = num_classes, normalization
         self._image_size, self._crop_fraction = image_size, crop_fraction
 
+    def pixel_scale(self) -> Normalization | None:
+        return self._normalize
+
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Return what `read` needs for a whole batch of samples: int64 [B] -> tensors [B]."""

@@ -31,6 +31,18 @@ class Normalization:
         """
         return normalize(tf.reverse(pixels, [-1]) if self.is_bgr else pixels, self.mean, self.std)
 
+    def pixels_of(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the pixels that were normalized.
+
+        Args:
+            images: Normalized images, float32 [..., height, width, channels].
+
+        Returns:
+            From 0 to 255, of the same shape and type.
+        """
+        pixels = tf.clip_by_value(images * tf.constant(self.std, images.dtype) + self.mean, 0.0, 255.0)
+        return tf.reverse(pixels, [-1]) if self.is_bgr else pixels
+
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)

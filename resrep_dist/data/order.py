@@ -5,7 +5,13 @@ the N samples. A global batch may end one epoch and begin the next, so every sam
 batches have the same size, and a run can be resumed at any step without reading the samples before it.
 """
 
-from resrep_dist.data.hashing import mix, right_shift
+from typing import Any
+
+from resrep_dist.config import DataConfig
+from resrep_dist.data.hashing import mix as mix_bits
+from resrep_dist.data.hashing import right_shift
+from resrep_dist.data.mixing import is_mixing, mix, with_partners
+from resrep_dist.data.rand_augment import rand_augment
 from resrep_dist.data.source import ImageSource, NamedErrors
 
 import numpy as np
@@ -27,7 +33,7 @@ def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tens
     """
     epochs = positions // num_samples
     # Consecutive seeds give similar permutations, so seed and epoch are hashed first.
-    mixed = mix(mix(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
+    mixed = mix_bits(mix_bits(tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64))) + epochs)
     seeds = tf.stack(
         [
             tf.bitwise.bitwise_and(mixed, 0x7FFFFFFF),
@@ -75,6 +81,7 @@ def training_batches(
     num_ranks: int,
     first_step: int,
     num_threads: int | None = None,
+    config: DataConfig | None = None,
 ) -> NamedErrors:
     """Return this rank's part of every global batch, without end.
 
@@ -87,23 +94,42 @@ def training_batches(
         num_ranks: Number of ranks.
         first_step: Step of the first batch, counted from 0.
         num_threads: Number of threads that read and augment. None lets TensorFlow choose.
+        config: RandAugment, mixup and CutMix; None for none of them.
 
     Returns:
-        Pairs (images, labels), float32 [B, height, width, channels] and int64 [B]. The iterator raises a SampleError on
-        the rank whose sample cannot be read.
+        Pairs (images, labels), float32 [B, height, width, channels] and int64 [B], or MixedLabels of mixed images. The
+        iterator raises a SampleError on the rank whose sample cannot be read.
     """
     start, end = rank_part(global_batch_size, rank, num_ranks)
+    is_mixed = config is not None and is_mixing(config)
+    first, last = with_partners(start, end, global_batch_size) if is_mixed else (start, end)
 
     def places(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        positions = step * global_batch_size + tf.range(start, end, dtype=tf.int64)
+        positions = step * global_batch_size + tf.range(first, last, dtype=tf.int64)
         return sample_indices(positions, len(source), seed), positions
 
-    def indices_of(number: int) -> np.ndarray:
+    def read_indices_of(number: int) -> np.ndarray:
         return places(tf.constant(first_step + number, tf.int64))[0].numpy()
 
+    def indices_of(number: int) -> np.ndarray:
+        return read_indices_of(number)[start - first : end - first]
+
+    def change(batch: Any, place: Any) -> Any:
+        images, labels = tf.ensure_shape(batch[0], [last - first, *batch[0].shape[1:]]), batch[1]
+        assert config is not None
+        if config.rand_augment is not None:
+            scale = source.pixel_scale()
+            assert scale is not None
+            images = scale(rand_augment(scale.pixels_of(images), config.rand_augment, place[1], seed))
+        own = range(start - first, end - first)
+        return mix(images, labels, place[1], own, config, seed) if is_mixed else (images, labels)
+
     steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
-    batches = source.load(steps, end - start, augmentation, seed)
-    return NamedErrors(_prefetch(batches, num_threads), source, indices_of)
+    batches = source.load(steps, last - first, augmentation, seed)
+    if is_mixed or (config is not None and config.rand_augment is not None):
+        batches = tf.data.Dataset.zip((batches, steps))
+        batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return NamedErrors(_prefetch(batches, num_threads), source, indices_of, read_indices_of)
 
 
 def evaluation_batches(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from resrep_dist.data.augmentation import augment, normalize
+from resrep_dist.data.normalization import Normalization
 from resrep_dist.errors import DataError, SampleError
 
 import numpy as np
@@ -60,6 +61,10 @@ class ImageSource(abc.ABC):
         place = tf.data.Dataset.from_tensors((tf.constant([index], tf.int64), tf.constant([index], tf.int64)))
         for _ in self.load(place, 1, "none", 0):
             pass
+
+    def pixel_scale(self) -> Normalization | None:
+        """Return what pixels from 0 to 255 are normalized by; None if that is not known."""
+        return None
 
     def describe(self, index: int) -> str:
         """Return where a sample is stored, for an error message."""
@@ -117,6 +122,7 @@ class Source(ImageSource):
         num_classes: Number of classes.
         mean: Mean of each channel, in the unit of the images. None to use the images as they are.
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
+        scale: For normalized images, what pixels from 0 to 255 were normalized by. None if that is not known.
 
     Raises:
         DataError: If there are no images, not as many images as labels, or labels that are no classes, one-hot ones for
@@ -128,6 +134,7 @@ class Source(ImageSource):
     num_classes: int
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    scale: Normalization | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) == 0:
@@ -158,6 +165,11 @@ class Source(ImageSource):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def pixel_scale(self) -> Normalization | None:
+        if self.mean is None or self.std is None:
+            return self.scale
+        return Normalization(self.mean, self.std) if np.issubdtype(self.images.dtype, np.integer) else None
 
     def fingerprint(self) -> dict[str, Any]:
         # All pixels of a large set would take minutes.
@@ -229,12 +241,18 @@ class NamedErrors:
         dataset: The batches.
         source: Their source.
         indices_of: Returns the indices of the samples of a batch, given its number counted from 0.
+        read_indices_of: The same of all samples that are read for it, if they are more. None for `indices_of`.
     """
 
     def __init__(
-        self, dataset: tf.data.Dataset, source: ImageSource, indices_of: Callable[[int], Sequence[int] | np.ndarray]
+        self,
+        dataset: tf.data.Dataset,
+        source: ImageSource,
+        indices_of: Callable[[int], Sequence[int] | np.ndarray],
+        read_indices_of: Callable[[int], Sequence[int] | np.ndarray] | None = None,
     ) -> None:
         self._dataset, self._source, self.indices_of = dataset, source, indices_of
+        self._read_indices_of = read_indices_of or indices_of
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._dataset)
@@ -244,7 +262,7 @@ class NamedErrors:
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise self._explain(self.indices_of(number), error) from None
+                raise self._explain(self._read_indices_of(number), error) from None
             yield batch
 
     def _explain(self, indices: Sequence[int] | np.ndarray, error: tf.errors.OpError) -> SampleError:

@@ -33,6 +33,9 @@ class Synthetic(ImageSource):
     def __len__(self) -> int:
         return self.num_samples
 
+    def pixel_scale(self) -> Normalization | None:
+        return self.normalization
+
     def load(self, places: tf.data.Dataset, batch_size: int, augmentation: str, seed: int) -> tf.data.Dataset:
         shape = (_NUM_DIFFERENT, self.image_size, self.image_size, 3)
         with tf.device("CPU:0"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Cost(abc.ABC):
-    """A cost of one forward pass that never grows if a width becomes smaller.
+    """A cost of one forward pass that never grows if a width becomes smaller, at least among `fast_widths`.
 
     Widths are in channels, one for each group in the order of `Graph.groups`.
     """
@@ -39,6 +39,15 @@ class Cost(abc.ABC):
         Args:
             widths: Number of channels of each group.
         """
+
+    def fast_widths(self, group: int, full: int) -> Sequence[int]:
+        """Return the widths of a group that are worth choosing, ascending up to the full one; all by default.
+
+        Args:
+            group: Index of the group.
+            full: Its full width.
+        """
+        return range(1, full + 1)
 
     def show(self, value: float) -> str:
         """Return a number of this cost as text.

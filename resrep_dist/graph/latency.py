@@ -1,24 +1,29 @@
 """The time of a forward pass as a function of the widths of the prunable groups, from a table of measured times."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from resrep_dist.errors import ConfigError
+from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.costs import Cost
 from resrep_dist.graph.latency_table import LatencyTable, LayerTimes, Steps
-from resrep_dist.graph.signatures import WeightedCall, channels_at
+from resrep_dist.graph.signatures import WeightedCall
 from resrep_dist.graph.structure import Graph
 
 import numpy as np
 
 _NUM_PROBES = 16
+# From this share on the rest of a block takes no time.
+_FREE_SHARE = 0.9
 
 
 class Latency(Cost):
     """Milliseconds of a forward pass: a constant, and the scaled sum of the times of all layers that pruning changes.
 
-    Measured times may fall where a width grows, by chance or because a block of channels gets full. The selection needs
-    a cost that never does: each time becomes the mean of the longest of all narrower layers and the shortest of all
-    wider ones, which is the time itself where nothing falls.
+    It never grows if a width becomes smaller, as long as widths are those of `fast_widths`. Measured times may fall
+    where a width grows, by chance or because a block of channels gets full. The selection needs a cost that never does:
+    each time becomes the mean of the longest of all narrower layers and the shortest of all wider ones, which is the
+    time itself where nothing falls.
 
     Args:
         table: The table.
@@ -35,14 +40,16 @@ class Latency(Cost):
     def __init__(self, table: LatencyTable, graph: Graph, origin: str) -> None:
         self.base_ms = table.base_ms
         self._constant_ms, self._scale = table.constant_ms, table.scale
-        grids = {layer.key: _Grid(layer) for layer in table.layers}
-        if missing := [call.name for call in graph.calls if call.key not in grids]:
+        layers = {layer.key: layer for layer in table.layers}
+        if missing := [call.name for call in graph.calls if call.key not in layers]:
             raise ConfigError(
                 f"costs {origin}: it is of another model ({table.model}), or of other settings of what is pruned: it "
                 f"has no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}; write one for "
                 "this configuration with `resrep measure`"
             )
-        self._calls: list[tuple[WeightedCall, _Grid]] = [(call, grids[call.key]) for call in graph.calls]
+        self._steps = _steps_of_groups(graph, layers)
+        self._fast_widths: dict[tuple[int, int], list[int]] = {}
+        self._grids = _Grids([(call, layers[call.key]) for call in graph.calls], len(graph.groups))
 
     def total(self, widths: Sequence[int]) -> float:
         """Return the time of a forward pass, ms.
@@ -58,17 +65,36 @@ class Latency(Cost):
         Args:
             widths: Number of channels of each group.
         """
-        return sum(
-            grid.at(channels_at(call.inputs, widths), channels_at(call.output, widths)) for call, grid in self._calls
-        )
+        # Rounded once and exactly, so that it is the same on every processor.
+        return math.fsum(self._grids.times(np.asarray(widths)).tolist())
+
+    def fast_widths(self, group: int, full: int) -> list[int]:
+        """Return the widths of a group at which its layers get faster; all if they get faster with each channel.
+
+        Args:
+            group: Index of the group.
+            full: Its full width.
+        """
+        if (known := self._fast_widths.get((group, full))) is not None:
+            return known
+        steps = self._steps[group]
+        is_free = bool(steps) and min(each.share for each in steps) >= _FREE_SHARE
+        fast = [width for width in range(1, full) if all(each.is_fast(width, is_free) for each in steps)] + [full]
+        self._fast_widths[group, full] = fast
+        return fast
 
     def per_channel(self, widths: Sequence[int]) -> list[float]:
-        """Return for each group the time that is saved by removing one channel; 0 within a block of channels.
+        """Return for each group the time that a channel saves if the next fast width is taken.
 
         Args:
             widths: Number of channels of each group, at least 1.
         """
-        return [self._saving(widths, group, 1) for group in range(len(widths))]
+        return [self._saving(widths, group, number) / number for group, number in enumerate(self._to_next(widths))]
+
+    def _to_next(self, widths: Sequence[int]) -> list[int]:
+        """Return for each group the number of channels down to the next fast width; 1 if there is none."""
+        fast = [[f for f in self.fast_widths(group, width) if f < width] for group, width in enumerate(widths)]
+        return [width - below[-1] if below else 1 for width, below in zip(widths, fast, strict=True)]
 
     def slopes(self, widths: Sequence[int]) -> list[float]:
         """Return for each group the most that a channel saves on average, over several numbers of removed channels.
@@ -78,8 +104,8 @@ class Latency(Cost):
         """
         result = []
         for group, width in enumerate(widths):
-            numbers = {round(width * part / _NUM_PROBES) for part in range(1, _NUM_PROBES)} | {1}
-            possible = [number for number in numbers if 0 < number < width]
+            fast = self.fast_widths(group, width)[:-1]
+            possible = [width - narrow for narrow in fast[:: max(1, len(fast) // _NUM_PROBES)]]
             result.append(max((self._saving(widths, group, number) / number for number in possible), default=0.0))
         return result
 
@@ -89,26 +115,76 @@ class Latency(Cost):
         return self.total(widths) - self.total(fewer)
 
 
-class _Grid:
-    """The times of a layer at all widths, by interpolation between the measured ones."""
+def _steps_of_groups(graph: Graph, layers: Mapping[tuple[str, int, int], LayerTimes]) -> list[list[Steps]]:
+    """Return for each group the blocks of all layers that have its channels, and no others, on a side."""
+    result: list[list[Steps]] = [[] for _ in graph.groups]
+    for call in graph.calls:
+        layer = layers[call.key]
+        for segments, steps in ((call.inputs, layer.input_steps), (call.output, layer.output_steps)):
+            if len(segments) == 1 and segments[0][0] is not None:
+                result[segments[0][0]].append(steps)
+    return result
 
-    def __init__(self, layer: LayerTimes) -> None:
-        self._inputs = _places(layer.input_widths, layer.input_steps)
-        self._outputs = _places(layer.output_widths, layer.output_steps)
-        times = np.asarray(layer.milliseconds)
-        longest = np.maximum.accumulate(np.maximum.accumulate(times, 0), 1)
-        backwards = times[::-1, ::-1]
-        shortest = np.minimum.accumulate(np.minimum.accumulate(backwards, 0), 1)[::-1, ::-1]
+
+class _Grids:
+    """The times of all calls at all widths, by interpolation between the measured ones, all calls at once.
+
+    Args:
+        calls: The calls, and the times of their layers.
+        num_groups: Number of groups.
+    """
+
+    def __init__(self, calls: Sequence[tuple[WeightedCall, LayerTimes]], num_groups: int) -> None:
+        self._inputs = _Side([(c.inputs, t.input_widths, t.input_steps) for c, t in calls], num_groups)
+        self._outputs = _Side([(c.output, t.output_widths, t.output_steps) for c, t in calls], num_groups)
         # One more row and column, which have no weight, so that the last width has a neighbor.
-        self._times: list[list[float]] = np.pad((longest + shortest) / 2, ((0, 1), (0, 1)), "edge").tolist()
+        times = [np.pad(_never_falling(np.asarray(t.milliseconds)), ((0, 1), (0, 1)), "edge") for _, t in calls]
+        self._strides = np.array([grid.shape[1] for grid in times])
+        self._starts = np.cumsum([0, *(grid.size for grid in times[:-1])])
+        self._times = np.concatenate([grid.ravel() for grid in times])
 
-    def at(self, inputs: int, outputs: int) -> float:
-        row, down = self._inputs[inputs]
-        column, right = self._outputs[outputs]
-        upper, lower = self._times[row], self._times[row + 1]
-        above = upper[column] + right * (upper[column + 1] - upper[column])
-        below = lower[column] + right * (lower[column + 1] - lower[column])
+    def times(self, widths: np.ndarray) -> np.ndarray:
+        """Return the time of each call, ms [number of calls].
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        (row, down), (column, right) = self._inputs.places(widths), self._outputs.places(widths)
+        upper = self._starts + row * self._strides + column
+        lower, times = upper + self._strides, self._times
+        above = times[upper] + right * (times[upper + 1] - times[upper])
+        below = times[lower] + right * (times[lower + 1] - times[lower])
         return above + down * (below - above)
+
+
+class _Side:
+    """The inputs or the outputs of all calls: how many channels they have, and where that is in their grids."""
+
+    def __init__(self, calls: Sequence[tuple[GroupSegments, Sequence[int], Steps]], num_groups: int) -> None:
+        self._counts, self._fixed = np.zeros((len(calls), num_groups), int), np.zeros(len(calls), int)
+        for number, (segments, _, _) in enumerate(calls):
+            for group, width in segments:
+                if group is None:
+                    self._fixed[number] += width
+                else:
+                    self._counts[number, group] += 1
+        places = [_places(measured, steps) for _, measured, steps in calls]
+        self._starts = np.cumsum([0, *(len(of_call) for of_call in places[:-1])])
+        self._before = np.array([before for of_call in places for before, _ in of_call])
+        self._beyond = np.array([beyond for of_call in places for _, beyond in of_call])
+
+    def places(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each call the measured width before its own, and how far it is on the way to the next."""
+        index = self._starts + self._fixed + self._counts @ widths
+        return self._before[index], self._beyond[index]
+
+
+def _never_falling(times: np.ndarray) -> np.ndarray:
+    """Return the mean of the longest of all narrower and the shortest of all wider layers, [inputs, outputs]."""
+    longest = np.maximum.accumulate(np.maximum.accumulate(times, 0), 1)
+    backwards = times[::-1, ::-1]
+    shortest = np.minimum.accumulate(np.minimum.accumulate(backwards, 0), 1)[::-1, ::-1]
+    return (longest + shortest) / 2
 
 
 def counted_width(width: int, steps: Steps) -> float:
@@ -120,14 +196,21 @@ def counted_width(width: int, steps: Steps) -> float:
     """
     if width <= steps.size:
         return width
+    if width % steps.unit:
+        return steps.detour * width
     return width + steps.share * (-(-width // steps.size) * steps.size - width)
 
 
 def _places(measured: Sequence[int], steps: Steps) -> list[tuple[int, float]]:
     """Return for each width from 0 up the measured one before it, and how far it is on the way to the next."""
     positions = [counted_width(width, steps) for width in measured]
-    result = []
+    last, result = len(positions) - 1, []
     for width in range(measured[-1] + 1):
-        place = float(np.interp(counted_width(width, steps), positions, range(len(positions))))
-        result.append((int(place), place - int(place)))
+        counted = counted_width(width, steps)
+        place = float(np.interp(counted, positions, range(last + 1)))
+        before = int(place)
+        if counted > positions[-1] and last > 0:
+            # By a detour, more than the full width: on the line through the last two.
+            before, place = last - 1, last + (counted - positions[-1]) / (positions[-1] - positions[-2])
+        result.append((before, place - before))
     return result

@@ -29,14 +29,28 @@ class Steps:
     """How the time of a layer depends on a width between the measured ones.
 
     A runtime that computes channels in blocks takes as long for a part of a block as for a whole one. A width w counts
-    as w + share (m - w), where m is the next multiple of `size`. Below one block, where runtimes may compute in another
-    way, it counts as it is.
+    as w + share (m - w), where m is the next multiple of `size`. It may also take a slow way for all widths but the
+    multiples of `unit`; they count as detour w. Up to one block, where runtimes may compute in another way, a width
+    counts as it is.
     """
 
     size: _Positive = 1
     """Number of channels of a block."""
     share: _Share = 0.0
     """1 if only whole blocks count, 0 if the time is a straight line."""
+    unit: _Positive = 1
+    """Widths that are no multiples of it are slow."""
+    detour: Annotated[float, Ge(1)] = 1.0
+    """How much slower they are."""
+
+    def is_fast(self, width: int, is_free: bool) -> bool:
+        """Return True if no wider layer is as fast or faster, as far as the blocks say.
+
+        Args:
+            width: Number of channels.
+            is_free: True if a part of a block takes as long as a whole one in all layers that the channels reach.
+        """
+        return width <= self.size or width % (self.size if is_free else self.unit) == 0
 
 
 @dataclass(frozen=True, config=_STRICT)

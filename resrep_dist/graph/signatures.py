@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.graph.channels import GroupSegments
@@ -56,16 +55,6 @@ class WeightedCall:
         """Whether pruning changes the number of inputs, and of outputs on their own."""
         of_inputs, of_output = (any(group is not None for group, _ in side) for side in (self.inputs, self.output))
         return of_inputs, of_output and not self.is_per_channel
-
-
-def channels_at(segments: GroupSegments, widths: Sequence[int]) -> int:
-    """Return the number of channels of a tensor.
-
-    Args:
-        segments: Its channels.
-        widths: Number of channels of each group.
-    """
-    return sum(width if group is None else widths[group] for group, width in segments)
 
 
 def weighted_call(

@@ -11,6 +11,8 @@ from resrep_dist.graph.costs import Cost
 from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import read_table
 
+_LEAST_SCALE = 1e-9
+
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
@@ -77,6 +79,24 @@ def goal_of(graph: Graph, config: PruneConfig) -> Goal:
             f"{target.costs}"
         )
     return Goal(setting, latency, latency.base_ms, fraction)
+
+
+def ranking_scales(goal: Goal, graph: Graph, config: PruneConfig) -> list[float] | None:
+    """Return for each group what its norms are divided by in the ranking; None for `ranking: norm`.
+
+    It is what a channel saves at full width, relative to the largest such number. It does not depend on the masks, so
+    that the order of the channels does not change as they are masked.
+
+    Args:
+        goal: The target.
+        graph: Trace of the original model.
+        config: The ranking.
+    """
+    if config.ranking == "norm":
+        return None
+    savings = goal.cost.slopes(graph.widths)
+    # A group that saves nothing comes last.
+    return [max(saving / max(savings), _LEAST_SCALE) for saving in savings]
 
 
 def with_checksum(config: PruneConfig) -> PruneConfig:

@@ -9,6 +9,7 @@ from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.pruning.deadness import dead_channels, in_parts, num_masked_alive
+from resrep_dist.pruning.goals import ranking_scales
 from resrep_dist.pruning.rules import group_norms, row_norms, select_masks
 from resrep_dist.pruning.schedule import num_mask_updates, update_rate
 from resrep_dist.pruning.targets import fewest_channels, require_prunable, require_reachable_target
@@ -54,6 +55,7 @@ class Pruner:
     ) -> None:
         require_prunable(state.model.name, graph)
         self.goal = require_reachable_target(graph, config)
+        self._scales = ranking_scales(self.goal, graph, config)
         self.graph, self._config, self._cluster = graph, config, cluster
         self._first_step, self._last_step = first_step, last_step
         self.interval_steps, self._max_channels = update_rate(config, graph, first_step, last_step)
@@ -112,6 +114,7 @@ class Pruner:
             max_chosen=self._state.num_chosen + self._max_channels,
             min_channels=self._config.min_channels,
             round_to=self._config.round_to,
+            scales=self._scales,
         )
         self._state.num_chosen = selection.num_chosen
         groups = zip(self.graph.groups, selection.masks, self._kept, strict=True)

@@ -199,6 +199,7 @@ def select_masks(
     max_chosen: int,
     min_channels: int = 1,
     round_to: int = 1,
+    scales: Sequence[float] | None = None,
 ) -> Selection:
     """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
 
@@ -214,16 +215,18 @@ def select_masks(
         target_macs: Cost of one image to reach.
         max_chosen: Maximum number of channels to choose.
         min_channels: Minimum number of channels that each group keeps.
-        round_to: Widths are rounded up to multiples of this number.
+        round_to: Widths are rounded up to multiples of this number, and to those at which the cost falls, see
+            `Cost.fast_widths`.
+        scales: For each group what its norms are divided by in the order; None for the norms as they are.
     """
     full = np.array([len(group) for group in norms])
-    groups = np.repeat(np.arange(len(full)), full)[_ascending(norms)]
+    rounded = [rounded_widths(cost, group, width, round_to) for group, width in enumerate(full.tolist())]
+    groups = np.repeat(np.arange(len(full)), full)[_ascending(norms, scales)]
 
     def choose(num_lowest: int) -> tuple[int, list[int]]:
         """Of the lowest channels, the number that `min_channels` lets be chosen; and the rounded widths that remain."""
         chosen = np.bincount(groups[:num_lowest], minlength=len(full)).clip(max=np.maximum(full - min_channels, 0))
-        rounded = np.minimum(full, -(-(full - chosen) // round_to) * round_to)
-        return int(chosen.sum()), rounded.tolist()
+        return int(chosen.sum()), [int(up[width]) for up, width in zip(rounded, full - chosen, strict=True)]
 
     def is_enough(num_lowest: int) -> bool:
         num_chosen, widths = choose(num_lowest)
@@ -233,12 +236,37 @@ def select_masks(
     # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never
     # costs more: the coefficients of polynomials are not negative, and tables of times are made so (see `Latency`).
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
+    if any(len(cost.fast_widths(group, width)) < width for group, width in enumerate(full.tolist())):
+        widths = [_below_the_dead(*of_group, min_channels) for of_group in zip(norms, widths, rounded, strict=True)]
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, cost.total([int(mask.sum()) for mask in masks]))
 
 
-def _ascending(norms: Sequence[np.ndarray]) -> np.ndarray:
-    flat = np.concatenate([np.asarray(group) for group in norms])
+def rounded_widths(cost: Cost, group: int, full: int, round_to: int) -> np.ndarray:
+    """Return for each width of a group the one that it is rounded up to, int [full + 1].
+
+    Args:
+        cost: Has the widths that are worth choosing.
+        group: Index of the group.
+        full: Its full width.
+        round_to: Multiples of this number remain, and the full width.
+    """
+    allowed = [width for width in cost.fast_widths(group, full) if width % round_to == 0 or width == full]
+    return np.array([0, *allowed])[np.searchsorted([0, *allowed], np.arange(full + 1))]
+
+
+def _below_the_dead(norms: np.ndarray, width: int, rounded: np.ndarray, min_channels: int) -> int:
+    """Return a width that leaves out the dead channels and is one that widths are rounded to, if there is one."""
+    living = int((norms != 0).sum())
+    if width <= living:
+        return width
+    lower = [int(possible) for possible in np.unique(rounded) if min_channels <= possible <= living]
+    return max(lower, default=living)
+
+
+def _ascending(norms: Sequence[np.ndarray], scales: Sequence[float] | None) -> np.ndarray:
+    ranks = norms if scales is None else [group / scale for group, scale in zip(norms, scales, strict=True)]
+    flat = np.concatenate([np.asarray(group) for group in ranks])
     assert np.isfinite(flat).all(), "row norms are finite in every step that is applied"
     return np.argsort(flat, kind="stable")
 

@@ -6,7 +6,7 @@ from resrep_dist.config import PruneConfig
 from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph
 from resrep_dist.pruning.goals import Goal, goal_of
-from resrep_dist.pruning.rules import last_step_to_die
+from resrep_dist.pruning.rules import last_step_to_die, rounded_widths
 
 import numpy as np
 
@@ -62,8 +62,9 @@ def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
         graph: Trace of the original model.
         config: `min_channels` and `round_to`.
     """
-    least = math.ceil(config.min_channels / config.round_to) * config.round_to
-    return [min(least, width) for width in graph.widths]
+    cost = goal_of(graph, config).cost
+    rounded = [rounded_widths(cost, group, width, config.round_to) for group, width in enumerate(graph.widths)]
+    return [int(up[min(config.min_channels, width)]) for up, width in zip(rounded, graph.widths, strict=True)]
 
 
 def fewest_channels(graph: Graph, config: PruneConfig) -> int:

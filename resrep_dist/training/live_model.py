@@ -89,6 +89,7 @@ class LiveModel:
             num_ranks=self._cluster.size,
             first_step=self.state.step,
             num_threads=self._cluster.num_cores,
+            config=data,
         )
 
     def evaluate(self, source: ImageSource, batch_size: int) -> dict[str, float]:

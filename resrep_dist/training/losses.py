@@ -8,13 +8,14 @@ from typing import Any
 
 from resrep_dist.config import TrainingConfig
 from resrep_dist.config.tasks import TASKS
+from resrep_dist.data.mixing import Labels, mean_of_labels
 from resrep_dist.errors import ConfigError, one_line
 from resrep_dist.models.softmax import ends_in_probabilities, ends_in_sigmoid, ends_in_softmax
 
 import tensorflow as tf
 from tensorflow import keras
 
-SampleLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+SampleLoss = Callable[[Labels, tf.Tensor], tf.Tensor]
 """A function of labels [B, ...] and outputs [B, ..., classes] that returns the loss of each sample, [B]: of masks the
 mean over the pixels that have a class."""
 
@@ -31,7 +32,8 @@ def make_loss(config: TrainingConfig, model: keras.Model, task: str = "classific
     """Create the configured loss: the loss of each sample, times the weight of its class.
 
     Losses whose names begin with `sparse` receive labels, all others one-hot vectors. The sum of the weighted losses is
-    divided by the number of samples, as in `fit(class_weight=...)`.
+    divided by the number of samples, as in `fit(class_weight=...)`. The loss of a mixed image is the mean over its two
+    labels, weighted by their shares.
 
     Args:
         config: Loss, label smoothing and class weights.
@@ -172,7 +174,10 @@ def _with_labels(
         losses = tf.cast(of_items(tf.maximum(labels, 0), outputs), outputs.dtype) * has_class
         return tf.reduce_sum(losses, [1, 2]) / tf.maximum(tf.reduce_sum(has_class, [1, 2]), 1.0)
 
-    of_samples = of_masks if task == "segmentation" else of_items
+    def of_classes(labels: Labels, outputs: tf.Tensor) -> tf.Tensor:
+        return mean_of_labels(lambda each: of_items(each, outputs), labels)
+
+    of_samples = of_masks if task == "segmentation" else of_classes
     try:
         shape = of_samples(*_example(model, task)).shape
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from resrep_dist.config import Config, PhaseConfig, PruneConfig
 from resrep_dist.config.tasks import TASKS
+from resrep_dist.data.rand_augment import check_rand_augment
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError, ModelError
@@ -151,13 +152,14 @@ def check_start(
         num_ranks: Number of ranks.
 
     Raises:
-        ConfigError: As in `check_data` and `check_images`, and if the target cannot be reached.
+        ConfigError: As in `check_data`, `check_rand_augment` and `check_images`, and if the target cannot be reached.
         ModelError: If the model is no functional one of Keras 2 or has several inputs or outputs, or the graph has
             nothing to prune.
     """
     require_functional(model)
     require_one_input_and_output(model)
     check_data(config, train_data, num_ranks)
+    check_rand_augment(config.data, train_data)
     for source in (train_data, validation_data):
         check_images(model, source)
     if graph:

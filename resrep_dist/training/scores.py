@@ -2,6 +2,7 @@
 
 import abc
 
+from resrep_dist.data.mixing import Labels, MixedLabels, mean_of_labels
 from resrep_dist.models.softmax import ends_in_probabilities
 
 import numpy as np
@@ -64,17 +65,19 @@ def scores_of(task: str, model: keras.Model) -> Scores:
     return _OfPixels(num_classes) if task == "segmentation" else _OfClasses(num_classes)
 
 
-def correct_shares(model: keras.Model, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+def correct_shares(model: keras.Model, labels: Labels, outputs: tf.Tensor) -> tf.Tensor:
     """Return which share of each sample's labels the outputs have, for the training's own score.
 
     Args:
         model: The model.
-        labels: int64 [B, ...].
+        labels: int64 [B, ...], or those of mixed images.
         outputs: Outputs of the model, [B, ..., num_classes].
 
     Returns:
         [B], of the type of the outputs: 0 or 1 for one class per image, otherwise the share of classes or pixels.
     """
+    if isinstance(labels, MixedLabels):
+        return mean_of_labels(lambda each: correct_shares(model, each, outputs), labels)
     if labels.shape.rank == 2:
         limit = 0.5 if ends_in_probabilities(model) else 0.0
         is_right = tf.cast(outputs >= limit, labels.dtype) == labels

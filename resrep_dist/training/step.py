@@ -9,6 +9,7 @@ from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.variables import batch_norm_statistics, plain_name
 from resrep_dist.config import TrainingConfig
 from resrep_dist.config.tasks import TASKS
+from resrep_dist.data.mixing import Labels
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
 from resrep_dist.training.determinism import check_determinism, clear_refusals
@@ -89,14 +90,14 @@ class TrainStep:
         self._collective_alone: Any = None
         self._is_traced = False
 
-    def run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def run(self, images: tf.Tensor, labels: Labels) -> None:
         """Make one step, and look at what came of the one before it. A collective.
 
         Another collective follows only if that one failed, to find out where.
 
         Args:
             images: This rank's part of the batch, [B, height, width, channels].
-            labels: Integer labels, int64 [B]; for other tasks see `ImageSource.load`.
+            labels: Integer labels, int64 [B], or MixedLabels; for other tasks see `ImageSource.load`.
 
         Raises:
             ConfigError: Before the first step, if it has to be deterministic and cannot be, or XLA cannot compile it.
@@ -135,7 +136,7 @@ class TrainStep:
             "skipped_steps_in_a_row": float(self._outcomes.num_skipped_in_a_row),
         }
 
-    def trace(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def trace(self, images: tf.Tensor, labels: Labels) -> None:
         """Trace the step now, so that the first step does not have to.
 
         Args:
@@ -182,7 +183,7 @@ class TrainStep:
         """Return True, on all ranks alike, if a rank had called `request_stop` before the last step looked at."""
         return self._outcomes.num_stop_requests > 0
 
-    def _run(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def _run(self, images: tf.Tensor, labels: Labels) -> None:
         """Make the step, as one graph, and copy the outcome of the step before it to the host.
 
         Gradients are summed over the ranks in a few collectives, as they are computed. One more has the rest: the
@@ -235,8 +236,8 @@ class TrainStep:
         marks = fingerprint([*self._watched, before], self._dtype)
         return marks, are_finite(values)
 
-    def _accumulate(self, images: tf.Tensor, labels: tf.Tensor, before: tf.Tensor) -> RankSums:
-        num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(labels)[0]
+    def _accumulate(self, images: tf.Tensor, labels: Labels, before: tf.Tensor) -> RankSums:
+        num_micro_batches, size = self._config.gradient_accumulation_steps, tf.shape(images)[0]
         positions = self._randomness.positions(self._optimizer.iterations, size)
         if num_micro_batches == 1:
             return self._compute(images, labels, positions)
@@ -244,7 +245,7 @@ class TrainStep:
         def add(number: tf.Tensor, sums: RankSums) -> tuple[tf.Tensor, RankSums]:
             start, end = size * number // num_micro_batches, size * (number + 1) // num_micro_batches
             self._assign_statistics(before)
-            parts = [whole[start:end] for whole in (images, labels, positions)]
+            parts = tf.nest.map_structure(lambda whole: whole[start:end], [images, labels, positions])
             return number + 1, tf.nest.map_structure(tf.add, sums, self._compute(*parts))
 
         zeros = RankSums(
@@ -256,8 +257,8 @@ class TrainStep:
         _, sums = tf.while_loop(lambda number, _: number < num_micro_batches, add, [0, zeros], parallel_iterations=1)
         return sums
 
-    def _forward_and_backward(self, images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> RankSums:
-        count = tf.cast(tf.shape(labels)[0], self._dtype)
+    def _forward_and_backward(self, images: tf.Tensor, labels: Labels, positions: tf.Tensor) -> RankSums:
+        count = tf.cast(tf.shape(images)[0], self._dtype)
         # This rank's part of all samples.
         share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:

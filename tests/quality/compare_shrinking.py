@@ -1,8 +1,8 @@
 """Modes of shrinking over seeds: `python -m tests.quality.compare_shrinking --seeds 3 [--config FILE]`.
 
-For each seed one base model is trained, and pruned in each mode for the same number of steps. Prints top-1 at the end;
-the multiply-adds of all steps, compactors counted, relative to plain
-training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
+For each seed one base model is trained, and pruned in each mode for the same number of steps. Prints top-1 at the end,
+with `train.weight_average_decay` that of the average too; the multiply-adds of all steps, compactors counted, relative
+to plain training of the base model; the seconds of it all, tracing and evaluations included; where it shrank.
 
 `--nudges N` prunes N times in each mode, from weights of the base that differ by roundings: how far apart the ends of
 one and the same training are.
@@ -51,8 +51,12 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
         if trainer.model is not model:
             model = trainer.model
             shrink_steps.append(trainer.step)
+    is_averaged = trainer.evaluated_model is not trainer.model
+    of_weights = Evaluator(trainer.model).top1(data[1], EVALUATION_BATCH_SIZE)
+    of_average = {"top1_of_average": Evaluator(trainer.evaluated_model).top1(data[1], EVALUATION_BATCH_SIZE)}
     return {
-        "top1": Evaluator(trainer.evaluated_model).top1(data[1], EVALUATION_BATCH_SIZE),
+        "top1": of_weights,
+        **(of_average if is_averaged else {}),
         "macs_vs_plain": cost / (base_macs * trainer.num_steps),
         "seconds": seconds,
         "last_shrink_step": max(shrink_steps, default=0),

@@ -31,7 +31,8 @@ from resrep_dist.pruning.rules import select_masks
 
 import numpy as np
 
-FRACTIONS = (0.8, 0.6, 0.4)
+# Of the way from the narrowest model to the base.
+PARTS = (0.75, 0.5, 0.25)
 
 
 def main() -> None:
@@ -81,13 +82,14 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
     latency, pruned = Latency(table, graph, "table"), insert_compactors(model, graph)
     norms = [np.random.default_rng(7).uniform(size=width) for width in graph.widths]
     models, rows = [model], []
-    for fraction in FRACTIONS:
-        target = fraction * table.base_ms
+    floor = latency.total([1] * len(graph.widths))
+    for part in PARTS:
+        target = floor + part * (latency.total(graph.widths) - floor)
         widths = select_masks(norms, latency, target_macs=target, max_chosen=10**6).widths
         dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
         models.append(delete_channels(fold_model(pruned, graph, dead), graph, dead))
         macs = graph.macs.total(widths) / graph.macs.total(graph.widths)
-        rows.append({"runtime": runtime, "asked": fraction, "widths": widths, "macs_fraction": macs,
+        rows.append({"runtime": runtime, "asked": target / table.base_ms, "widths": widths, "macs_fraction": macs,
                      "predicted_ms": latency.total(widths)})  # fmt: skip
     runs = [whole_model(each, runtime, 1, options.threads) for each in models]
     base, *slim = time_in_turn(runs, spread_bound=0.01, max_rounds=400)

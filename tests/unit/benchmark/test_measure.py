@@ -40,14 +40,16 @@ def test_functions_are_timed_in_turn_until_they_are_known():
     assert Median(1.0, 0.03).without(None) == Median(1.0, 0.03)
 
 
-@pytest.mark.parametrize("size, share", [(8, 1.0), (16, 0.5), (1, 0.0)])
-def test_blocks_of_channels_are_found_and_not_assumed(size, share):
+@pytest.mark.parametrize("size, share, unit", [(8, 1.0, 1), (16, 0.5, 1), (1, 0.0, 1), (16, 1.0, 4)])
+def test_blocks_of_channels_are_found_and_not_assumed(size, share, unit):
     random = np.random.default_rng(0)
     widths = np.arange(33, 65)
     blocks = -(-widths // size) * size
-    times = 0.1 + 0.01 * (widths + share * (blocks - widths)) * random.normal(1, 0.005, len(widths))
+    counted = np.where(widths % unit, 2.1 * widths, widths + share * (blocks - widths))
+    times = (0.1 + 0.01 * counted) * random.normal(1, 0.005, len(widths))
     found = find_steps(widths.tolist(), times.tolist())
-    assert (found.size, found.share) == (size, pytest.approx(share, abs=0.21))
+    assert (found.size, found.share, found.unit) == (size, pytest.approx(share, abs=0.21), unit)
+    assert found.detour == pytest.approx(2.1 if unit > 1 else 1.0, abs=0.1)
 
 
 def test_a_layer_is_measured_at_whole_blocks_and_below_one():
@@ -61,7 +63,7 @@ def test_a_layer_is_measured_at_whole_blocks_and_below_one():
     scans = {(scan.kind, scan.side): scan.widths for scan in scans_of(list(calls.values()))}
     assert set(scans) == {("Conv2D 1x1", 0), ("Conv2D 1x1", 1), ("Conv2D 3x3", 1), ("DepthwiseConv2D 3x3", 0),
                           ("Dense", 0)}  # fmt: skip
-    assert all(widths[-1] - widths[0] < 32 for widths in scans.values())
+    assert all(widths[-1] - widths[0] < 48 for widths in scans.values())
 
 
 @pytest.mark.parametrize("name", ["stem", "block2_depthwise", "block2_pointwise"])

@@ -93,6 +93,28 @@ def test_a_part_of_a_block_counts_as_a_whole_one():
     assert latency.total([5, 12, 16]) - latency.total([4, 12, 16]) == pytest.approx(only_inputs + 0.001 * 3 * 4)
 
 
+def test_a_width_off_the_unit_is_as_slow_as_a_wider_one_and_not_worth_choosing():
+    steps = Steps(8, 1.0, 4, 2.0)
+    assert [counted_width(width, steps) for width in (3, 8, 9, 12, 16)] == [3, 8, 18, 16, 16]
+    graph = trace(small_network())
+    table = table_for(graph)
+    layers = [dataclasses.replace(layer, input_steps=Steps(8, 0.5, 4, 2.0)) for layer in table.layers]
+    latency = Latency(dataclasses.replace(table, layers=tuple(layers)), graph, "costs.json")
+    # conv1 has 12 channels, which are 3 blocks of 4: above one block of 8 only the full width is fast.
+    assert latency.fast_widths(0, 8) == list(range(1, 9))
+    assert latency.fast_widths(1, 12) == [*range(1, 9), 12]
+    assert latency.fast_widths(2, 16) == [*range(1, 9), 12, 16]
+    # 13 channels count as 26, by the line through 8 and 16.
+    slow, full = latency.total([8, 12, 13]), latency.total([8, 12, 16])
+    assert slow - full == pytest.approx(0.001 * (10 * (26 - 16) - 12 * 3))
+    free = [dataclasses.replace(layer, input_steps=Steps(8, 1.0), output_steps=Steps(8, 1.0)) for layer in table.layers]
+    latency = Latency(dataclasses.replace(table, layers=tuple(free)), graph, "costs.json")
+    assert latency.fast_widths(2, 16) == [*range(1, 9), 16]
+    assert latency.per_channel([8, 12, 16])[2] == pytest.approx(
+        (latency.total([8, 12, 16]) - latency.total([8, 12, 8])) / 8
+    )
+
+
 @pytest.mark.parametrize(
     "damage, expected",
     [

@@ -7,7 +7,7 @@ from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.models.building import build_model
-from resrep_dist.pruning.goals import goal_of, with_checksum
+from resrep_dist.pruning.goals import goal_of, ranking_scales, with_checksum
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import fewest_channels, require_reachable_target
 from tests.networks import small_config, small_network
@@ -96,6 +96,25 @@ def test_the_table_must_be_the_one_and_of_the_runtime_that_is_named(graph, tmp_p
     write_table(graph, tmp_path / "costs.json", base_ms=9.0)
     with pytest.raises(ConfigError, match="it is not the table that the run was started with"):
         goal_of(graph, config)
+
+
+def test_a_ranking_by_cost_masks_what_saves_most_first_and_leaves_dead_channels_first(graph):
+    config = PruneConfig(target_macs_fraction=0.8, ranking="norm_per_cost")
+    goal = goal_of(graph, config)
+    assert ranking_scales(goal, graph, PruneConfig(target_macs_fraction=0.8)) is None
+    scales = ranking_scales(goal, graph, config)
+    slopes = goal.cost.slopes(graph.widths)
+    assert scales == [slope / max(slopes) for slope in slopes] and scales.index(1.0) == 0
+    # All norms are equal: by norm the first group goes first because it is the first, by cost because it saves most.
+    norms = [np.ones(width, np.float32) for width in graph.widths]
+    norms[2][3] = 0.0
+    norms[0] *= 1.5
+    limits = {"target_macs": goal.limit, "max_chosen": 3}
+    by_norm = select_masks(norms, goal.cost, **limits)
+    by_cost = select_masks(norms, goal.cost, **limits, scales=scales)
+    assert not by_norm.masks[2][3] and not by_cost.masks[2][3]
+    assert by_norm.masks[0].all() and int((~by_cost.masks[0]).sum()) == 2
+    assert by_cost.macs < by_norm.macs
 
 
 def test_a_resnet50_update_by_a_table_is_fast_enough_to_be_free():

@@ -139,6 +139,30 @@ def test_widths_are_rounded_up_and_dead_rows_are_not_revived():
     assert not selection.masks[0][:11].any()
 
 
+class InBlocks(MultiplyAdds):
+    """Gets faster at multiples of 4 only."""
+
+    def fast_widths(self, group, full):
+        return [*range(4, full, 4), full]
+
+
+def test_widths_go_to_those_at_which_the_cost_falls_and_no_dead_row_is_revived():
+    random = np.random.default_rng(0)
+    cost = InBlocks(100, (10, 6), {(0, 1): 4})
+    norms = [random.uniform(0.1, 1, 32), random.uniform(0.1, 1, 18)]
+    target = 0.4 * cost.total([32, 18])
+    selection = select_masks(norms, cost, target_macs=target, max_chosen=10**6)
+    assert all(width % 4 == 0 for width in selection.widths) and selection.macs <= target
+    with_rounding = select_masks(norms, cost, target_macs=target, max_chosen=10**6, round_to=8)
+    assert all(width % 8 == 0 or width == full for width, full in zip(with_rounding.widths, (32, 18), strict=True))
+    # Of 32 channels 13 are dead: 19 would be slow, and 20 would need one of them back.
+    norms[0][:13] = 0
+    selection = select_masks(norms, cost, target_macs=0.9 * cost.total([32, 18]), max_chosen=10**6)
+    assert selection.widths[0] == 16 and not selection.masks[0][:13].any()
+    norms[0][:30] = 0
+    assert select_masks(norms, cost, target_macs=target, max_chosen=10**6).widths[0] == 2
+
+
 def test_dead_channels_stay_masked_where_the_target_is_met_without_them():
     # Zeros all sort as equal: the first group alone leads to the target now, whatever led to it before.
     norms = [np.array([0.0] * 9 + [1.0] * 9), np.array([0.0] + [1.0] * 9)]
