@@ -75,7 +75,8 @@ def limit_threads_and_pin_gpu(local_rank: int, local_size: int) -> None:
     # TensorFlow raises an error if it is already initialized, as it may be in a user's own program.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(available_cores())
-        if launched_size() > 1 and visible_cores() == 1:
+        if visible_cores() == 1:
             # A single thread takes the newest operation first. It follows the backward pass to the first layer before
-            # it computes any gradient of a weight. A second one takes the oldest, so they come during the pass.
+            # it computes any gradient of a weight. A second one takes the oldest, so they come during the pass. And a
+            # single one that runs Python code which waits for an operation, as for a SavedModel, waits for itself.
             tf.config.threading.set_inter_op_parallelism_threads(2)

@@ -135,10 +135,8 @@ def test_gpus_that_slurm_gave_and_tensorflow_does_not_see_are_asked_for(launched
     devices.limit_threads_and_pin_gpu(1, 2)
 
 
-@pytest.mark.parametrize("variables, num_cores, expected", [(SRUN, 1, [2]), (SRUN, 2, []), ({}, 1, [])])
-def test_a_rank_with_one_core_has_a_second_thread_for_gradients_to_come_early(
-    launched, monkeypatch, variables, num_cores, expected
-):
+@pytest.mark.parametrize("variables, num_cores, expected", [(SRUN, 1, [2]), (SRUN, 2, []), ({}, 1, [2]), ({}, 2, [])])
+def test_a_process_with_one_core_has_a_second_thread(launched, monkeypatch, variables, num_cores, expected):
     numbers = []
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda number: None)
