@@ -109,7 +109,7 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths],
         goal.cost,
-        target_macs=goal.limit,
+        target_cost=goal.limit,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
         round_to=prune.round_to,

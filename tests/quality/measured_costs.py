@@ -85,7 +85,7 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
     floor = latency.total([1] * len(graph.widths))
     for part in PARTS:
         target = floor + part * (latency.total(graph.widths) - floor)
-        widths = select_masks(norms, latency, target_macs=target, max_chosen=10**6).widths
+        widths = select_masks(norms, latency, target_cost=target, max_chosen=10**6).widths
         dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
         models.append(delete_channels(fold_model(pruned, graph, dead), graph, dead))
         macs = graph.macs.total(widths) / graph.macs.total(graph.widths)
