@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import UnitMacs
 from resrep_dist.graph.macs import MultiplyAdds, Parameters
+from resrep_dist.timing.calls import GroupSegments
 
 CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
 """Name of the layer, cost of a call (None if not known), channels of its first input and of its output."""
