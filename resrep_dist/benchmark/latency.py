@@ -10,7 +10,6 @@ from typing import Any
 
 from resrep_dist.benchmark.inference_files import InferenceFile, files_in_every_format, noise_for
 from resrep_dist.benchmark.layer_times import measure_layers
-from resrep_dist.benchmark.rounds import Median, time_in_turn
 from resrep_dist.config import Config, load_config
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
@@ -25,6 +24,7 @@ from resrep_dist.pruning.goals import goal_of
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.reporting.table import find_report, read_report
+from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.training.phase import pruning_of
 
 import numpy as np
@@ -138,7 +138,7 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths],
         goal.cost,
-        target_macs=goal.limit,
+        target_cost=goal.limit,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
         round_to=prune.round_to,

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.benchmark.layer_grids import layer_at
-from resrep_dist.benchmark.rounds import time_in_turn
+from resrep_dist.benchmark.single_layers import layer_at
 from resrep_dist.benchmark.timers import single_layer, whole_model
 from resrep_dist.config import Config
 from resrep_dist.config.target import Runtime
@@ -16,7 +15,8 @@ from resrep_dist.export.convert import to_onnx
 from resrep_dist.graph import Graph, flatten, trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import read_table
-from resrep_dist.graph.signatures import WeightedCall
+from resrep_dist.timing.calls import WeightedCall
+from resrep_dist.timing.rounds import time_in_turn
 from resrep_dist.training.phase import pruning_of
 
 import numpy as np

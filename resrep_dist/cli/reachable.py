@@ -84,7 +84,7 @@ def _likely_widths(graph: Graph, prune: PruneConfig, goal: Goal, fraction: float
     return select_masks(
         equal_shares,
         goal.cost,
-        target_macs=fraction * goal.base,
+        target_cost=fraction * goal.base,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
         round_to=prune.round_to,

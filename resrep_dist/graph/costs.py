@@ -4,8 +4,8 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import UnitMacs
+from resrep_dist.timing.calls import GroupSegments
 
 CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
 """Name of the layer, cost of a call (None if not known), channels of its first input and of its output."""

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.costs import CallCost
 from resrep_dist.graph.kinds import UnitMacs
 from resrep_dist.graph.macs import MultiplyAdds, Parameters
+from resrep_dist.timing.calls import GroupSegments
 
 
 def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[MultiplyAdds, tuple[str, ...]]:
