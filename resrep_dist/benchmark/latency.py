@@ -24,6 +24,7 @@ from resrep_dist.pruning.goals import goal_of
 from resrep_dist.pruning.rules import select_masks
 from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.reporting.table import find_report, read_report
+from resrep_dist.runs.workdir import config_of_run
 from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.training.phase import pruning_of
 
@@ -119,10 +120,10 @@ def _paths_of_run(workdir: Path) -> dict[str, Path]:
 
 
 def _layers(workdir: Path, models: dict[str, keras.Model], costs: str | None, max_rounds: int) -> dict[str, Any] | None:
-    config_path = workdir / "config.yaml"
-    if not config_path.exists() or find_report(workdir) is None:
+    if not (workdir / "config.yaml").exists() or find_report(workdir) is None:
         return None
-    config = load_config(config_path)
+    # Its table of times is the copy in the folder.
+    config = config_of_run(workdir)
     if config.prune is None:
         return None
     return measure_layers(models, config, read_report(workdir), costs or config.prune.goal.costs, max_rounds)

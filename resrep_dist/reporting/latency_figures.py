@@ -93,7 +93,7 @@ def layers_picture(points: Sequence[LayerPoint]) -> str:
                 axes.plot(point.predicted_ms * factor, row, "D", color=_PREDICTED, markersize=5)
             if known:
                 text = f"{known[0]:.3g}" if point.measured_ms is not None else "not told"
-                axes.annotate(text, (max(known), row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+                axes.annotate(text, (max(known), row), (6, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_yticks(range(len(points)), [shortened(point.name) for point in points], fontsize=8)
         axes.set_ylim(len(points) - 0.5, -0.5)
         axes.set_xlim(0, 1.18 * longest * factor)

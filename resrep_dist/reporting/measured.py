@@ -112,7 +112,9 @@ def _setting(run: RunRecord, points: Sequence[FilePoint]) -> str:
 
 def _layers_text(run: RunRecord, layers: dict[str, Any]) -> str:
     runtime = {**RUNTIMES, "onnx": "ONNX Runtime"}[layers["runtime"]]
-    how = "by its profiler in the model" if layers["is_in_place"] else "each layer alone, scaled as in the table"
+    how = "each layer alone, scaled as in the table"
+    if layers["is_in_place"]:
+        how = "in the model by its profiler, less what that adds to each operation"
     text = (
         f"Where the time of the slim model goes in {runtime}, batch {layers['batch_size']}, {layers['num_threads']} "
         f"thread(s), measured {how}: the layers whose widths were pruned, and everything else."
