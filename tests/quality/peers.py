@@ -51,13 +51,18 @@ CONFIGS = {
     "cifar10": HERE / "cifar10.yaml",
 }
 CRITERIA = ("magnitude", "batch_norm_scale", "taylor", "fpgm")
-MERGE = ["prune.rule=radial", "shrink.mode=merge"]
+AUTO = [
+    f"prune.{name}=auto"
+    for name in ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")
+]
+MERGE = ["prune.rule=radial", "shrink.mode=merge", "prune.kept_lasso_strength=1e-4"]
 TAUGHT = [*MERGE, "train.distillation={weight: 0.5, temperature: 4}"]
 OURS = {
     "paper": ["prune.rule=paper", "shrink.mode=off"],
     "off": ["prune.rule=radial", "shrink.mode=off"],
     "exact": ["prune.rule=radial", "shrink.mode=exact"],
     "refold": ["prune.rule=radial", "shrink.mode=refold"],
+    "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge"],
     "merge": MERGE,
     "merge, taught": TAUGHT,
     "merge, taught, residual groups": [*TAUGHT, "prune.residual_groups=true"],
@@ -192,7 +197,7 @@ def measured(work: Work, model: keras.Model, name: str) -> dict[str, Any]:
 def run(options: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
     cluster, python = Cluster(), None
     for model_name, seed in itertools.product(options.models, options.seeds):
-        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *options.overrides]
+        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *AUTO, *options.overrides]
         if options.data_path:
             common.append(f"data.path={options.data_path.absolute()}")
         config = load_config(CONFIGS[options.data], common)

@@ -20,6 +20,7 @@ NAMES = {
     "off": "ours, `off`",
     "exact": "ours, `exact`",
     "refold": "ours, `refold`",
+    "merge, one penalty": "ours, `merge`, one penalty for all rows",
     "merge": "ours, `merge`",
     "merge, taught": "ours, `merge`, distillation",
     "merge, taught, residual groups": "ours, `merge`, distillation, residual groups",
