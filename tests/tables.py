@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resrep_dist.graph import Graph
-from resrep_dist.graph.latency_table import LatencyTable, LayerTimes, Steps
+from resrep_dist.graph.latency_table import LatencyTable
+from resrep_dist.timing.table import LayerTimes, Steps
 
 VERSIONS = {"onnx": {"onnxruntime": "1.0"}, "tflite": {"ai-edge-litert": "2.0"}, "keras": {"tensorflow": "2.0"}}
 

@@ -39,6 +39,7 @@ _TEXTS = {
     "distributed": "Horovod, stops, lost ranks, lease",
     "config": "schema, loading",
     "errors": "one class for each exit code",
+    "timing": "times in a runtime, without TensorFlow",
     "version": "the number",
 }
 

@@ -1,7 +1,7 @@
-"""Makes models ready to be timed in a runtime: what is timed is the runtime alone, without copying images into it."""
+"""Models and layers in the forms in which runtimes take them, and ready to be timed."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ from resrep_dist.config.target import Runtime
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, OPSET
-from resrep_dist.graph.latency_table import PACKAGES
+from resrep_dist.timing import runtimes
+from resrep_dist.timing.runtimes import Run, open_file
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 from tensorflow import keras
 
-Run = Callable[[], Any]
-"""One forward pass of a batch."""
+_CONVERTERS: dict[Runtime, list[str]] = {"onnx": ["tf2onnx", "onnx"], "tflite": ["tensorflow"], "keras": []}
 
 
 def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
@@ -31,7 +30,14 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
     Raises:
         UserError: If it is not installed, or TensorFlow has started with another number of threads.
     """
-    if runtime == "keras" and num_threads != visible_cores():
+    if runtime != "keras":
+        try:
+            return {**converter_versions(runtime), **runtimes.require_runtime(runtime)}
+        except runtimes.TimingError:
+            raise UserError(
+                f"--runtime {runtime}: onnxruntime is missing; install it with `pip install 'resrep-dist[onnx]'`"
+            ) from None
+    if num_threads != visible_cores():
         try:
             tf.config.threading.set_intra_op_parallelism_threads(num_threads)
             tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -39,14 +45,16 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
             raise UserError(
                 f"--threads {num_threads}: TensorFlow has started already with another number; measure in a new process"
             ) from None
-    package = PACKAGES[runtime]
-    names = [package, "numpy", *(["tf2onnx", "onnx"] if runtime == "onnx" else ["tensorflow"])]
-    versions = {name: version for name in names if (version := _version(name))}
-    if runtime == "keras":
-        versions[package] = tf.__version__
-    if package not in versions:
-        raise UserError(f"--runtime {runtime}: {package} is missing; install it with `pip install 'resrep-dist[onnx]'`")
-    return versions
+    return {"tensorflow": tf.__version__, "numpy": np.__version__}
+
+
+def converter_versions(runtime: Runtime) -> dict[str, str]:
+    """Return the versions of the packages that write the files of a runtime, as far as they are installed.
+
+    Args:
+        runtime: The runtime.
+    """
+    return {name: version for name in _CONVERTERS[runtime] if (version := _version(name))}
 
 
 def whole_model(model: keras.Model, runtime: Runtime, batch_size: int, num_threads: int) -> Run:
@@ -61,14 +69,9 @@ def whole_model(model: keras.Model, runtime: Runtime, batch_size: int, num_threa
     Raises:
         UserError: If the converter is not installed.
     """
-    images = _noise((batch_size, *model.input_shape[1:]))
     if runtime == "keras":
-        return _in_keras(model, images)
-    with tempfile.TemporaryDirectory() as folder:
-        name, convert, _ = FORMATS[runtime]
-        convert(model, Path(folder) / name)
-        data = (Path(folder) / name).read_bytes()
-    return _in_tflite(data, images, num_threads) if runtime == "tflite" else _in_onnx(data, images, num_threads)
+        return _in_keras(model, batch_size)
+    return open_file(runtime, model_file(model, runtime), batch_size, num_threads)
 
 
 def single_layer(model: keras.Model, runtime: Runtime, batch_size: int, num_threads: int) -> Run:
@@ -80,16 +83,44 @@ def single_layer(model: keras.Model, runtime: Runtime, batch_size: int, num_thre
         batch_size: Number of images.
         num_threads: Number of threads.
     """
-    images = _noise((batch_size, *model.input_shape[1:]))
     if runtime == "keras":
-        return _in_keras(model, images)
+        return _in_keras(model, batch_size)
+    return open_file(runtime, layer_file(model, runtime, batch_size), batch_size, num_threads)
+
+
+def model_file(model: keras.Model, runtime: Runtime) -> bytes:
+    """Return a model as the file that `resrep export` writes.
+
+    Args:
+        model: A model with one input.
+        runtime: A runtime that has files.
+
+    Raises:
+        UserError: If the converter is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        name, convert, _ = FORMATS[runtime]
+        convert(model, Path(folder) / name)
+        return (Path(folder) / name).read_bytes()
+
+
+def layer_file(model: keras.Model, runtime: Runtime, batch_size: int) -> bytes:
+    """Return one layer or two as a file, in the layout that they have inside of a whole model.
+
+    Args:
+        model: The layers, each followed by a ReLU.
+        runtime: A runtime that has files.
+        batch_size: Number of images.
+    """
+    shape = (batch_size, *model.input_shape[1:])
     if runtime == "tflite":
-        return _in_tflite(_layer_in_tflite(model, images), images, num_threads)
+        return _layer_in_tflite(model, shape)
     layers = [layer for layer in model.layers if layer.weights]
     if all(type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D) for layer in layers):
-        channels_first = np.ascontiguousarray(np.moveaxis(images, -1, 1))
-        return _in_onnx(_convolutions_in_onnx(layers, channels_first.shape), channels_first, num_threads)
-    return whole_model(model, runtime, batch_size, num_threads)
+        return _convolutions_in_onnx(layers, (shape[0], shape[-1], *shape[1:-1]))
+    if len(shape) == 2 and all(type(layer) is keras.layers.Dense for layer in layers):
+        return _dense_in_onnx(layers, shape)
+    return model_file(model, runtime)
 
 
 def _version(package: str) -> str | None:
@@ -99,49 +130,40 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _noise(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def _in_keras(model: keras.Model, images: np.ndarray) -> Run:
+def _in_keras(model: keras.Model, batch_size: int) -> Run:
+    images = np.random.default_rng(0).normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)
     function, batch = tf.function(lambda batch: model(batch, training=False), autograph=False), tf.constant(images)
     # The copy of a result waits for it.
     return lambda: tf.nest.map_structure(lambda output: output.numpy(), function(batch))
 
 
-def _layer_in_tflite(model: keras.Model, images: np.ndarray) -> bytes:
+def _layer_in_tflite(model: keras.Model, shape: tuple[int, ...]) -> bytes:
     function = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    concrete = function.get_concrete_function(tf.TensorSpec(images.shape, tf.float32))
+    concrete = function.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     data: bytes = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()
     return data
 
 
-def _in_tflite(data: bytes, images: np.ndarray, num_threads: int) -> Run:
-    interpreter = Interpreter(model_content=data, num_threads=num_threads)
-    index = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(index, images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(index, images)
-    return interpreter.invoke
+def _dense_in_onnx(layers: Sequence[Any], shape: tuple[int, ...]) -> bytes:
+    """Return dense layers with a ReLU each as an ONNX file, in the operations that the converter writes for them."""
+    from onnx import helper, numpy_helper
 
-
-def _in_onnx(data: bytes, images: np.ndarray, num_threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    binding.bind_cpu_input(session.get_inputs()[0].name, images)
-    for output in session.get_outputs():
-        binding.bind_output(output.name)
-    return lambda: session.run_with_iobinding(binding)
+    nodes, weights, name = [], [], "images"
+    for number, layer in enumerate(layers):
+        names = [f"{what}{number}" for what in ("kernel", "bias", "products", "values", "outputs")]
+        weights += [
+            numpy_helper.from_array(array, what) for array, what in zip(layer.get_weights(), names, strict=False)
+        ]
+        nodes.append(helper.make_node("MatMul", [name, names[0]], [names[2]]))
+        nodes.append(helper.make_node("Add", [names[2], names[1]], [names[3]]))
+        name = names[4]
+        nodes.append(helper.make_node("Relu", [names[3]], [name]))
+    return _onnx_file(nodes, weights, shape, name)
 
 
 def _convolutions_in_onnx(layers: Sequence[Any], shape: tuple[int, ...]) -> bytes:
     """Return convolutions with a ReLU each as an ONNX file, with channels first as inside of a whole model."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     nodes, weights, name = [], [], "images"
     for number, layer in enumerate(layers):
@@ -159,8 +181,14 @@ def _convolutions_in_onnx(layers: Sequence[Any], shape: tuple[int, ...]) -> byte
         )  # fmt: skip
         name = f"outputs{number}"
         nodes += [convolution, helper.make_node("Relu", [f"values{number}"], [name])]
+    return _onnx_file(nodes, weights, shape, name)
+
+
+def _onnx_file(nodes: Sequence[Any], weights: Sequence[Any], shape: tuple[int, ...], output: str) -> bytes:
+    from onnx import TensorProto, helper
+
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)
-    outputs = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    outputs = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "layers", [images], [outputs], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     data: bytes = model.SerializeToString()

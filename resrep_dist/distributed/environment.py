@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from resrep_dist.errors import UserError
+from resrep_dist.timing.machine import visible_cores as visible_cores
 
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -63,11 +64,6 @@ def launcher_terminal() -> str | None:
         except (OSError, psutil.Error):
             continue  # of another user, or gone
     return None
-
-
-def visible_cores() -> int:
-    """Return the number of processor cores on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_cores() -> int:

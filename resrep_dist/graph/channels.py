@@ -44,9 +44,6 @@ A flattened tensor has its segments once per pixel. A tensor whose channels are 
 one segment per part, all of the same set.
 """
 
-GroupSegments = tuple[tuple[int | None, int], ...]
-"""Segments after the trace: index of the group (None if the channels are not prunable) and number of channels."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Producer:

@@ -4,57 +4,13 @@ import dataclasses
 import json
 from typing import Any
 
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import UnitMacs
+from resrep_dist.timing.calls import GroupSegments, WeightedCall
 
 # What names or trains a layer, and does not change what it computes of which shape.
 _IRRELEVANT = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "batch_input_shape", "build")
 # What follows from the channels, or is measured with them.
 _CHANNELS = ("filters", "units", "use_bias", "activation")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightedCall:
-    """A call of a layer with multiply-adds whose number of channels pruning changes."""
-
-    name: str
-    """Name of the layer in the flat model."""
-    signature: str
-    """JSON of its class, its settings, the height and width of its input, and which of its channels are pruned."""
-    inputs: GroupSegments
-    """Channels of its first input."""
-    output: GroupSegments
-    """Channels of its output."""
-    is_per_channel: bool
-    """True if it treats every channel alone, so that it has as many outputs as inputs."""
-
-    @property
-    def full_widths(self) -> tuple[int, int]:
-        """Number of input and of output channels at full width."""
-        return sum(width for _, width in self.inputs), sum(width for _, width in self.output)
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """Signature, and number of input and output channels at full width: equal calls take equal time."""
-        return self.signature, *self.full_widths
-
-    @property
-    def kind(self) -> str:
-        """Class of the layer and size of its kernel, as in "Conv2D 3x3"."""
-        text = json.loads(self.signature)
-        size = "x".join(map(str, text.get("kernel_size", ())))
-        return f"{text['layer']} {size}".strip()
-
-    @property
-    def size(self) -> str:
-        """Height and width of its input, as in "28x28"."""
-        return "x".join(map(str, json.loads(self.signature)["size"]))
-
-    @property
-    def changes(self) -> tuple[bool, bool]:
-        """Whether pruning changes the number of inputs, and of outputs on their own."""
-        of_inputs, of_output = (any(group is not None for group, _ in side) for side in (self.inputs, self.output))
-        return of_inputs, of_output and not self.is_per_channel
 
 
 def weighted_call(

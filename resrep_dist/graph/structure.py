@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import Kind
 from resrep_dist.graph.macs import MultiplyAdds, Parameters
-from resrep_dist.graph.signatures import WeightedCall
+from resrep_dist.timing.calls import GroupSegments, WeightedCall
 
 
 @dataclasses.dataclass(frozen=True)

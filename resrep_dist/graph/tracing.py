@@ -20,14 +20,16 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError
-from resrep_dist.graph.channels import ChannelSets, GroupSegments, Segments
-from resrep_dist.graph.counting import CallCost, count_macs, count_parameters_by_width, unit_parameters
+from resrep_dist.graph.channels import ChannelSets, Segments
+from resrep_dist.graph.costs import CallCost
+from resrep_dist.graph.counting import count_macs, count_parameters_by_width, unit_parameters
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
-from resrep_dist.graph.signatures import WeightedCall, weighted_call
+from resrep_dist.graph.signatures import weighted_call
 from resrep_dist.graph.structure import Graph, Group, LayerChannels, PrunableLayer
 from resrep_dist.graph.table import is_channelwise_batch_norm, kind_of
 from resrep_dist.graph.weighted import Weighted
+from resrep_dist.timing.calls import GroupSegments, WeightedCall
 
 import numpy as np
 import tensorflow as tf

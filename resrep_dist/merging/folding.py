@@ -17,10 +17,10 @@ from typing import Any
 
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import CallInputs, Graph, PrunableLayer, copy_weights, nodes, rebuild
-from resrep_dist.graph.channels import GroupSegments
 from resrep_dist.graph.kinds import batch_norm_as_affine
 from resrep_dist.graph.weighted import Weighted
 from resrep_dist.layers.compactor import Compactor
+from resrep_dist.timing.calls import GroupSegments
 
 import numpy as np
 import tensorflow as tf

@@ -110,7 +110,7 @@ class Pruner:
         selection = select_masks(
             [self._at_full_width(index, of_group) for index, of_group in enumerate(norms)],
             self.goal.cost,
-            target_macs=self.goal.limit,
+            target_cost=self.goal.limit,
             max_chosen=self._state.num_chosen + self._max_channels,
             min_channels=self._config.min_channels,
             round_to=self._config.round_to,

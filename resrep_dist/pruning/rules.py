@@ -193,7 +193,7 @@ class Selection:
     """For each group, bool [D]: True = trained, False = masked."""
     num_chosen: int
     """Number of channels chosen before the widths were rounded up; the limit of the next update is based on it."""
-    macs: float
+    cost: float
     """Cost of one image at the unmasked widths, as the selection counts it: multiply-adds, or what a target names."""
 
     @property
@@ -206,7 +206,7 @@ def select_masks(
     norms: Sequence[np.ndarray],
     cost: Cost,
     *,
-    target_macs: float,
+    target_cost: float,
     max_chosen: int,
     min_channels: int = 1,
     round_to: int = 1,
@@ -215,7 +215,7 @@ def select_masks(
     """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
 
     The channels of all groups are sorted by norm, ties by group and channel. They are chosen from the lowest up, until
-    the cost that remains is at most `target_macs`, or `max_chosen` channels are chosen. Chosen channels are
+    the cost that remains is at most `target_cost`, or `max_chosen` channels are chosen. Chosen channels are
     masked, with two exceptions. Each group keeps its `min_channels` largest, and the channels that rounding its width
     up retains. A dead channel (norm 0) stays masked, even if the target is met without it: all zeros are equal in the
     order, so the channels chosen to reach the target could be others at each update.
@@ -223,7 +223,7 @@ def select_masks(
     Args:
         norms: Norms of the channels of each group, [D_i], averaged over all ranks; see `group_norms`.
         cost: Cost by the width of each group: multiply-adds, parameters or time.
-        target_macs: Cost of one image to reach.
+        target_cost: Cost of one image to reach, in the unit of `cost`.
         max_chosen: Maximum number of channels to choose.
         min_channels: Minimum number of channels that each group keeps.
         round_to: Widths are rounded up to multiples of this number, and to those at which the cost falls, see
@@ -241,7 +241,7 @@ def select_masks(
 
     def is_enough(num_lowest: int) -> bool:
         num_chosen, widths = choose(num_lowest)
-        return num_chosen >= max_chosen or cost.total(widths) <= target_macs
+        return num_chosen >= max_chosen or cost.total(widths) <= target_cost
 
     # Bisection finds the smallest number of lowest channels that is enough, since `is_enough` never turns from True
     # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never

@@ -16,11 +16,11 @@ from hypothesis.extra.numpy import arrays
 class Case:
     norms: list[np.ndarray]
     macs: MultiplyAdds
-    target_macs: float
+    target_cost: float
     options: dict[str, int]
 
     def select(self, norms, max_chosen):
-        return select_masks(norms, self.macs, target_macs=self.target_macs, max_chosen=max_chosen, **self.options)
+        return select_masks(norms, self.macs, target_cost=self.target_cost, max_chosen=max_chosen, **self.options)
 
 
 @st.composite
@@ -52,7 +52,7 @@ def count_macs(macs, widths):
 def test_a_selection_keeps_its_bounds_and_is_the_plain_search(case, max_chosen):
     selection = case.select(case.norms, max_chosen)
     assert selection.num_chosen <= max_chosen
-    assert selection.macs == count_macs(case.macs, selection.widths)
+    assert selection.cost == count_macs(case.macs, selection.widths)
     for norms, mask in zip(case.norms, selection.masks, strict=True):
         num_dead = int((norms == 0).sum())
         assert mask.sum() >= max(1, min(case.options["min_channels"], len(mask) - num_dead))
@@ -76,7 +76,7 @@ def test_a_selection_is_the_one_that_recounts_at_every_channel(case, max_chosen)
 
     chosen = [0] * len(full)
     for _, group, _ in sorted((norm, g, c) for g, norms in enumerate(case.norms) for c, norm in enumerate(norms)):
-        if count_macs(case.macs, rounded(chosen)) <= case.target_macs or sum(chosen) >= max_chosen:
+        if count_macs(case.macs, rounded(chosen)) <= case.target_cost or sum(chosen) >= max_chosen:
             break
         chosen[group] += full[group] - chosen[group] > min_channels
     selection = case.select(case.norms, max_chosen)

@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.benchmark.rounds import Median, time_in_turn
 from resrep_dist.config import Config, load_config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.order import first_epoch_images
@@ -26,6 +25,7 @@ from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, export_eight_bits
 from resrep_dist.export.inference import open_model_file
 from resrep_dist.models.files import load_model
 from resrep_dist.models.result_folder import current_folder
+from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.training.evaluation import Evaluator
 
 import numpy as np

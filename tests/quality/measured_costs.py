@@ -11,13 +11,13 @@ Examples:
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
 from pathlib import Path
 
-from resrep_dist.benchmark.measure import measure_costs, worst_error
-from resrep_dist.benchmark.rounds import time_in_turn
+from resrep_dist.benchmark.measure import measure_costs
 from resrep_dist.benchmark.timers import whole_model
 from resrep_dist.config import ModelConfig, build_config
 from resrep_dist.distributed.environment import visible_cores
@@ -28,6 +28,8 @@ from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.models.building import build_model
 from resrep_dist.pruning.rules import select_masks
+from resrep_dist.timing.rounds import time_in_turn
+from resrep_dist.timing.summary import wide_spreads, worst_error
 
 import numpy as np
 
@@ -71,9 +73,10 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
     config = build_config(document, to_start=False)
     start = time.monotonic()
     table = measure_costs(config, runtime, options.threads, 1, lambda *_: None)
+    values = dataclasses.asdict(table)
     print(
-        f"{runtime}: table in {time.monotonic() - start:.0f} s, whole models within {100 * worst_error(table):.1f} %, "
-        f"{len(table.wide_spreads)} of {len(table.layers)} layers not known well",
+        f"{runtime}: table in {time.monotonic() - start:.0f} s, whole models within {100 * worst_error(values):.1f} %, "
+        f"{len(wide_spreads(values))} of {len(table.layers)} layers not known well",
         flush=True,
     )
     table.write(options.output / f"{options.model}_{runtime}.json")
@@ -85,7 +88,7 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
     floor = latency.total([1] * len(graph.widths))
     for part in PARTS:
         target = floor + part * (latency.total(graph.widths) - floor)
-        widths = select_masks(norms, latency, target_macs=target, max_chosen=10**6).widths
+        widths = select_masks(norms, latency, target_cost=target, max_chosen=10**6).widths
         dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
         models.append(delete_channels(fold_model(pruned, graph, dead), graph, dead))
         macs = graph.macs.total(widths) / graph.macs.total(graph.widths)

@@ -4,12 +4,14 @@ import dataclasses
 
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
-from resrep_dist.graph.latency import Latency, counted_width
-from resrep_dist.graph.latency_table import LayerTimes, Steps, read_table
+from resrep_dist.graph.latency import Latency
+from resrep_dist.graph.latency_table import read_table
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging import merge
 from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.reporting.measurement import count_parameters
+from resrep_dist.timing.steps import counted_width
+from resrep_dist.timing.table import LayerTimes, Steps
 from tests.networks import grouped_classifier, small_mobilenet, small_network, small_resnet
 from tests.tables import pair_time, table_for
 

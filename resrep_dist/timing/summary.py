@@ -1,0 +1,62 @@
+"""What is said of a measured table."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_MAX_ERROR = 0.1
+
+
+def worst_error(table: Mapping[str, Any]) -> float:
+    """Return the largest difference of a prediction for a whole model from its time, as a fraction of the time.
+
+    Args:
+        table: A measured table, as values for JSON.
+    """
+    errors = (abs(check["predicted_ms"] / check["measured_ms"] - 1) for check in table["checks"])
+    return max(errors, default=math.nan)
+
+
+def wide_spreads(table: Mapping[str, Any]) -> list[str]:
+    """Return the names of layers of which a spread is above the bound.
+
+    Args:
+        table: A measured table, as values for JSON.
+    """
+    bound = table["spread_bound"]
+    return [layer["names"][0] for layer in table["layers"] if max(max(row) for row in layer["spreads"]) > bound]
+
+
+def summary(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a table says, and whether it is good enough, as headings, which may be empty, with sentences.
+
+    Args:
+        table: A measured table, as values for JSON.
+    """
+    layers = table["layers"]
+    num_times = sum(len(row) for layer in layers for row in layer["milliseconds"])
+    num_layers = sum(len(layer["names"]) for layer in layers)
+    error = worst_error(table)
+    lines = [
+        (
+            "",
+            f"{table['model']}, {table['runtime']}, batch {table['batch_size']}, {table['num_threads']} thread(s): "
+            f"{num_times} times of {len(layers)} kinds of {num_layers} layers; the base model takes "
+            f"{table['base_ms']:.4g} ms.",
+        ),
+        (
+            "",
+            f"{len(table['checks'])} whole models of random widths take what the table says within "
+            f"{100 * error:.1f} %, by which it was scaled.",
+        ),
+    ]
+    if wide := wide_spreads(table):
+        text = f"the medians of {len(wide)} of {len(layers)} layers, such as {wide[0]}, vary by more than "
+        text += f"{100 * table['spread_bound']:.0f} %; measure again when the machine is free."
+        lines.append(("Not known well:", text))
+    if not error <= _MAX_ERROR:
+        text = (
+            "the times of whole models are not the sum of their layers' here; measure again when the machine is free."
+        )
+        lines.append(("Do not aim by this table:", text))
+    return lines
