@@ -78,11 +78,15 @@ def _add_replay(kinds: Any) -> argparse.ArgumentParser:
 def _add_latency(kinds: Any) -> None:
     latency = add_command(
         kinds, "latency", "base next to slim model in every format, on this machine",
-        "resrep benchmark latency runs/digits",
+        """resrep benchmark latency runs/digits
+        resrep benchmark latency runs/digits --costs costs.json""",
     )  # fmt: skip
     latency.add_argument("path", type=Path, metavar="CONFIG|DIR", help="a finished run, or a YAML file")
-    latency.add_argument("--num-rounds", type=positive, default=30, help="the medians count (default: 30)")
+    latency.add_argument("--num-rounds", type=positive, default=100, help="at most (default: 100)")
     latency.add_argument("--output", type=Path, help="folder (default: the run's, of a YAML file ./benchmark)")
+    latency.add_argument(
+        "--costs", metavar="FILE", help="of a run: table that predicts its layers' times (default: that of its target)"
+    )
     latency.set_defaults(command=_benchmark_latency)
 
 
@@ -223,10 +227,12 @@ def _draw(console: Any, folder: Path, section: str, result: dict[str, Any]) -> N
 
 
 def _benchmark_latency(options: argparse.Namespace) -> int:
+    if options.costs and not options.path.is_dir():
+        raise UserError(f"--costs {options.costs}: received with a configuration, expected it with the folder of a run")
     console = start_terminal()
     from resrep_dist import benchmark
 
-    result = benchmark.benchmark_latency(options.path, options.num_rounds)
+    result = benchmark.benchmark_latency(options.path, options.num_rounds, options.costs)
     output = options.output or (options.path if options.path.is_dir() else Path("benchmark"))
     path = benchmark.write_benchmark(output, {"latency": result})
     benchmark.print_latency_benchmark(console, result)

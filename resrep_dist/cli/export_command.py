@@ -61,7 +61,7 @@ def _export(options: argparse.Namespace) -> int:
     config = load_config(config_path, options.overrides)
     console = start_terminal()
     from resrep_dist.data.loading import load_sources
-    from resrep_dist.models.files import load_model
+    from resrep_dist.models.files import file_sha256, load_model
     from resrep_dist.reporting.table import find_report, read_report
 
     model = load_model(path, open_size=config.model.image_size)
@@ -73,7 +73,7 @@ def _export(options: argparse.Namespace) -> int:
     if usage:
         output.mkdir(parents=True, exist_ok=True)
         (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
-    _write(console, options, config, model, sources, output, usage)
+    _write(console, options, config, model, file_sha256(path), sources, output, usage)
     return 0
 
 
@@ -92,8 +92,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _write(
-    console: Any, options: argparse.Namespace, config: Any, model: Any, sources: Any, output: Path, usage: Any
-) -> None:
+    console: Any, options: argparse.Namespace, config: Any, model: Any, model_sha256: str, sources: Any, output: Path,
+    usage: Any,
+) -> None:  # fmt: skip
     from resrep_dist.data.order import first_epoch_images
     from resrep_dist.export.convert import export_model, print_export, size_bytes
     from resrep_dist.export.eight_bits import export_eight_bits, print_eight_bits, require_one_end
@@ -117,4 +118,4 @@ def _write(
         else:
             export = export_model(model, name, output, images, config.merge.tolerance, usage)
             print_export(console, export)
-        record_export(export, size_bytes(export.path))
+        record_export(export, size_bytes(export.path), model_sha256)

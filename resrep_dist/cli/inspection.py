@@ -3,16 +3,15 @@
 import math
 
 from resrep_dist.cli.memory import estimate_memory
-from resrep_dist.config import Config, PruneConfig
+from resrep_dist.cli.reachable import print_reachable
+from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import UserError
 from resrep_dist.graph import Graph, trace
-from resrep_dist.graph.costs import Cost
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.models.building import build_model
-from resrep_dist.pruning.goals import Goal, goal_of
-from resrep_dist.pruning.targets import narrowest_widths, require_prunable, require_reachable_target
+from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.training.phase import plan_phase, pruning_of
 
 from rich.console import Console
@@ -20,16 +19,17 @@ from rich.table import Table
 from tensorflow import keras
 
 
-def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> None:
-    """Print the prunable and the refused convolutions, the multiply-adds, and the memory of a training step.
+def print_inspection(console: Console, config: Config, num_ranks: int = 1, costs: str | None = None) -> None:
+    """Print the prunable and the refused convolutions, what targets would leave, and the memory of a training step.
 
     Args:
         console: Where it is printed.
         config: The configuration.
         num_ranks: Number of ranks that share the global batch.
+        costs: Table of times, for a target that counts something else.
 
     Raises:
-        ConfigError: If the model cannot be built.
+        ConfigError: If the model cannot be built, or the table is of another one.
         ModelError: If the model has nothing to prune.
     """
     model = build_model(config.model, config.task)
@@ -40,31 +40,9 @@ def print_inspection(console: Console, config: Config, num_ranks: int = 1) -> No
     graph = trace(model, config.prune.exclude, config.prune.residual_groups)
     require_prunable(model.name, graph)
     _print_layers(console, model.name, graph)
-    _print_costs(console, graph, config.prune)
+    print_reachable(console, graph, config.prune, costs)
     _print_schedule(console, config, graph)
     _print_memory(console, insert_compactors(model, graph), config, num_ranks)
-
-
-def _print_costs(console: Console, graph: Graph, prune: PruneConfig) -> None:
-    """Print all costs that are known, what the target leaves of one, and what is reachable of each."""
-    goal, narrowest = goal_of(graph, prune), narrowest_widths(graph, prune)
-    known: dict[str, Cost] = {"Multiply-adds (convolutions and dense layers, one image)": graph.macs}
-    if graph.parameters is not None:
-        known["Parameters (of the merged model)"] = graph.parameters
-    shown: dict[str, Goal] = {
-        text: goal if goal.cost is cost else Goal("", cost, cost.total(graph.widths), 1.0)
-        for text, cost in known.items()
-    }
-    if goal.kind == "latency":
-        shown[f"Latency ({prune.goal.costs})"] = goal
-    for text, each in shown.items():
-        floor = each.cost.total(narrowest)
-        target = f"target {each.cost.show(each.limit)} ({100 * each.fraction:.1f} %); " if each is goal else ""
-        console.print(
-            f"{text}: {each.cost.show(each.base)}; {target}lowest possible {each.cost.show(floor)} "
-            f"({100 * floor / each.base:.1f} %)",
-            markup=False,
-        )
 
 
 def _print_schedule(console: Console, config: Config, graph: Graph) -> None:

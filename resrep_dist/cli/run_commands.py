@@ -80,11 +80,17 @@ def _add_inspect(commands: Any) -> None:
     inspect = add_command(
         commands, "inspect", "what would be pruned, and what it costs; no training",
         """resrep inspect configs/digits_resnet20.yaml
-        resrep inspect mine.yaml --ranks 8 --set prune.residual_groups=true""", KEYS,
+        resrep inspect mine.yaml --ranks 8 --set prune.residual_groups=true
+        resrep inspect mine.yaml --costs costs.json""", KEYS,
     )  # fmt: skip
     add_config(inspect)
     inspect.add_argument(
         "--ranks", type=int, default=1, help="that share the batch, for the memory of each (default: 1)"
+    )
+    inspect.add_argument(
+        "--costs",
+        metavar="FILE",
+        help="table that `resrep measure` wrote, to see the time of targets that count others",
     )
     inspect.set_defaults(command=_inspect)
 
@@ -166,7 +172,7 @@ def _inspect(options: argparse.Namespace) -> int:
     console = start_terminal()
     from resrep_dist.cli.inspection import print_inspection
 
-    print_inspection(console, config, options.ranks)
+    print_inspection(console, config, options.ranks, options.costs)
     return 0
 
 

@@ -12,12 +12,13 @@ RECORD_NAME = "export.json"
 """Name of the file."""
 
 
-def record_export(export: Any, num_bytes: int) -> Path:
+def record_export(export: Any, num_bytes: int, model_sha256: str) -> Path:
     """Write the figures of an export into the record of its folder, and keep those of other files.
 
     Args:
         export: A dataclass with the `path` of the exported file and its figures, in JSON's types.
         num_bytes: Size of the exported file.
+        model_sha256: SHA-256 of the Keras file that it was made from.
 
     Returns:
         The path of the record.
@@ -31,7 +32,7 @@ def record_export(export: Any, num_bytes: int) -> Path:
     partial = path.with_name(f".{RECORD_NAME}.partial")
     try:
         document = _read(path)
-        document[exported.name] = {"size_bytes": num_bytes, **figures}
+        document[exported.name] = {"size_bytes": num_bytes, "model_sha256": model_sha256, **figures}
         partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
         os.replace(partial, path)
     except (OSError, ValueError) as error:

@@ -4,6 +4,12 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
+from resrep_dist.graph.kinds import UnitMacs
+from resrep_dist.timing.calls import GroupSegments
+
+CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
+"""Name of the layer, cost of a call (None if not known), channels of its first input and of its output."""
+
 
 class Cost(abc.ABC):
     """A cost of one forward pass that never grows if a width becomes smaller, at least among `fast_widths`.
@@ -40,6 +46,14 @@ class Cost(abc.ABC):
             widths: Number of channels of each group.
         """
 
+    @abc.abstractmethod
+    def by_layer(self, widths: Sequence[int]) -> dict[str, float]:
+        """Return what each layer costs, by its name; what belongs to no layer is left out.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+
     def fast_widths(self, group: int, full: int) -> Sequence[int]:
         """Return the widths of a group that are worth choosing, ascending up to the full one; all by default.
 
@@ -71,6 +85,8 @@ class Polynomial(Cost):
     """Cost per channel of each group."""
     bilinear: dict[tuple[int, int], int]
     """Cost per pair of channels of the groups i <= j."""
+    calls: tuple[CallCost, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    """What was summed."""
 
     def total(self, widths: Sequence[int]) -> int:
         """Return the cost of one forward pass of one image.
@@ -106,3 +122,19 @@ class Polynomial(Cost):
             widths: Number of channels of each group.
         """
         return [slope - self.bilinear.get((i, i), 0) for i, slope in enumerate(self.slopes(widths))]
+
+    def by_layer(self, widths: Sequence[int]) -> dict[str, float]:
+        """Return what each layer costs, by its name.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        result: dict[str, float] = {}
+        for name, cost, *sides in self.calls:
+            if cost is None:
+                continue
+            before, after = (sum(w if g is None else widths[g] for g, w in side) for side in sides)
+            of_call = cost.constant + cost.per_input * before + cost.per_output * after
+            of_call += cost.per_pair * before * after // cost.num_groups
+            result[name] = result.get(name, 0) + of_call
+        return result

@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from resrep_dist.graph.costs import CallCost
 from resrep_dist.graph.kinds import UnitMacs
 from resrep_dist.graph.macs import MultiplyAdds, Parameters
 from resrep_dist.timing.calls import GroupSegments
-
-CallCost = tuple[str, UnitMacs | None, GroupSegments, GroupSegments]
-"""Name of the layer, cost of a call (None if not known), channels of its first input and of its output."""
 
 
 def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[MultiplyAdds, tuple[str, ...]]:
@@ -25,7 +23,7 @@ def count_macs(widths: Sequence[int], calls: Iterable[CallCost]) -> tuple[Multip
     """
     costs = list(calls)
     uncounted = tuple(dict.fromkeys(name for name, cost, _, _ in costs if cost is None))
-    return MultiplyAdds(*_polynomial(len(widths), costs)), uncounted
+    return MultiplyAdds(*_polynomial(len(widths), costs), tuple(costs)), uncounted
 
 
 def count_parameters_by_width(widths: Sequence[int], layers: Iterable[CallCost]) -> Parameters:
@@ -35,7 +33,8 @@ def count_parameters_by_width(widths: Sequence[int], layers: Iterable[CallCost])
         widths: Number of channels of each group.
         layers: Each layer once, with its parameters in place of multiply-adds; see `unit_parameters`.
     """
-    return Parameters(*_polynomial(len(widths), layers))
+    costs = tuple(layers)
+    return Parameters(*_polynomial(len(widths), costs), costs)
 
 
 def unit_parameters(layer: Any, macs: UnitMacs | None, inputs: int, outputs: int, *, is_folded: bool) -> UnitMacs:

@@ -47,6 +47,7 @@ class Latency(Cost):
                 f"has no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}; write one for "
                 "this configuration with `resrep measure`"
             )
+        self._names = [call.name for call in graph.calls]
         self._steps = _steps_of_groups(graph, layers)
         self._fast_widths: dict[tuple[int, int], list[int]] = {}
         self._grids = Grids([(call, layers[call.key]) for call in graph.calls], len(graph.groups))
@@ -67,6 +68,17 @@ class Latency(Cost):
         """
         # Rounded once and exactly, so that it is the same on every processor.
         return math.fsum(self._grids.times(np.asarray(widths)).tolist())
+
+    def by_layer(self, widths: Sequence[int]) -> dict[str, float]:
+        """Return the time of each layer that pruning changes inside of a whole model, by its name, ms.
+
+        Args:
+            widths: Number of channels of each group.
+        """
+        result: dict[str, float] = {}
+        for name, milliseconds in zip(self._names, self._grids.times(np.asarray(widths)).tolist(), strict=True):
+            result[name] = result.get(name, 0.0) + self._scale * milliseconds
+        return result
 
     def fast_widths(self, group: int, full: int) -> list[int]:
         """Return the widths of a group at which its layers get faster; all if they get faster with each channel.

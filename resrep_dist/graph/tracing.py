@@ -21,7 +21,8 @@ from typing import Any
 
 from resrep_dist.errors import ModelError
 from resrep_dist.graph.channels import ChannelSets, Segments
-from resrep_dist.graph.counting import CallCost, count_macs, count_parameters_by_width, unit_parameters
+from resrep_dist.graph.costs import CallCost
+from resrep_dist.graph.counting import count_macs, count_parameters_by_width, unit_parameters
 from resrep_dist.graph.kinds import Kind, OpenSizeError
 from resrep_dist.graph.rebuilding import flatten, nodes
 from resrep_dist.graph.signatures import weighted_call

@@ -1,5 +1,6 @@
 """Model files: written so that Keras 2 and Keras 3 can read them, and read without running code in them."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,19 @@ def load_model(path: Path | str, open_size: int | None = None) -> keras.Model:
     except ModelError as error:
         raise _refusal(f"model {path}: {error}") from None
     return model
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, by which it is known again.
+
+    Args:
+        path: The file.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

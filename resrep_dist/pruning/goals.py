@@ -81,6 +81,19 @@ def goal_of(graph: Graph, config: PruneConfig) -> Goal:
     return Goal(setting, latency, latency.base_ms, fraction)
 
 
+def latency_of(graph: Graph, path: str) -> Latency:
+    """Return the time of a model by a table, whatever its runtime.
+
+    Args:
+        graph: Trace of the original model.
+        path: The table.
+
+    Raises:
+        ConfigError: As `read_table`, and if the table is of another model.
+    """
+    return Latency(read_table(path)[0], graph, path)
+
+
 def ranking_scales(goal: Goal, graph: Graph, config: PruneConfig) -> list[float] | None:
     """Return for each group what its norms are divided by in the ranking; None for `ranking: norm`.
 

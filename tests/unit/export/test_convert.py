@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from resrep_dist.benchmark import benchmark_latency, write_benchmark
+from resrep_dist.benchmark import benchmark_latency
 from resrep_dist.cli.main import build_parser, main
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export import convert as export
@@ -238,17 +238,6 @@ def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_f
     save_model(keras.Model(inputs, keras.layers.Dense(10)(x)), run_folder / "open" / "model.h5")
     assert main(["export", str(run_folder / "open"), "--format", "tflite"]) == 0
     assert "largest difference" in capsys.readouterr().out
-
-
-def test_latency_is_measured_in_every_format_side_by_side(run_folder, caplog, tmp_path):
-    result = benchmark_latency(run_folder, num_rounds=2)
-    formats = {row["format"] for row in result["rows"]}
-    assert {"keras", "saved_model", "tflite", "tflite_float16", "tflite_int8"} <= formats
-    assert len(result["rows"]) == 2 * len(formats)
-    for row in result["rows"]:
-        assert row["base_ms"] > 0 and row["slim_ms"] > 0
-        assert row["speedup"] == pytest.approx(row["base_ms"] / row["slim_ms"])
-    assert result["is_trained"] and write_benchmark(tmp_path, {"latency": result}).exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from resrep_dist.export.convert import FORMATS
 from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, export_eight_bits
 from resrep_dist.export.encoding import Encoding
 from resrep_dist.export.inference import load_any_model, open_model_file, open_program
-from resrep_dist.models.files import save_model
+from resrep_dist.models.files import file_sha256, save_model
 from resrep_dist.training.evaluation import Evaluator
 from tests.networks import label_network, pixel_network, random_source, randomise, small_config, small_network
 
@@ -235,6 +235,7 @@ def test_the_command_exports_and_evaluates_a_run_in_eight_bits(tmp_path, capsys)
     record = json.loads((tmp_path / "run" / "export" / "export.json").read_text())
     assert set(record) == {"model_int8.tflite", "model.tflite"} and record["model.tflite"]["argmax_agreement"] == 1
     in_eight_bits = record["model_int8.tflite"]
+    assert in_eight_bits["model_sha256"] == file_sha256(tmp_path / "run" / "slim" / "model.h5")
     assert in_eight_bits["num_calibration_images"] == 20 and in_eight_bits["encodings"]["images"]["type_name"] == "int8"
     path = tmp_path / "run" / "export" / "model_int8.tflite"
     assert in_eight_bits["size_bytes"] == path.stat().st_size < record["model.tflite"]["size_bytes"]
