@@ -15,13 +15,14 @@ import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from resrep_dist.benchmark.measure import measure_costs
 from resrep_dist.benchmark.timers import whole_model
 from resrep_dist.config import ModelConfig, build_config
 from resrep_dist.distributed.environment import visible_cores
-from resrep_dist.graph import trace
+from resrep_dist.graph import Graph, trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging.folding import fold_model
@@ -32,6 +33,7 @@ from resrep_dist.timing.rounds import time_in_turn
 from resrep_dist.timing.summary import wide_spreads, worst_error
 
 import numpy as np
+from tensorflow import keras
 
 # Of the way from the narrowest model to the base.
 PARTS = (0.75, 0.5, 0.25)
@@ -89,8 +91,7 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
     for part in PARTS:
         target = floor + part * (latency.total(graph.widths) - floor)
         widths = select_masks(norms, latency, target_cost=target, max_chosen=10**6).widths
-        dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
-        models.append(delete_channels(fold_model(pruned, graph, dead), graph, dead))
+        models.append(at_widths(pruned, graph, widths))
         macs = graph.macs.total(widths) / graph.macs.total(graph.widths)
         rows.append({"runtime": runtime, "asked": target / table.base_ms, "widths": widths, "macs_fraction": macs,
                      "predicted_ms": latency.total(widths)})  # fmt: skip
@@ -104,6 +105,12 @@ def compare(options: argparse.Namespace, runtime: str) -> list[dict]:
             "fraction_error": predicted / (measured.milliseconds / base.milliseconds) - 1,
         }  # fmt: skip
     return rows
+
+
+def at_widths(pruned: keras.Model, graph: Graph, widths: Sequence[int]) -> keras.Model:
+    """The merged model that keeps the first channels of each group."""
+    dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
+    return delete_channels(fold_model(pruned, graph, dead), graph, dead)
 
 
 if __name__ == "__main__":
