@@ -43,9 +43,9 @@ def measure_layers(
         max_rounds: Number of rounds after which a spread is as it is.
 
     Returns:
-        `runtime`, `batch_size`, `num_threads`, `is_in_place`, `base_ms`, `slim_ms` and `predicted_ms` of the whole
-        models, `table` (its processor and date), and `rows` with `name`, `measured_ms` and `predicted_ms` of each
-        layer. What is not known is None.
+        `runtime`, `batch_size`, `num_threads`, `is_in_place`; of the whole models `base_ms`, `slim_ms`, their spreads
+        and `predicted_ms` of the slim one; `table` (its processor and date), and `rows` with `name`, `measured_ms` and
+        `predicted_ms` of each layer. What is not known is None.
 
     Raises:
         ConfigError: If the table cannot be read, or is of another model.
@@ -68,7 +68,8 @@ def measure_layers(
     predicted = latency.by_layer(widths) if latency else {}
     return {
         "runtime": runtime, "batch_size": batch_size, "num_threads": num_threads, "is_in_place": runtime == "onnx",
-        "base_ms": base.milliseconds, "slim_ms": slim.milliseconds, "slim_spread": slim.spread,
+        "base_ms": base.milliseconds, "base_spread": base.spread,
+        "slim_ms": slim.milliseconds, "slim_spread": slim.spread,
         "predicted_ms": latency.total(widths) if latency else None,
         "table": {"base_ms": table.base_ms, "date": table.date, "machine": table.machine} if table else None,
         "rows": [

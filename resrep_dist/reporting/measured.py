@@ -124,11 +124,13 @@ def _layers_text(run: RunRecord, layers: dict[str, Any]) -> str:
     table = layers["table"]
     error = layers["predicted_ms"] / layers["slim_ms"] - 1
     of_base = (layers["predicted_ms"] / table["base_ms"]) / (layers["slim_ms"] / layers["base_ms"]) - 1
+    spread = math.hypot(layers["slim_spread"], layers["base_spread"])
     processor = table["machine"].get("processor", "a processor that it does not name")
     return (
         f"{text} The table, of {table['date'][:10]} on {processor}, predicts {layers['predicted_ms']:.3g} ms for the "
-        f"whole; {layers['slim_ms']:.3g} ms were measured (error {100 * error:+.1f} %; as a fraction of the base's "
-        f"time {100 * of_base:+.1f} %)."
+        f"whole; {layers['slim_ms']:.3g} ms were measured (error {100 * error:+.1f} ± "
+        f"{100 * layers['slim_spread']:.1f} %; as a fraction of the base's time {100 * of_base:+.1f} ± "
+        f"{100 * spread:.1f} %)."
     )
 
 

@@ -192,7 +192,7 @@ def measured(**changes):
     ]  # fmt: skip
     layers = {
         "runtime": "onnx", "batch_size": 1, "num_threads": 1, "is_in_place": True, "base_ms": 1.0, "slim_ms": 0.5,
-        "slim_spread": 0.01, "predicted_ms": 0.55,
+        "slim_spread": 0.03, "base_spread": 0.04, "predicted_ms": 0.55,
         "table": {"base_ms": 1.0, "date": "2026-01-02T03:04:05", "machine": {"processor": "one"}},
         "rows": [{"name": f"conv{i}", "measured_ms": 0.002 * i, "predicted_ms": 0.001 * i} for i in range(1, 23)],
     }  # fmt: skip
@@ -224,9 +224,8 @@ def test_the_layers_are_shown_from_the_slowest_with_all_the_rest(tmp_path):
     # 22 layers of 2 to 44 microseconds: 20 are shown, then those of 2 and 4, then what is left of the whole.
     assert ">conv22<" in picture and ">conv3<" in picture and ">conv2<" not in picture and ">2 other layers<" in picture
     assert ">everything else<" in picture and ">by the table<" in picture and ">microseconds<" in picture
-    assert (
-        "0.55 ms for the whole; 0.5 ms were measured (error +10.0 %; as a fraction of the base's time +10.0 %)" in text
-    )
+    assert "0.55 ms for the whole; 0.5 ms were measured (error +10.0 ± 3.0 %; as a fraction of" in text
+    assert "the base's time +10.0 ± 5.0 %)" in text
     alone = measured(layers=measured()["layers"] | {"table": None, "predicted_ms": None, "is_in_place": False})
     alone["layers"]["rows"] = [row | {"predicted_ms": None} for row in alone["layers"]["rows"]]
     _, text = page_of(workdir, alone)
