@@ -17,8 +17,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-_CONVERTERS: dict[Runtime, list[str]] = {"onnx": ["tf2onnx", "onnx"], "tflite": ["tensorflow"], "keras": []}
-
 
 def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
     """Check that a runtime is there and can use so many threads; return the versions of its packages.
@@ -45,7 +43,7 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
             raise UserError(
                 f"--threads {num_threads}: TensorFlow has started already with another number; measure in a new process"
             ) from None
-    return {"tensorflow": tf.__version__, "numpy": np.__version__}
+    return {**converter_versions(runtime), "numpy": np.__version__}
 
 
 def converter_versions(runtime: Runtime) -> dict[str, str]:
@@ -54,7 +52,9 @@ def converter_versions(runtime: Runtime) -> dict[str, str]:
     Args:
         runtime: The runtime.
     """
-    return {name: version for name in _CONVERTERS[runtime] if (version := _version(name))}
+    if runtime != "onnx":
+        return {"tensorflow": tf.__version__}
+    return {name: version for name in ("tf2onnx", "onnx") if (version := _version(name))}
 
 
 def whole_model(model: keras.Model, runtime: Runtime, batch_size: int, num_threads: int) -> Run:
