@@ -31,8 +31,9 @@ def measure_layers(
 ) -> dict[str, Any]:
     """Measure the layers of a slim model whose widths pruning changed, and the whole model in turn with its base.
 
-    In ONNX Runtime the layers are measured inside of the model, by the runtime's profiler. Other runtimes have none
-    that Python reaches: there each layer is measured alone, and scaled as in the table.
+    In ONNX Runtime the layers are measured inside of the model, by the runtime's profiler. It makes every operation
+    slower; if their sum is above the time of the model without it, all are scaled down to that. Other runtimes have no
+    profiler that Python reaches: there each layer is measured alone, and scaled as in the table.
 
     Args:
         models: The models `base` and `slim`.
@@ -60,7 +61,8 @@ def measure_layers(
     runs = [whole_model(model, runtime, batch_size, num_threads) for model in models.values()]
     base, slim = time_in_turn(runs, spread_bound=0.01, max_rounds=max_rounds)
     if runtime == "onnx":
-        measured = _in_place(models["slim"], batch_size, num_threads, max_rounds)
+        measured, total = _in_place(models["slim"], batch_size, num_threads, max_rounds)
+        measured = {name: time * min(1.0, slim.milliseconds / total) for name, time in measured.items()}
     else:
         scale = table.scale if table else 1.0
         measured = _alone(models["base"], graph, widths, runtime, batch_size, num_threads, scale, max_rounds)
@@ -113,8 +115,8 @@ def _sides(call: WeightedCall, widths: Sequence[int]) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _in_place(model: keras.Model, batch_size: int, num_threads: int, num_runs: int) -> dict[str, float]:
-    """Return the time of each layer with a kernel inside of the model in ONNX Runtime, ms.
+def _in_place(model: keras.Model, batch_size: int, num_threads: int, num_runs: int) -> tuple[dict[str, float], float]:
+    """Return the time of each layer with a kernel inside of the model in ONNX Runtime, and of all operations, ms.
 
     The runtime merges a layer with what follows, and calls it by one of these layers: it is the one with a kernel that
     comes before. What cannot be told so is left out.
@@ -129,12 +131,13 @@ def _in_place(model: keras.Model, batch_size: int, num_threads: int, num_runs: i
             times.setdefault(event["name"].removesuffix(_NODE_END), []).append(event["dur"] / 1000.0)
     layers = {layer.name: layer for layer in model.layers}
     result: dict[str, float] = {}
-    for name, milliseconds in times.items():
+    means = {name: _middle_mean(milliseconds[_NUM_WARM_RUNS:]) for name, milliseconds in times.items()}
+    for name, milliseconds in means.items():
         if not (found := [layers[part] for part in name.replace(":", "/").split("/") if part in layers]):
             continue
         if (weighted := _with_kernel(found[-1])) is not None:
-            result[weighted] = result.get(weighted, 0.0) + _middle_mean(milliseconds[_NUM_WARM_RUNS:])
-    return result
+            result[weighted] = result.get(weighted, 0.0) + milliseconds
+    return result, sum(means.values())
 
 
 def _profile(path: Path, shape: tuple[int, ...], num_threads: int, num_runs: int) -> list[dict[str, Any]]:

@@ -25,11 +25,12 @@ class Optimizer(Protocol):
     """One for each variable for which it was built."""
     compactors: Sequence[Any]
     """The compactor layers of the model."""
-    lasso_strength: float
-    """Strength of the penalty."""
 
     def row_norms(self) -> list[tf.Tensor]:
         """Return the row norms of each compactor on this rank, [D_out]."""
+
+    def lasso_term(self) -> float:
+        """Return the penalty."""
 
     def apply_gradients(
         self, grads_and_vars: Any, *, norms: Sequence[tf.Tensor] | None = None, is_good: tf.Tensor | bool = True

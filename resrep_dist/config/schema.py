@@ -123,7 +123,12 @@ class PruneConfig:
     """Target by multiply-adds, parameters or time, in place of `target_macs_fraction`."""
     lasso_strength: PositiveFloat | Auto = "auto"
     """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3. `auto`: what takes a
-    row of norm 1 to zero in the time that is left after a third of the phase, at least the paper's 1e-4."""
+    row of norm 1 to zero in the time that is left after a third of the phase, or in a tenth of the phase if
+    `kept_lasso_strength` is given; at least the paper's 1e-4."""
+    kept_lasso_strength: NotNegativeFloat | None = None
+    """Strength of the penalty on the rows that are not masked, for the rule `radial`. A row in front of a batch norm
+    does not resist the penalty, so with one strength for all the channels that stay become as weak as those that
+    die, and in a short phase training suffers. None for `lasso_strength`, as in the paper."""
     compactor_momentum: Momentum = 0.99
     """Momentum of the compactors' kernels."""
     rule: Literal["radial", "paper"] = "radial"
@@ -162,6 +167,11 @@ class PruneConfig:
     """Maximum number of epochs by which the pruning phase is extended if masked rows are not dead at its end."""
 
     def __post_init__(self) -> None:
+        if self.kept_lasso_strength is not None and self.rule != "radial":
+            raise ValueError(
+                f"prune.kept_lasso_strength: received {self.kept_lasso_strength:g} with prune.rule '{self.rule}', "
+                "which has one penalty for all rows; expected prune.rule 'radial', or no kept_lasso_strength"
+            )
         if (self.target_macs_fraction is None) == (self.target is None):
             received = "neither" if self.target is None else "both"
             raise ValueError(

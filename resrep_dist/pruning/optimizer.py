@@ -10,6 +10,7 @@ from resrep_dist.errors import ModelError, UserError
 from resrep_dist.layers.compactor import Compactor, GroupLasso
 from resrep_dist.pruning.rules import row_norms, update_compactor
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -35,6 +36,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         momentum: Momentum of all weights but the compactors.
         decay: Strength of the weight decay.
         lasso_strength: lambda of the penalty (section 3.3).
+        kept_lasso_strength: lambda of the rows that are not masked; None for the same.
         compactor_momentum: Momentum of the compactors.
         rule: Update of masked rows: `radial` or `paper`, see `update_compactor`.
         cluster: The ranks to average over in `fit`; None for one rank.
@@ -53,6 +55,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         momentum: float = 0.9,
         decay: float = 1e-4,
         lasso_strength: float = 1e-4,
+        kept_lasso_strength: float | None = None,
         compactor_momentum: float = 0.99,
         rule: str = "radial",
         cluster: Cluster | None = None,
@@ -73,7 +76,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         self.compactors: Sequence[Compactor] = UserList(compactors)
         self._num_lost = 0
         self.momentum, self.decay = momentum, decay
-        self.lasso_strength, self.compactor_momentum, self.rule = lasso_strength, compactor_momentum, rule
+        self.lasso_strength, self.kept_lasso_strength = lasso_strength, kept_lasso_strength
+        self.compactor_momentum, self.rule = compactor_momentum, rule
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Create the velocities.
@@ -99,6 +103,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             momentum=self.momentum,
             decay=self.decay,
             lasso_strength=self.lasso_strength,
+            kept_lasso_strength=self.kept_lasso_strength,
             compactor_momentum=self.compactor_momentum,
             rule=self.rule,
             cluster=self.cluster,
@@ -108,6 +113,14 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         """Return the row norms of each compactor on this rank, [D_out]."""
         with tf.name_scope("resrep_norms"):
             return [row_norms(compactor.kernel)[0, 0] for compactor in self.compactors]
+
+    def lasso_term(self) -> float:
+        """Return the penalty: the sum of all row norms, each times its strength."""
+        of_masked = self.lasso_strength
+        of_kept = of_masked if self.kept_lasso_strength is None else self.kept_lasso_strength
+        masks = [compactor.mask.numpy() for compactor in self.compactors]
+        strengths = [np.where(mask == 0, of_masked, of_kept) for mask in masks]
+        return float(sum(s @ norms.numpy() for s, norms in zip(strengths, self.row_norms(), strict=True)))
 
     def apply_gradients(
         self,
@@ -233,6 +246,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
                 tf.stack([norms[index] for index in indices])[:, tf.newaxis, tf.newaxis],
                 learning_rate=tf.cast(rate, kernels[0].dtype),
                 lasso_strength=self.lasso_strength,
+                kept_lasso_strength=self.kept_lasso_strength,
                 momentum=self.compactor_momentum,
                 radial=self.rule == "radial",
             )
@@ -249,6 +263,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
             "momentum": self.momentum,
             "decay": self.decay,
             "lasso_strength": self.lasso_strength,
+            "kept_lasso_strength": self.kept_lasso_strength,
             "compactor_momentum": self.compactor_momentum,
             "rule": self.rule,
         }

@@ -198,7 +198,7 @@ class Pruner:
         """
         groups, living_widths, norms = self.graph.groups, self.living_widths(), self._layer_norms()
         scalars = {
-            "train/lasso_term": self._state.optimizer.lasso_strength * float(sum(map(np.sum, norms))),
+            "train/lasso_term": self._state.optimizer.lasso_term(),
             "prune/macs_fraction_by_mask": self.macs_fraction(self.unmasked_widths()),
             "prune/macs_fraction_living": self.macs_fraction(living_widths),
             # Of another target than multiply-adds also what it counts.

@@ -43,7 +43,12 @@ def group_norms(norms: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def reset_gradient(
-    kernel: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, norms: tf.Tensor, lasso_strength: float
+    kernel: tf.Tensor,
+    gradient: tf.Tensor,
+    mask: tf.Tensor,
+    norms: tf.Tensor,
+    lasso_strength: float,
+    kept_lasso_strength: float | None = None,
 ) -> tf.Tensor:
     """Return G_j = m_j g_j + lambda Q_j / ||Q_j|| for each row j: the reset gradient with the penalty (section 3.3).
 
@@ -55,12 +60,16 @@ def reset_gradient(
         mask: m, [..., D_out]: 1 if the objective trains the row, 0 if only the penalty does.
         norms: Row norms averaged over all ranks, [..., D_out].
         lasso_strength: lambda.
+        kept_lasso_strength: lambda of the rows that are not masked; None for the same.
 
     Returns:
         [..., D_in, D_out].
     """
     direction = tf.math.divide_no_nan(kernel, norms[..., tf.newaxis, :])
-    return mask[..., tf.newaxis, :] * gradient + tf.constant(lasso_strength, kernel.dtype) * direction
+    mask, strength = mask[..., tf.newaxis, :], tf.constant(lasso_strength, kernel.dtype)
+    if kept_lasso_strength is not None:
+        strength = tf.where(mask == 0, strength, tf.constant(kept_lasso_strength, kernel.dtype))
+    return mask * gradient + strength * direction
 
 
 def update_compactor(
@@ -74,6 +83,7 @@ def update_compactor(
     lasso_strength: float,
     momentum: float,
     radial: bool,
+    kept_lasso_strength: float | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Make one step of momentum SGD: v = momentum v + G, then Q = Q - learning_rate v.
 
@@ -92,11 +102,12 @@ def update_compactor(
         lasso_strength: lambda of the penalty.
         momentum: Momentum of the compactors.
         radial: True for the rule `radial`, False for the rule `paper`.
+        kept_lasso_strength: As in `reset_gradient`.
 
     Returns:
         The new Q and v, [..., D_in, D_out] each.
     """
-    reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength)
+    reset = reset_gradient(kernel, gradient, mask, norms, lasso_strength, kept_lasso_strength)
     kept = tf.constant(momentum, kernel.dtype) * velocity
     if not radial:
         velocity = kept + reset

@@ -19,6 +19,8 @@ _START_FRACTION = 0.05
 # Part of the time after the first step in which masks are chosen: the rest is for the rows to die, and for the model to
 # recover from that.
 _MASK_FRACTION = 0.27
+# With a penalty of their own, part of the phase in which masked rows die. The sooner, the longer the model recovers.
+_DEATH_FRACTION = 0.1
 _NUM_UPDATES = 25
 _MAX_INTERVAL_STEPS = 200
 # Of the steps over which the momentum averages: where the search for a phase in which no row hurries ends.
@@ -112,7 +114,9 @@ class MaskSchedule:
         less pulls hard at the rows of the channels that stay, too, and the objective has no time to answer.
         """
         memory_steps = round(1 / (1 - self.config.compactor_momentum))
-        if self.death_steps is None or self.death_steps >= memory_steps:
+        kept = self.config.kept_lasso_strength
+        is_apart = kept is not None and kept < self.lasso_strength
+        if is_apart or self.death_steps is None or self.death_steps >= memory_steps:
             return []
         if self.unhurried_steps is None:
             advice = "Lower train.learning_rate"
@@ -204,10 +208,16 @@ def _window_end(config: PruneConfig, first_step: int, num_steps: int) -> int:
 
 
 def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
-    """Return the strength with which a row that is masked at the end of the window still dies in time."""
+    """Return the strength with which a row that is masked at the end of the window still dies in time.
+
+    Rows with a penalty of their own are fast: it does not pull at those that stay.
+    """
     if config.lasso_strength != "auto":
         return config.lasso_strength
-    needed = strength_to_die(rates, window_end, momentum=config.compactor_momentum)
+    end = len(rates)
+    if config.kept_lasso_strength is not None:
+        end = min(end, window_end + max(1, math.ceil(_DEATH_FRACTION * end)))
+    needed = strength_to_die(rates[:end], window_end, momentum=config.compactor_momentum)
     return max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
 
 

@@ -112,12 +112,17 @@ def _chart(runs: Sequence[RunRecord], title: str, tags: dict[str, tuple[str, str
         if len(runs) > 1:
             handles = [Line2D([], [], color=run_color(number), label=run.name) for number, run in enumerate(runs)]
             handles += [Line2D([], [], color="#444", ls=style, label=label) for label, style in tags.values()]
-        _legend(figure, handles)
+        legend(figure, handles)
         return to_svg(figure)
 
 
-def _legend(figure: Any, handles: Sequence[Any]) -> None:
-    """Put the legend below the axes, where it hides no point."""
+def legend(figure: Any, handles: Sequence[Any]) -> None:
+    """Put the legend below the axes, where it hides no point.
+
+    Args:
+        figure: A Matplotlib figure.
+        handles: Lines or patches with labels.
+    """
     longest = max((len(handle.get_label()) for handle in handles), default=1)
     num_columns = max(1, min(len(handles), 66 // (longest + 8)))
     figure.legend(handles=handles, loc="outside lower left", ncols=num_columns, frameon=False, fontsize=8)
@@ -150,7 +155,7 @@ def channels_picture(run: RunRecord) -> str:
             _draw_row(axes, row, colors)
             after = final[name]["kept"] if name in final else int((colors == LIVING).all(-1).sum())
             axes.text(len(colors), row, f" {len(colors)} → {after}", va="center", fontsize=8)
-        axes.set_yticks(range(len(rows)), map(_shortened, rows), fontsize=8)
+        axes.set_yticks(range(len(rows)), map(shortened, rows), fontsize=8)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.2 * widest)
         axes.set_xlabel("channels")
@@ -159,7 +164,7 @@ def channels_picture(run: RunRecord) -> str:
             states |= {f"died at step {deaths[0]:,}": DIED_FIRST, f"at step {deaths[1]:,}": DIED_LAST}
         elif not history.died_at:
             states = {"kept": LIVING, "deleted": DIED_LAST}
-        _legend(figure, [Patch(color=_hex(color), label=label) for label, color in states.items()])
+        legend(figure, [Patch(color=_hex(color), label=label) for label, color in states.items()])
         return to_svg(figure)
 
 
@@ -172,7 +177,12 @@ def _draw_row(axes: Any, row: int, colors: np.ndarray) -> None:
         start += width
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """Return a name that leaves room for the figure: of a long one the ends.
+
+    Args:
+        name: Name of a layer.
+    """
     half = _MAX_NAME_LENGTH // 2
     return name if len(name) <= _MAX_NAME_LENGTH else f"{name[:half - 1]}…{name[-half:]}"
 
@@ -215,20 +225,25 @@ def _cost_chart(runs: Sequence[RunRecord], key: str, label: str, unit: float) ->
         axes.set_xlabel(label)
         # At least 2 percent and a fifth of the cost, so that small differences do not look large.
         costs, accuracies = zip(*all_points, strict=True)
-        axes.set_xlim(_limits(costs, max(costs) / 5))
-        axes.set_ylim(_limits(accuracies, 2.0))
+        axes.set_xlim(limits(costs, max(costs) / 5))
+        axes.set_ylim(limits(accuracies, 2.0))
         if len(runs) > 1:
             circle: dict[str, Any] = {"marker": "o", "linestyle": "none"}
             handles = [
                 Line2D([], [], color=run_color(number), label=run.name, **circle) for number, run in enumerate(runs)
             ]
             handles += [Line2D([], [], color="#444", markerfacecolor="white", label="empty: base", **circle)]
-            _legend(figure, handles)
+            legend(figure, handles)
         return to_svg(figure)
 
 
-def _limits(values: Sequence[float], min_range: float) -> tuple[float, float]:
-    """Return limits of an axis around all points, with room at the ends."""
+def limits(values: Sequence[float], min_range: float) -> tuple[float, float]:
+    """Return limits of an axis around all points, with room at the ends.
+
+    Args:
+        values: The points on this axis.
+        min_range: Least difference of the limits, so that small differences do not look large.
+    """
     low, high = min(values), max(values)
     missing = max(0.0, min_range - (high - low)) / 2
     room = 0.18 * max(min_range, high - low)

@@ -10,38 +10,12 @@ from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.reporting.figures import channels_picture, costs_pictures, curves_pictures, run_color
 from resrep_dist.reporting.goals import outcome_of
+from resrep_dist.reporting.measured import measured_sections
+from resrep_dist.reporting.parts import Picture, Section, Table
 from resrep_dist.reporting.run_folder import RunRecord
 from resrep_dist.reporting.verdict import is_good, verdict
 
 import jinja2
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """An SVG and the name of its file beside the Markdown page."""
-
-    name: str
-    svg: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Headings, rows of as many cells, a line of text above them, and a color for each row that has one."""
-
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    caption: str = ""
-    colors: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it, in this order; what is empty is left out."""
-
-    heading: str
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-    paragraphs: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +86,11 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
     finished = [run for run in runs if run.report]
     sections = []
     if finished:
-        tables = [_models_table(finished[0]) if len(runs) == 1 else _runs_table(runs), _latency_table(runs)]
+        table = _models_table(finished[0]) if len(runs) == 1 else _runs_table(runs)
         pictures = [Picture(f"report_{name}", svg) for name, svg in costs_pictures(finished).items()]
         paragraphs = [_goal(run, len(runs) > 1) for run in finished]
-        sections.append(Section("Accuracy and cost", pictures, [table for table in tables if table], paragraphs))
+        sections.append(Section("Accuracy and cost", pictures, [table], paragraphs))
+        sections += measured_sections(finished, is_alone=len(runs) == 1)
     if any(run.curves for run in runs):
         pictures = [Picture(f"report_curve_{name}", svg) for name, svg in curves_pictures(runs).items()]
         sections.append(Section("Curves", pictures))
@@ -197,16 +172,6 @@ def _goal(run: RunRecord, is_named: bool) -> str:
     end += f", {num_alive:,} masked channels are still alive" if report["target_missed"] and num_alive else ""
     figures = f"target {100 * target:.1f} % of the {noun}, {100 * reached:.1f} % left"
     return f"{name}{report['model']}, {figures}: {end}."
-
-
-def _latency_table(runs: Sequence[RunRecord]) -> Table | None:
-    rows = [
-        (f"{run.name}: {row['format']}", str(row["batch_size"]), f"{row['base_ms']:.2f}", f"{row['slim_ms']:.2f}",
-         f"{row['speedup']:.2f}")
-        for run in runs if run.latency for row in run.latency["rows"]
-    ]  # fmt: skip
-    headings = ("format", "batch", "base, ms", "slim, ms", "times faster")
-    return Table(headings, rows, "Measured by `resrep benchmark latency`, medians:") if rows else None
 
 
 def _certificate(runs: Sequence[RunRecord]) -> Table:

@@ -16,7 +16,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 Curve = list[tuple[int, float]]
 """Step and value of each point, by ascending step."""
-_CURVES = ("train/", "validation/", "prune/", "time/")
+_CURVES = ("train/", "validation/", "prune/", "shrink/", "time/")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from resrep_dist.config.tasks import score_of
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import current_folder
 from resrep_dist.reporting.goals import outcome_of
+from resrep_dist.reporting.savings import describe_savings
 
 from rich.console import Console
 from rich.table import Table
@@ -58,6 +59,8 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     console.print(_table(f"{report['model']}, {goal}", rows))
     if is_pruned:
         _print_certificate(console, report)
+    if "training" in report:
+        console.print(describe_savings(report["training"]))
     if "made_from" in report:
         early = "" if report.get("is_end_of_training", True) is not False else ", which is not the end of the training"
         name = f"{report['checkpoint']} " if report.get("checkpoint") in ("best", "newest") else ""

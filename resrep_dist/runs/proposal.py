@@ -5,6 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Literal
 
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.errors import DataError
@@ -12,6 +13,7 @@ from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
 
 import numpy as np
+from tensorflow import keras
 
 _MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
@@ -20,6 +22,8 @@ _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
 # With less the rows die in a hurry, see `MaskSchedule.cautions`.
 _FEWEST_STEPS = 400
+KEPT_LASSO_STRENGTH = 1e-4
+"""`prune.kept_lasso_strength`: the paper's for all rows."""
 # From so many training images on, batches of this size.
 _BATCH_SIZES = ((200_000, 256), (20_000, 128), (2_000, 64), (0, 32))
 
@@ -113,6 +117,20 @@ def proposed_epochs(num_images: int, batch_size: int) -> int:
     return max(epochs, math.ceil(_FEWEST_STEPS / steps_per_epoch))
 
 
+def proposed_shrink_mode(model: keras.Model | None) -> Literal["merge", "off"]:
+    """Return how a model becomes smaller while it trains.
+
+    Args:
+        model: The model; None if it is built later.
+
+    Returns:
+        `merge`, the best in the comparison of docs/shrinking.md; `off` for a model with constraints, whose limits would
+        be others for fewer numbers.
+    """
+    weights = model.trainable_weights if model else []
+    return "off" if any(weight.constraint is not None for weight in weights) else "merge"
+
+
 def propose(
     model: str,
     data: Path,
@@ -138,7 +156,7 @@ def propose(
     found = find_data(Path(data))
     is_file = model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model
     name = f"file:{model}" if is_file else model
-    size, scaling = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None
+    size, scaling, loaded = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None, None
     if is_file:
         loaded = load_model(Path(model), open_size=size)
         size, scaling = image_size or loaded.input_shape[1], scaling_layer(loaded)
@@ -152,7 +170,7 @@ def propose(
             *_model(name, found, size, weights),
             *_data(found, batch_size, _normalization(found.source, name, scaling)),
             *([] if is_file or weights else _base(epochs)),
-            *_pruning(epochs, num_steps, target_macs_fraction),
+            *_pruning(epochs, num_steps, target_macs_fraction, proposed_shrink_mode(loaded)),
             *_records(epochs, num_steps),
         ]
     )
@@ -180,7 +198,7 @@ def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
     ]
 
 
-def _pruning(epochs: float, num_steps: int, target_macs_fraction: float) -> list[str]:
+def _pruning(epochs: float, num_steps: int, target_macs_fraction: float, shrink_mode: str) -> list[str]:
     return [
         f"train:                        # the pruning phase, {num_steps:,} steps",
         f"  num_epochs: {epochs:g}",
@@ -189,6 +207,10 @@ def _pruning(epochs: float, num_steps: int, target_macs_fraction: float) -> list
         "prune:",
         f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
         "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
+        f"  kept_lasso_strength: {KEPT_LASSO_STRENGTH:g}   # of the channels that stay",
+        "",
+        "shrink:",
+        f"  mode: {shrink_mode:<5}                 # merge: dead channels leave while it trains; off: at the end",
         "",
     ]
 

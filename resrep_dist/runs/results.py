@@ -29,6 +29,8 @@ from resrep_dist.pruning.goals import goal_of
 from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import measure_models
 from resrep_dist.reporting.problems import problems_of
+from resrep_dist.reporting.run_folder import read_curves
+from resrep_dist.reporting.savings import savings_of
 from resrep_dist.reporting.usage import usage_of
 from resrep_dist.runs.workdir import config_of_run, is_same_run
 from resrep_dist.shrinking.surgery import with_channels
@@ -151,6 +153,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         **target_section(goal, graph, certificate.channels, macs),
         "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
+        **_training(workdir, base, graph, source.position["step"]),
         **source.notes(config),
         "usage": usage_of(config, validation_data),
     }
@@ -180,6 +183,15 @@ def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[s
         "trained": training_macs(trained, graph, kept),
         "slim": slim_graph.macs.total(slim_graph.widths),
     }
+
+
+def _training(workdir: Path, base: keras.Model, graph: Graph, num_steps: int) -> dict[str, Any]:
+    """Return what the steps cost; nothing if the folder of the curves is gone."""
+    curves = read_curves(workdir / "tensorboard")
+    if not curves:
+        return {}
+    macs = training_macs(insert_compactors(base, graph), graph, KeptChannels.all_of(graph))
+    return {"training": savings_of(curves, macs / graph.macs.total(graph.widths), num_steps)}
 
 
 def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:

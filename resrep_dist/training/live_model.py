@@ -121,6 +121,7 @@ def _make_optimizer(model: keras.Model, graph: Graph | None, plan: PhasePlan) ->
         momentum=momentum,
         decay=decay,
         lasso_strength=masks.lasso_strength,
+        kept_lasso_strength=masks.config.kept_lasso_strength,
         compactor_momentum=masks.config.compactor_momentum,
         rule=masks.config.rule,
     )

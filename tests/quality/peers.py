@@ -1,11 +1,11 @@
-"""ResRep against Torch-Pruning on the same work: `python -m tests.quality.peers [--data fashion] [--models resnet20]`.
+"""ResRep's modes and Torch-Pruning on the same work: `python -m tests.quality.peers [--data fashion_mnist]`.
 
 For each seed one base model is trained here. From its weights it is pruned, to the same multiply-adds and in the same
 number of steps, on the same batches with the same learning rates, momentum and weight decay
 
 - by Torch-Pruning (Fang et al., 2023) with four criteria and one global ranking, in ten prunings over the first third,
 - by the paper's rule (`prune.rule: paper`, `shrink.mode: off`), whose masked rows are deleted at the end, dead or not,
-- by ours, with the settings of `--best`.
+- by ours, in each mode of shrinking, and merged early with each of the options of the training recipe.
 
 The results of Torch-Pruning are carried back into Keras models, whose outputs have to be those of PyTorch, and are
 evaluated, counted and exported to ONNX like all others. Results are kept in `results.json` of `--folder`; a run that
@@ -15,9 +15,9 @@ stands there is not made again. One process computes at a time. Torch-Pruning ge
 
 import argparse
 import dataclasses
+import itertools
 import json
 import subprocess
-import sys
 import time
 import venv
 from pathlib import Path
@@ -45,10 +45,32 @@ import tensorflow as tf
 from tensorflow import keras
 
 HERE = Path(__file__).parent
-CONFIGS = {"digits": HERE.parents[1] / "configs" / "digits_resnet20.yaml", "fashion": HERE / "fashion_mnist.yaml"}
+CONFIGS = {
+    "digits": HERE.parents[1] / "configs" / "digits_resnet20.yaml",
+    "fashion_mnist": HERE / "fashion_mnist.yaml",
+    "cifar10": HERE / "cifar10.yaml",
+}
 CRITERIA = ("magnitude", "batch_norm_scale", "taylor", "fpgm")
-PAPER = ["prune.rule=paper", "shrink.mode=off"]
-BEST = ["prune.rule=radial", "shrink.mode=merge"]
+AUTO = [
+    f"prune.{name}=auto"
+    for name in ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")
+]
+MERGE = ["prune.rule=radial", "shrink.mode=merge", "prune.kept_lasso_strength=1e-4"]
+TAUGHT = [*MERGE, "train.distillation={weight: 0.5, temperature: 4}"]
+OURS = {
+    "paper": ["prune.rule=paper", "shrink.mode=off"],
+    "off": ["prune.rule=radial", "shrink.mode=off"],
+    "exact": ["prune.rule=radial", "shrink.mode=exact"],
+    "refold": ["prune.rule=radial", "shrink.mode=refold"],
+    "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge"],
+    "merge": MERGE,
+    "merge, taught": TAUGHT,
+    "merge, taught, residual groups": [*TAUGHT, "prune.residual_groups=true"],
+    "merge, averaged": [*MERGE, "train.weight_average_decay=0.99"],
+    "merge, mixup": [*MERGE, "data.mixup_alpha=0.2"],
+    "merge, CutMix": [*MERGE, "data.cutmix_alpha=1"],
+    "merge, RandAugment": [*MERGE, "data.rand_augment={num_operations: 1, magnitude: 5}"],
+}
 PACKAGES = ["torch", "torch-pruning"]
 EVALUATION_BATCH_SIZE = 500
 INTERVAL_STEPS = 10
@@ -174,10 +196,10 @@ def measured(work: Work, model: keras.Model, name: str) -> dict[str, Any]:
 
 def run(options: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
     cluster, python = Cluster(), None
-    for model_name, seed in ((m, s) for m in options.models for s in range(options.seeds)):
-        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *options.overrides]
-        if options.data == "fashion":
-            common.append(f"data.path={fashion(options.folder)}")
+    for model_name, seed in itertools.product(options.models, options.seeds):
+        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *AUTO, *options.overrides]
+        if options.data_path:
+            common.append(f"data.path={options.data_path.absolute()}")
         config = load_config(CONFIGS[options.data], common)
         data, name = sources_of(config), f"{options.data}-{model_name}-seed{seed}"
         base = base_of(config, data, cluster, options.folder / f"base-{name}.h5")
@@ -193,8 +215,7 @@ def run(options: argparse.Namespace, results: dict[str, Any], save: Any) -> None
                 python = python or environment(options.folder / "environment")
                 slim, figures = prune_there(work, load_config(CONFIGS[options.data], common + extra), method, python)
             else:
-                own = PAPER if method == "paper" else options.best
-                slim, figures = prune_here(work, load_config(CONFIGS[options.data], common + extra + own))
+                slim, figures = prune_here(work, load_config(CONFIGS[options.data], common + extra + OURS[method]))
             figures |= {"seconds": time.perf_counter() - start, **measured(work, slim, key)}
             identity = {"data": options.data, "model": model_name, "seed": seed, "target": target, "method": method}
             results[key] = identity | figures
@@ -202,31 +223,23 @@ def run(options: argparse.Namespace, results: dict[str, Any], save: Any) -> None
             print(f"{key}: top-1 {figures['top1']:.2f} at {figures['macs_fraction']:.3f}", flush=True)
 
 
-def fashion(folder: Path) -> Path:
-    path = folder.absolute() / "fashion_mnist.npz"
-    if not path.exists():
-        subprocess.run([sys.executable, "-m", "tests.quality.fashion_mnist", "--output", path], check=True)
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=CONFIGS, default="digits", help="fashion: of dataset-fashion-mnist")
+    parser.add_argument("--data", choices=CONFIGS, default="digits")
+    parser.add_argument("--data-path", type=Path, help="the file that tests.quality.fashion_mnist or cifar10 has made")
     parser.add_argument("--models", nargs="+", default=["resnet20"], help="resnet20, resnet56")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", type=float, default=[0.47, 0.25])
-    parser.add_argument("--methods", nargs="+", default=[*CRITERIA, "paper", "ours"])
-    parser.add_argument("--best", nargs="+", default=BEST, help=f"settings of ours (default: {' '.join(BEST)})")
+    parser.add_argument("--methods", nargs="+", choices=[*CRITERIA, *OURS], default=[*CRITERIA, *OURS])
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="settings of all, for a trial")
     parser.add_argument("--folder", type=Path, default=Path("build/peers"))
     parser.add_argument("--output", type=Path, default=HERE / "peers.md")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.json"
-    settings = {"overrides": options.overrides, "best": options.best}
-    found = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
-    if found["settings"] != settings:
-        parser.error(f"{path} holds results of other settings, {found['settings']}; use another --folder")
+    found = json.loads(path.read_text()) if path.exists() else {"overrides": options.overrides, "results": {}}
+    if found["overrides"] != options.overrides:
+        parser.error(f"{path} holds results of other settings, {found['overrides']}; use another --folder")
     tf.config.experimental.enable_op_determinism()
     run(options, found["results"], lambda: path.write_text(json.dumps(found, indent=1)))
     write_report(found, options.output)

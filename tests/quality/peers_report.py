@@ -16,8 +16,18 @@ NAMES = {
     "batch_norm_scale": "Torch-Pruning, batch-norm scale",
     "taylor": "Torch-Pruning, Taylor",
     "fpgm": "Torch-Pruning, FPGM",
-    "paper": "the paper's rule",
-    "ours": "ours",
+    "paper": "the paper's rule, `off`",
+    "off": "ours, `off`",
+    "exact": "ours, `exact`",
+    "refold": "ours, `refold`",
+    "merge, one penalty": "ours, `merge`, one penalty for all rows",
+    "merge": "ours, `merge`",
+    "merge, taught": "ours, `merge`, distillation",
+    "merge, taught, residual groups": "ours, `merge`, distillation, residual groups",
+    "merge, averaged": "ours, `merge`, average of weights",
+    "merge, mixup": "ours, `merge`, mixup",
+    "merge, CutMix": "ours, `merge`, CutMix",
+    "merge, RandAugment": "ours, `merge`, RandAugment",
 }
 
 
@@ -44,7 +54,7 @@ def write_report(found: dict[str, Any], output: Path) -> None:
         "# Against Torch-Pruning",
         "",
         "Written by `python -m tests.quality.peers`, see there for how the methods are made comparable. "
-        f"{'; '.join(versions)}. Ours: {' '.join(found['settings']['best'])}.",
+        f"{'; '.join(versions)}.",
         "",
         "- Top-1 on the validation images, percent; the seeds in their order.",
         "- Multiply-adds of the result, and of all steps of the run relative to plain training of the base; medians.",
@@ -53,8 +63,8 @@ def write_report(found: dict[str, Any], output: Path) -> None:
         "- Alive: masked rows that were not dead at the end and were deleted all the same, median.",
         "",
     ]
-    if found["settings"]["overrides"]:
-        lines += [f"With other settings than usual: {' '.join(found['settings']['overrides'])}.", ""]
+    if found["overrides"]:
+        lines += [f"With other settings than usual: {' '.join(found['overrides'])}.", ""]
     header = "| model | target | method | top-1 | median | multiply-adds | of the run | ONNX, ms | alive |"
     lines += [header, "|---|---|---|---|---|---|---|---|---|"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}

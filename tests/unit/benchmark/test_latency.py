@@ -95,8 +95,8 @@ def test_the_layers_of_the_slim_model_are_measured_beside_what_the_table_says(tm
     assert predicted == pytest.approx(list(Latency(table, graph, "").by_layer(WIDTHS).values()))
     assert layers["predicted_ms"] == pytest.approx(sum(row["predicted_ms"] for row in layers["rows"]) + 0.5)
     if runtime == "onnx":
-        # Inside of the model no layer takes longer than the whole.
-        assert sum(row["measured_ms"] for row in layers["rows"]) < 3 * layers["slim_ms"]
+        # Inside of the model, so all together take no longer than the whole.
+        assert sum(row["measured_ms"] for row in layers["rows"]) <= 1.001 * layers["slim_ms"]
 
 
 def test_times_that_are_not_known_well_are_said(result, capsys):

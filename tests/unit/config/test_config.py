@@ -39,13 +39,14 @@ import pytest
         ("training.precision=float16", "received 'float16', expected 'float32', 'mixed_float16'"),
         ("training={xla: true, sync_batch_norm: true}", "XLA cannot compile the collectives"),
         ("faults.stall_limit_seconds=60", "stall_warning_seconds 120, stall_limit_seconds 60"),
+        ("prune={target_macs_fraction: 0.5, rule: paper, kept_lasso_strength: 0}", "one penalty for all rows"),
         ("prune.rule=[", "not valid YAML"),
         ("prune", "expected section.key=value"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(override, expected):
     with pytest.raises(ConfigError) as error:
-        load_config(DIGITS_CONFIG, [override])
+        load_config(DIGITS_CONFIG, ["shrink.mode=off", override])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -33,6 +33,23 @@ def test_reset_gradient_is_the_equation_row_by_row():
         np.testing.assert_allclose(received[:, row], expected, rtol=1e-12)
 
 
+def test_the_penalty_of_kept_rows_can_have_a_strength_of_its_own():
+    random = np.random.default_rng(0)
+    kernel, velocity, gradient = (tf.constant(values) for values in random.normal(size=(3, 5, 4)))
+    mask = np.array([1.0, 0.0, 1.0, 0.0])
+
+    def updated(strength, **kept):
+        return update_compactor(
+            kernel, velocity, gradient, tf.constant(mask), row_norms(kernel),
+            learning_rate=tf.constant(0.1, tf.float64), lasso_strength=strength, momentum=0.9, radial=True, **kept,
+        )  # fmt: skip
+
+    both = updated(0.3, kept_lasso_strength=0.01)
+    for mixed, strong, weak in zip(both, updated(0.3), updated(0.01), strict=True):
+        np.testing.assert_array_equal(mixed, np.where(mask == 0, strong, weak))
+        assert not np.allclose(strong, weak)
+
+
 @pytest.mark.parametrize("radial", [False, True])
 def test_a_zero_row_gets_no_penalty_and_never_nan(radial):
     kernel = tf.zeros([3, 3])

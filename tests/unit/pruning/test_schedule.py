@@ -54,6 +54,16 @@ def test_numbers_of_the_user_stay_and_the_paper_bounds_the_penalty(graph):
     assert (long.lasso_strength, long.config.mask_start_epochs, long.interval_steps) == (1e-4, 5.0, 200)
 
 
+def test_rows_with_a_penalty_of_their_own_die_in_a_tenth_of_the_phase(graph):
+    joint = PruneConfig(target_macs_fraction=0.5)
+    config = dataclasses.replace(joint, kept_lasso_strength=1e-4)
+    plan = plan_masks(config, graph, cosine(1000), steps_per_epoch=10.0)
+    assert 0.5 * 100 < plan.death_steps <= 100 and plan.problems() == []
+    assert plan.lasso_strength > plan_masks(joint, graph, cosine(1000), steps_per_epoch=10.0).lasso_strength
+    # In a long phase the paper's is enough.
+    assert plan_masks(config, graph, cosine(400_000), steps_per_epoch=10.0).lasso_strength == 1e-4
+
+
 @pytest.mark.parametrize("hand_set", [{}, {"mask_stop_fraction": 0.6}, {"mask_start_epochs": 30}])
 def test_a_weak_penalty_is_told_the_strength_that_is_enough(graph, hand_set):
     config = PruneConfig(
@@ -82,6 +92,8 @@ def test_a_phase_in_which_rows_die_in_a_hurry_is_told_how_long_it_should_be(grap
     strong = dataclasses.replace(config, lasso_strength=0.5)
     (caution,) = plan_masks(strong, graph, cosine(943), steps_per_epoch=10.0).cautions()
     assert caution.endswith("Lower prune.lasso_strength, or set it to auto.")
+    apart = dataclasses.replace(strong, kept_lasso_strength=1e-4)
+    assert plan_masks(apart, graph, cosine(943), steps_per_epoch=10.0).cautions() == []
     # Without momentum there is no memory to be faster than.
     forgetful = dataclasses.replace(config, compactor_momentum=0.0)
     assert plan_masks(forgetful, graph, cosine(num_steps), steps_per_epoch=10.0).cautions() == []

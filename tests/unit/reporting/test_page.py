@@ -172,7 +172,82 @@ def test_the_measured_latencies_of_a_run_are_shown(tmp_path):
     row = {"format": "tflite", "batch_size": 32, "base_ms": 3.0, "slim_ms": 2.0, "speedup": 1.5}
     (workdir / "benchmark.json").write_text(json.dumps({"latency": {"rows": [row]}}))
     write_pages(read_runs([workdir]), workdir)
-    assert "| run: tflite | 32 | 3.00 | 2.00 | 1.50 |" in (workdir / "report.md").read_text()
+    text = (workdir / "report.md").read_text()
+    assert "| TFLite, base | 98.50 % | ? | 3 | 1.00 |" in text, "as 0.2.0 wrote it"
+    assert "| TFLite, slim | 98.25 % | ? | 2 | 0.67 |" in text
+
+
+def measured(**changes):
+    """A section `latency` of `benchmark.json`."""
+    times = {"keras": (4.0, 3.0), "tflite": (2.0, 1.5), "tflite_int8": (1.0, 0.75), "onnx": (1.0, 0.5)}
+    rows = [
+        {"format": name, "batch_size": size, "base_ms": size * base, "slim_ms": size * slim, "base_spread": 0.03,
+         "slim_spread": 0.04, "speedup": base / slim}
+        for name, (base, slim) in times.items() for size in (1, 32)
+    ]  # fmt: skip
+    files = [
+        {"format": name, "model": model, "size_bytes": 1_000_000 if model == "base" else 250_000,
+         "score": 97.0 if (name, model) == ("tflite_int8", "slim") else None}
+        for name in times for model in ("base", "slim")
+    ]  # fmt: skip
+    layers = {
+        "runtime": "onnx", "batch_size": 1, "num_threads": 1, "is_in_place": True, "base_ms": 1.0, "slim_ms": 0.5,
+        "slim_spread": 0.01, "predicted_ms": 0.55,
+        "table": {"base_ms": 1.0, "date": "2026-01-02T03:04:05", "machine": {"processor": "one"}},
+        "rows": [{"name": f"conv{i}", "measured_ms": 0.002 * i, "predicted_ms": 0.001 * i} for i in range(1, 23)],
+    }  # fmt: skip
+    return {"rows": rows, "files": files, "layers": layers, "spread_bound": 0.02, "num_cores": 2, **changes}
+
+
+def page_of(workdir, latency):
+    (workdir / "benchmark.json").write_text(json.dumps({"latency": latency}))
+    page = Page(write_pages(read_runs([workdir]), workdir).read_text())
+    return page, (workdir / "report.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_files_of_each_runtime_are_compared_in_score_size_and_time(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    page, text = page_of(workdir, measured())
+    assert page.num_pictures == 5 + 3 and not page.fetched
+    assert "| TFLite, slim, 8 bits | 97.00 % | 0.25 MB | 0.75 ± 4 % | 0.38 | 24 ± 4 % | 0.38 |" in text
+    assert "| ONNX, slim | 98.25 % | 0.25 MB | 0.5 ± 4 % | 0.50 | 16 ± 4 % | 0.50 |" in text
+    assert "TFLite in eight bits 0.25 of the size and 0.38 ± 0.02 of the time" in text
+    assert "not free" not in text and "of an earlier slim model" not in text
+    for name in ("report_measured_batch_1", "report_measured_batch_32", "report_layers"):
+        assert f"]({name}.svg)" in text and (workdir / f"{name}.svg").exists()
+
+
+def test_the_layers_are_shown_from_the_slowest_with_all_the_rest(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    page, text = page_of(workdir, measured())
+    picture = (workdir / "report_layers.svg").read_text()
+    # 22 layers of 2 to 44 microseconds: 20 are shown, then those of 2 and 4, then what is left of the whole.
+    assert ">conv22<" in picture and ">conv3<" in picture and ">conv2<" not in picture and ">2 other layers<" in picture
+    assert ">everything else<" in picture and ">by the table<" in picture and ">microseconds<" in picture
+    assert (
+        "0.55 ms for the whole; 0.5 ms were measured (error +10.0 %; as a fraction of the base's time +10.0 %)" in text
+    )
+    alone = measured(layers=measured()["layers"] | {"table": None, "predicted_ms": None, "is_in_place": False})
+    alone["layers"]["rows"] = [row | {"predicted_ms": None} for row in alone["layers"]["rows"]]
+    _, text = page_of(workdir, alone)
+    assert "--costs costs.json` adds what a table of `resrep measure` predicts" in text
+    assert "by the table" not in (workdir / "report_layers.svg").read_text()
+
+
+def test_the_page_says_what_is_missing_or_not_to_be_trusted(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    write_pages(read_runs([workdir]), workdir)
+    assert f"keeps the figures: `resrep benchmark latency {workdir}`." in (workdir / "report.md").read_text()
+    latency = measured(slim_sha256="0" * 64)
+    latency["files"] = [file | {"score": None} for file in latency["files"]]
+    latency["rows"][0]["slim_spread"] = 0.2
+    (workdir / "slim" / "model.h5").write_bytes(b"merged again")
+    page, text = page_of(workdir, latency)
+    assert "the machine was not free" in text and "of an earlier slim model" in text
+    assert f"`resrep export {workdir} --format tflite_int8 --format onnx_int8` before the measurement" in text
+    assert "| TFLite, slim, 8 bits | ? |" in text and page.num_pictures == 5 + 3
+    both = write_pages(read_runs([workdir, write_run(tmp_path / "other")]), tmp_path / "page").read_text()
+    assert "Measured latency and size (run)" in both and "Measured latency and size of others" in both
 
 
 def test_a_folder_that_is_no_run_and_a_broken_report_are_refused(tmp_path):

@@ -101,7 +101,9 @@ def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_origin
         assert report["slim"]["macs"] == report["trained"]["macs"]
         assert 0 < report["early_merge"]["step"] < report["made_from"]["step"]
         assert report["early_merge"]["certificate"]["max_relative_difference"] < 1e-5
+        assert "saved_seconds" in report["training"]
     else:
         # The trained model is shrunken already, with compactors in it.
         assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
     assert report["slim"]["top1"] == report["trained"]["top1"]
+    assert 0.4 < report["training"]["macs_vs_plain"] < 1.1
