@@ -127,6 +127,8 @@ class MaskSchedule:
             )
         else:
             advice = "Lower prune.lasso_strength, or set it to auto"
+        if self.config.rule == "radial":
+            advice = f"Set prune.kept_lasso_strength to {_PAPER_STRENGTH:g}, or {advice[0].lower()}{advice[1:]}"
         return [
             f"This is likely to cost accuracy: a row of norm 1 dies in about {self.death_steps:,} steps, less than the "
             f"{memory_steps:,} over which the compactors' momentum averages, and a penalty of "

@@ -150,7 +150,7 @@ def test_a_run_says_what_becomes_of_it(warnings):
     resrep_dist.Trainer(model, resrep_dist.trace(model), config, source, source).run()
     assert any("stays above that of guessing" in warning for warning in warnings()), warnings()
     # At such a rate rows die in a hurry however long the phase is, so no number of epochs is proposed.
-    assert any("dies in about" in w and w.endswith("Lower train.learning_rate.") for w in warnings()), warnings()
+    assert any("dies in about" in w and w.endswith("or lower train.learning_rate.") for w in warnings()), warnings()
 
 
 def test_strict_has_a_code_for_a_missed_target_and_one_for_a_broken_model():

@@ -91,7 +91,8 @@ def test_a_phase_in_which_rows_die_in_a_hurry_is_told_how_long_it_should_be(grap
     # A penalty that somebody set, in a phase that is long enough.
     strong = dataclasses.replace(config, lasso_strength=0.5)
     (caution,) = plan_masks(strong, graph, cosine(943), steps_per_epoch=10.0).cautions()
-    assert caution.endswith("Lower prune.lasso_strength, or set it to auto.")
+    expected = "Set prune.kept_lasso_strength to 0.0001, or lower prune.lasso_strength, or set it to auto."
+    assert caution.endswith(expected)
     apart = dataclasses.replace(strong, kept_lasso_strength=1e-4)
     assert plan_masks(apart, graph, cosine(943), steps_per_epoch=10.0).cautions() == []
     # Without momentum there is no memory to be faster than.
