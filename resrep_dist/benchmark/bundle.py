@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resrep_dist import timing
 from resrep_dist.benchmark.measure import Measured
-from resrep_dist.benchmark.timers import converter_versions, layer_file, model_file
+from resrep_dist.benchmark.timers import layer_file, model_file, require_converter
 from resrep_dist.config import Config
 from resrep_dist.config.target import Runtime
 from resrep_dist.errors import UserError
@@ -83,6 +83,7 @@ def write_bundle(
         )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--bundle {folder}: there is such a file, or a folder with files; give a new folder")
+    versions = require_converter(runtime)
     measured = Measured(config, runtime, batch_size)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def write_bundle(
             partial = Path(name) / "bundle"
             partial.mkdir()
             num_files = _write_models(measured, runtime, partial / MODELS_FILE, progress)
-            write_task(partial, measured.task, converter_versions(runtime), num_threads)
+            write_task(partial, measured.task, versions, num_threads)
             _write_script(measured, runtime, partial)
             os.replace(partial, folder)
     except OSError as error:

@@ -17,8 +17,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-_CONVERTERS: dict[Runtime, list[str]] = {"onnx": ["tf2onnx", "onnx"], "tflite": ["tensorflow"], "keras": []}
-
 
 def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
     """Check that a runtime is there and can use so many threads; return the versions of its packages.
@@ -32,7 +30,7 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
     """
     if runtime != "keras":
         try:
-            return {**converter_versions(runtime), **runtimes.require_runtime(runtime)}
+            return {**require_converter(runtime), **runtimes.require_runtime(runtime)}
         except runtimes.TimingError:
             raise UserError(
                 f"--runtime {runtime}: onnxruntime is missing; install it with `pip install 'resrep-dist[onnx]'`"
@@ -45,16 +43,27 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
             raise UserError(
                 f"--threads {num_threads}: TensorFlow has started already with another number; measure in a new process"
             ) from None
-    return {"tensorflow": tf.__version__, "numpy": np.__version__}
+    return {**require_converter(runtime), "numpy": np.__version__}
 
 
-def converter_versions(runtime: Runtime) -> dict[str, str]:
-    """Return the versions of the packages that write the files of a runtime, as far as they are installed.
+def require_converter(runtime: Runtime) -> dict[str, str]:
+    """Check that the packages that write the files of a runtime are there; return their versions.
 
     Args:
         runtime: The runtime.
+
+    Raises:
+        UserError: If one is not installed.
     """
-    return {name: version for name in _CONVERTERS[runtime] if (version := _version(name))}
+    if runtime != "onnx":
+        return {"tensorflow": tf.__version__}
+    versions = {name: _version(name) for name in ("tf2onnx", "onnx")}
+    found = {name: version for name, version in versions.items() if version}
+    if missing := sorted(set(versions) - set(found)):
+        raise UserError(
+            f"--runtime onnx: {' and '.join(missing)} missing; install it with `pip install 'resrep-dist[onnx]'`"
+        )
+    return found
 
 
 def whole_model(model: keras.Model, runtime: Runtime, batch_size: int, num_threads: int) -> Run:

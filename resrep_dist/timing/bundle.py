@@ -65,8 +65,13 @@ def write_task(folder: Path, task: Task, versions: Mapping[str, str], num_thread
         num_threads: Number of threads of the runtime; None for all cores of the machine.
     """
     values = dataclasses.asdict(task) | {"versions": dict(versions), "num_threads": num_threads, "format": FORMAT}
-    values["models_sha256"] = hashlib.sha256((folder / MODELS_FILE).read_bytes()).hexdigest()
+    values["sha256"] = _checksum(values, (folder / MODELS_FILE).read_bytes())
     (folder / TASK_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _checksum(values: Mapping[str, Any], models: bytes) -> str:
+    text = json.dumps({name: value for name, value in values.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode() + models).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +112,8 @@ def read_bundle(folder: Path) -> Bundle:
         )  # fmt: skip
         is_of_this_form = values["format"] == FORMAT
         bundle = Bundle(task, dict(values["versions"]), values["num_threads"], zipfile.ZipFile(io.BytesIO(models)))
-        is_unchanged = values["models_sha256"] == hashlib.sha256(models).hexdigest()
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        is_unchanged = values["sha256"] == _checksum(values, models)
+    except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise TimingError(f"{folder}: it is incomplete or was changed ({error!r}); {_AGAIN}") from None
     if not is_of_this_form or not is_unchanged:
         what = "of another version" if not is_of_this_form else "changed: the checksum of its files is another one"

@@ -1,5 +1,6 @@
 """`resrep measure --bundle`: the folder measures where neither TensorFlow nor this package can be imported."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from resrep_dist.cli.main import main
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency_table import read_table
 from resrep_dist.timing import runtimes
-from resrep_dist.timing.bundle import read_bundle
+from resrep_dist.timing.bundle import read_bundle, write_task
 from resrep_dist.timing.command import main as measure_here
 from tests.networks import small_classifier, small_config
 
@@ -95,7 +96,9 @@ def test_equal_layers_are_there_once_and_a_readme_says_what_to_do(bundle):
         (lambda folder: (folder / "models.zip").write_bytes(b"no archive"), "File is not a zip file"),
         (lambda folder: zipfile.ZipFile(folder / "models.zip", "a").writestr("x", "y"), "the checksum of its files"),
         (lambda folder: _change(folder, format=2), "it is of another version"),
-        (lambda folder: _change(folder, runtime="torch"), "models.zip: it has no layer"),
+        (lambda folder: _change(folder, batch_size=2), "the checksum of its files"),
+        (lambda folder: (folder / "task.json").write_text("[]"), "incomplete or was changed (TypeError"),
+        (lambda folder: _write_again(folder, runtime="torch"), "models.zip: it has no layer"),
     ],
 )  # fmt: skip
 def test_a_damaged_bundle_is_refused_in_one_line(copy, capsys, damage, expected):
@@ -111,6 +114,11 @@ def _change(folder, **changes):
     (folder / "task.json").write_text(json.dumps(values | changes))
 
 
+def _write_again(folder, **changes):
+    """With a checksum that is right."""
+    write_task(folder, dataclasses.replace(read_bundle(folder).task, **changes), {}, 1)
+
+
 def test_a_missing_runtime_is_said_in_one_line(copy, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert measure_here(copy, []) == 2
@@ -119,16 +127,19 @@ def test_a_missing_runtime_is_said_in_one_line(copy, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     assert set(runtimes.require_runtime("tflite")) == {"tensorflow-lite", "numpy"}
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    _change(copy, runtime="tflite")
+    _write_again(copy, runtime="tflite")
     assert measure_here(copy, []) == 2
     assert "there is no interpreter; install one with `pip install ai-edge-litert`" in capsys.readouterr().err
 
 
-def test_what_cannot_be_written_is_refused(config, bundle, capsys):
+def test_what_cannot_be_written_is_refused(config, bundle, capsys, monkeypatch):
     command = ["measure", str(config), "--bundle", str(bundle), "--runtime"]
     assert main([*command, "keras"]) == 2
     assert "received --runtime keras, expected onnx or tflite" in capsys.readouterr().err
     assert main([*command, "onnx"]) == 2 and "give a new folder" in capsys.readouterr().err
+    monkeypatch.setattr("resrep_dist.benchmark.timers._version", lambda name: None if name == "onnx" else "1")
+    assert main([*command[:-2], f"{bundle}_new", "--runtime", "onnx"]) == 2
+    assert "--runtime onnx: onnx missing; install it with" in capsys.readouterr().err
 
 
 def test_a_bundle_keeps_what_is_measured(bundle):

@@ -92,6 +92,8 @@ def test_the_table_predicts_the_times_of_whole_models(tmp_path, capsys, known_ti
     printed = capsys.readouterr().out
     assert "kinds of 4 layers" in printed and "Do not aim" not in printed and "Not known well" not in printed
     table, _ = read_table(costs)
+    assert set(table.versions) == {"numpy", *({"onnxruntime", "tf2onnx", "onnx"} if runtime == "onnx" else
+                                              {"ai-edge-litert", "tensorflow"})}  # fmt: skip
     assert (table.runtime, table.num_threads, table.batch_size) == (runtime, 1, 1) and table.machine["cores"]
     assert len(table.checks) == 6 and worst_error(dataclasses.asdict(table)) < 0.03
     assert main(["inspect", str(path), "--set", "prune.target_macs_fraction=null",
