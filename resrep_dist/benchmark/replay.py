@@ -34,7 +34,7 @@ from rich.table import Table
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
-MODES = ("off", "exact", "refold", "merge")
+MODES = ("off", "exact", "merge")
 _RATIOS = ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain")
 
 
@@ -74,7 +74,7 @@ def stages(
     result, since = list[Stage](), 0
     for step, widths in log[:-1]:
         is_merged = mode == "merge" and widths == log[-1][1]
-        smaller = KeptChannels(KeptChannels.first_of(widths).kept, mode == "refold" or is_merged, is_merged)
+        smaller = KeptChannels.first_of(widths, is_merged)
         next_macs = training_macs(model, graph, smaller)
         if is_merged or macs - next_macs >= share * base_macs:
             result.append(Stage(step - since, channels, macs))
@@ -140,7 +140,6 @@ def _point(
 ) -> dict[str, Any]:
     return {
         "widths_channels": channels.widths,
-        "is_refolded": channels.is_refolded,
         "is_merged": channels.is_merged,
         "macs_vs_plain": arm.macs / plain.macs,
         "time_vs_plain": time_ratio(rounds["arm"], rounds["plain"]),

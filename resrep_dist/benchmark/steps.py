@@ -1,6 +1,5 @@
-"""Benchmark of training steps, in turn: stock Keras, plain, with ResRep at full width, smaller in both modes, slim."""
+"""Benchmark of training steps, in turn: stock Keras, plain, with ResRep at full width, smaller, slim."""
 
-import dataclasses
 import io
 import statistics
 import tempfile
@@ -49,9 +48,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow import keras
 
-ARMS = (
-    "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
-)  # fmt: skip
+ARMS = ("stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_unchecked", "slim")
 """What is measured unless names are given."""
 OTHER_ARMS = ("stock_keras", "one_group", "resrep_taught")
 """What is measured if it is named."""
@@ -180,12 +177,8 @@ def _make_arm(
         dead = channels.dead(graph)
         slim = delete_channels(fold_model(insert_compactors(model, graph), graph, dead), graph, dead)
         return plain_arm(slim, graph.macs.total(channels.widths), config, cluster)
-    kept = {
-        "resrep": KeptChannels.all_of(graph),
-        "resrep_exact": channels,
-        "resrep_refold": dataclasses.replace(channels, is_refolded=True),
-    }
-    return pruned_arm(model, graph, kept[name], config, cluster)
+    kept = channels if name == "resrep_exact" else KeptChannels.all_of(graph)
+    return pruned_arm(model, graph, kept, config, cluster)
 
 
 def _figures(rounds: Rounds, arm: Arm, global_batch_size: int) -> dict[str, Any]:
@@ -234,13 +227,8 @@ def _measure_the_rest(arm: Arm, graph: Graph, channels: KeptChannels, config: Co
     logging_ms = cluster.from_root(lambda: _logging_ms(live, config))
     kill_channels(live.state.model, graph, channels.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
-    # The mode that takes longer, since it folds and calibrates.
     shrinker = Shrinker(graph, config, live.pruner.interval_steps, cluster)
-    refold, batches = (
-        dataclasses.replace(channels, is_refolded=True),
-        [batch[0]] * config.shrink.num_calibration_batches,
-    )
-    shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, refold, batches)))
+    shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, channels, ())))
     return {
         "mask_update_ms": 1000.0 * statistics.median(updates),
         "agreement_ms": 1000.0 * statistics.median(agreements),

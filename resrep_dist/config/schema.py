@@ -1,11 +1,11 @@
 """The sections of a configuration: frozen, validated dataclasses. Docstrings are the reference that users read."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from resrep_dist.config.target import Fraction, TargetConfig
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -194,19 +194,27 @@ class PruneConfig:
 class ShrinkConfig:
     """Whether the model becomes smaller during the pruning phase."""
 
-    mode: Literal["off", "exact", "refold", "merge"] = "off"
+    mode: Literal["off", "exact", "merge"] = "off"
     """What dead channels are removed from. `off`: nothing before the merge. `exact`: the compactors and the layers
-    behind them, which does not change what is trained. `refold`: also the convolutions before the compactors;
-    convolution, batch norm and compactor are folded and replaced by new ones with the remaining channels each time.
-    `merge`: as `exact`, until the target is met and every masked row is dead; then the compactors are folded into the
-    layers before them, and the slim model trains on without any."""
+    behind them, which does not change what is trained. `merge`: as `exact`, until the target is met and every masked
+    row is dead; then the compactors are folded into the layers before them, and the slim model trains on without
+    any."""
     min_saved_macs_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Minimum saving for which the model is made smaller, as a fraction of the base model's multiply-adds, since each
     time a new graph is traced. With the default, a ResNet-56 with a target of 0.47 is made smaller at most five
     times."""
     num_calibration_batches: Positive = 8
-    """For the modes `refold` and `merge`: number of global training batches from which new batch norms get their
-    statistics."""
+    """For the mode `merge`: number of global training batches from which the batch norms get their statistics."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _is_not_removed(cls, mode: Any) -> Any:
+        if mode == "refold":
+            raise ValueError(
+                "shrink.mode: received 'refold', which was removed; use 'merge', which costs as much (version 0.2.0 "
+                "can finish a run that was begun with 'refold')"
+            )
+        return mode
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -16,8 +16,6 @@ class KeptChannels:
 
     kept: tuple[tuple[int, ...], ...]
     """Indices into the original channels of each group, ascending."""
-    is_refolded: bool = False
-    """True if the layers before the compactors have lost the other channels too."""
     is_merged: bool = False
     """True if there are no compactors any more: the layers before them have taken them in."""
 
@@ -31,14 +29,14 @@ class KeptChannels:
         return cls.first_of(graph.widths)
 
     @classmethod
-    def first_of(cls, widths: Iterable[int], is_refolded: bool = False) -> "KeptChannels":
+    def first_of(cls, widths: Iterable[int], is_merged: bool = False) -> "KeptChannels":
         """Return the first channels of each group.
 
         Args:
             widths: Number of channels of each group.
-            is_refolded: True if the layers before the compactors have these widths too.
+            is_merged: True if there are no compactors any more.
         """
-        return cls(tuple(tuple(range(width)) for width in widths), is_refolded)
+        return cls(tuple(tuple(range(width)) for width in widths), is_merged)
 
     @classmethod
     def from_json(cls, graph: Graph, saved: Mapping[str, Any] | None) -> "KeptChannels":
@@ -49,16 +47,22 @@ class KeptChannels:
             saved: The JSON value. None for all channels.
 
         Raises:
-            CheckpointError: If the value does not fit the graph.
+            CheckpointError: If the value does not fit the graph, or is of the mode `refold` of earlier versions.
         """
         if saved is None:
             return cls.all_of(graph)
         try:
-            flags = saved["is_refolded"], saved.get("is_merged", False)  # earlier versions did not merge in training
-            result = cls(tuple(map(tuple, saved["kept"])), *flags)
-            is_good = all(isinstance(flag, bool) for flag in flags) and all(
-                kept and list(kept) == sorted(set(kept).intersection(range(width)))
-                for kept, width in zip(result.kept, graph.widths, strict=True)
+            # Versions that had `refold` wrote `is_refolded`, true of merged models too; until 0.2.0 none was merged.
+            is_folded = saved.get("is_refolded", saved.get("is_merged"))
+            is_merged = saved.get("is_merged", False)
+            result = cls(tuple(map(tuple, saved["kept"])), is_merged)
+            is_good = (
+                isinstance(is_folded, bool)
+                and isinstance(is_merged, bool)
+                and all(
+                    kept and list(kept) == sorted(set(kept).intersection(range(width)))
+                    for kept, width in zip(result.kept, graph.widths, strict=True)
+                )
             )
         except (AttributeError, TypeError, KeyError, ValueError):
             is_good = False
@@ -66,6 +70,11 @@ class KeptChannels:
             raise CheckpointError(
                 f"the checkpoint's layout {one_line(saved)} is not one of this model's {len(graph.widths)} groups; "
                 "use another --workdir"
+            )
+        if is_folded and not is_merged:
+            raise CheckpointError(
+                "the checkpoint is of a run with shrink.mode refold, which was removed; finish the run with version "
+                "0.2.0, or begin again in another --workdir with shrink.mode merge"
             )
         return result
 

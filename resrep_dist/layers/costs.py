@@ -17,8 +17,7 @@ def training_macs(model: keras.Model, graph: Graph, kept: KeptChannels) -> int:
     Args:
         model: The model in training, with at least these channels.
         graph: Graph of the original model.
-        kept: The channels to count, whether the layers before the compactors have them too, and whether there are
-            compactors.
+        kept: The channels to count, and whether there are compactors.
     """
     width_of = {
         layer.compactor: w * g.num_parts for g, w in zip(graph.groups, kept.widths, strict=True) for layer in g.layers
@@ -31,12 +30,10 @@ def training_macs(model: keras.Model, graph: Graph, kept: KeptChannels) -> int:
         if name in width_of:
             if kept.is_merged:
                 continue
-            width, kernel = width_of[name], node.layer.kernel
-            before = width // node.layer.groups if kept.is_refolded else kernel.shape[-2]
-            total += math.prod(shape[1:-1]) * before * width
+            total += math.prod(shape[1:-1]) * node.layer.kernel.shape[-2] * width_of[name]
         elif (cost := channels[name].kind.macs(node)) is not None:
             before = sum(width for _, width in channels[name].inputs[0])
-            is_whole = name in compacted and not kept.is_refolded
+            is_whole = name in compacted and not kept.is_merged
             after = shape[-1] if is_whole else sum(width for _, width in channels[name].output)
             total += cost.constant + cost.per_input * before + cost.per_output * after
             total += cost.per_pair * before * after // cost.num_groups

@@ -17,8 +17,7 @@ from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_plain_batch_norm
 from resrep_dist.merging.certificate import certify
 from resrep_dist.pruning.pruner import Pruner
-from resrep_dist.shrinking.early_merge import merged
-from resrep_dist.shrinking.refolding import calibrate, norm_velocities, refolded, refolded_layers
+from resrep_dist.shrinking.early_merge import calibrate, folded_layers, merged
 from resrep_dist.shrinking.surgery import narrow_velocities, removable, with_channels, without_channels
 
 import numpy as np
@@ -35,7 +34,7 @@ class Shrinker:
         graph: Trace of the original model.
         config: The configuration of the run: mode, how much a shrink must save, how a merged model is compared.
         interval_steps: Number of steps from one decision to the next; that of the masks.
-        cluster: The ranks, over which the statistics of refolded batch norms are averaged.
+        cluster: The ranks, over which the statistics of a merged model's batch norms are averaged.
     """
 
     def __init__(self, graph: Graph, config: Config, interval_steps: int, cluster: Cluster) -> None:
@@ -68,14 +67,10 @@ class Shrinker:
             channels = self._merged_channels(state, dead)
             if channels is not None:
                 return dataclasses.asdict(channels)
-        # A run can resume in another mode. A model that was refolded stays so.
-        is_refolded = state.channels.is_refolded or self._config.mode == "refold"
-        channels = dataclasses.replace(state.channels.without(dead), is_refolded=is_refolded)
         # `removable` looks at every layer, which is not needed if too few channels are dead.
-        if not self._is_worth(state, channels):
+        if not self._is_worth(state, state.channels.without(dead)):
             return None
-        going = removable(state.model, self._graph, dead)
-        channels = dataclasses.replace(state.channels.without(going), is_refolded=is_refolded)
+        channels = state.channels.without(removable(state.model, self._graph, dead))
         return dataclasses.asdict(channels) if self._is_worth(state, channels) else None
 
     def at(self, whole: TrainState, channels: KeptChannels) -> TrainState:
@@ -101,12 +96,12 @@ class Shrinker:
         batches: Iterable[tf.Tensor],
         validation_data: ImageSource | None = None,
     ) -> TrainState:
-        """Create the state of the run with a smaller model. A collective if the model is refolded or merged.
+        """Create the state of the run with a smaller model. A collective if the model is merged.
 
         Args:
             state: The state of the run.
             channels: The channels that the smaller model has.
-            batches: This rank's images for the statistics of batch norms; used only if the model is refolded or merged.
+            batches: This rank's images for the statistics of batch norms; used only if the model is merged.
             validation_data: A merged model is compared with the one before on its first images, on rank 0. None if
                 the model is not merged.
 
@@ -117,20 +112,18 @@ class Shrinker:
         dead = channels.lost_from(state.channels)
         velocities = narrow_velocities(state.model, self._graph, dead, state.velocities)
         averaged = state.evaluated_model() if state.average else None
-        models = narrow = [without_channels(m, self._graph, dead) for m in (state.model, averaged) if m is not None]
-        if channels.is_refolded:
-            models = [(merged if channels.is_merged else refolded)(model, self._graph) for model in narrow]
-            calibrate(models, self._graph, batches, self._cluster)
-            # Refolded layers begin at rest, except for the row norms.
-            folded = refolded_layers(self._graph)
-            of_norms = {} if channels.is_merged else norm_velocities(narrow[0], models[0], self._graph, velocities)
-            velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded} | of_norms
+        models = [without_channels(m, self._graph, dead) for m in (state.model, averaged) if m is not None]
+        if not channels.is_merged:
+            return state.for_model(models[0], channels, velocities, *models[1:])
+        models = [merged(model, self._graph) for model in models]
+        calibrate(models, self._graph, batches, self._cluster)
+        # Folded layers begin at rest.
+        folded = folded_layers(self._graph)
+        velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded}
         after = state.for_model(models[0], channels, velocities, *models[1:])
-        if channels.is_merged and not state.channels.is_merged:
-            assert validation_data is not None
-            after.early_merge = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
-            return after if after.early_merge else state
-        return after
+        assert validation_data is not None
+        after.early_merge = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
+        return after if after.early_merge else state
 
     def _merged_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> KeptChannels | None:
         """Return the channels of the merged model; None if dead channels would have to stay in it."""
@@ -139,7 +132,7 @@ class Shrinker:
         if any((channels != gone).any() for channels, gone in zip(dead, going, strict=True)):
             self._refuse_merge("a dead channel is a constant that the layers behind it cannot take in")
             return None
-        return dataclasses.replace(state.channels.without(going), is_refolded=True, is_merged=True)
+        return dataclasses.replace(state.channels.without(going), is_merged=True)
 
     def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any] | None:
         """Compare the outputs of the merged model with those of the one before; return None if they differ.
@@ -212,8 +205,9 @@ class Shrinker:
         Raises:
             ConfigError: If a weight which a shrink makes smaller has a constraint, since its norm would be another one.
         """
-        self._require_unconstrained(model)
-        self._warn_if_inexact(model, gradient_clip_norm)
+        if self._config.mode != "off":
+            self._require_unconstrained(model)
+            self._warn_if_inexact(model, gradient_clip_norm)
 
     def _warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
         reasons = []
@@ -224,7 +218,7 @@ class Shrinker:
             reasons.append(f"a smaller model draws other random numbers in {', '.join(random[:3])}{more}")
         if gradient_clip_norm is not None:
             reasons.append("training.gradient_clip_norm no longer counts the gradients of rows that are gone")
-        if self._config.mode in ("exact", "merge") and reasons:
+        if reasons:
             _log.warning(
                 "shrink.mode %s is not exact in this run: %s. Training is valid, but gives other results than "
                 "shrink.mode off; use off if they must be equal.",
@@ -234,7 +228,7 @@ class Shrinker:
 
     def _require_unconstrained(self, model: keras.Model) -> None:
         touched = [name for name, channels in self._graph.channels.items() if channels.is_in_a_group]
-        for layer in (model.get_layer(name) for name in touched if self._config.mode != "off"):
+        for layer in map(model.get_layer, touched):
             if constrained := [weight.name for weight in layer.trainable_weights if weight.constraint is not None]:
                 raise ConfigError(
                     f"shrink.mode: received '{self._config.mode}', but {constrained[0]} has a constraint, which a "

@@ -11,7 +11,6 @@ from resrep_dist.layers.sync_batch_norm import copy_clusters
 from resrep_dist.merging.folding import dead_constants
 from resrep_dist.merging.surgery import keep_channels, kept_weights
 from resrep_dist.shrinking.early_merge import merged
-from resrep_dist.shrinking.refolding import refolded
 
 import numpy as np
 import tensorflow as tf
@@ -34,9 +33,7 @@ def with_channels(model: keras.Model, graph: Graph, channels: KeptChannels) -> k
     if channels == KeptChannels.all_of(graph):
         return model
     narrow = without_channels(model, graph, channels.dead(graph))
-    if channels.is_merged:
-        return merged(narrow, graph)
-    return refolded(narrow, graph) if channels.is_refolded else narrow
+    return merged(narrow, graph) if channels.is_merged else narrow
 
 
 def removable(model: keras.Model, graph: Graph, dead: Sequence[np.ndarray]) -> list[np.ndarray]:

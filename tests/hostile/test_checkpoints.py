@@ -261,18 +261,19 @@ def test_a_malicious_checkpoint_is_refused_in_one_line_and_nothing_in_it_runs(ch
 @pytest.mark.parametrize(
     "layout",
     [
-        5, "kept", [], {}, {"kept": None, "is_refolded": False}, {"kept": [[0]], "is_refolded": False},
-        {"kept": [[0], [0], [16]], "is_refolded": False}, {"kept": [[0], [], [0]], "is_refolded": False},
-        {"kept": [[1, 0], [0], [0]], "is_refolded": False}, {"kept": [[0, 0], [0], [0]], "is_refolded": False},
-        {"kept": [[-1], [0], [0]], "is_refolded": False}, {"kept": [[[0]], [0], [0]], "is_refolded": False},
-        {"kept": ["0", [0], [0]], "is_refolded": False}, {"kept": [[0], [0], [0]], "is_refolded": "no"},
-        {"kept": [[0], [0], [0]]}, {"kept": [["\x1b[2J\n" * 999], [0], [0]], "is_refolded": False},
+        5, "kept", [], {}, {"kept": None, "is_merged": False}, {"kept": [[0]], "is_merged": False},
+        {"kept": [[0], [0], [16]], "is_merged": False}, {"kept": [[0], [], [0]], "is_merged": False},
+        {"kept": [[1, 0], [0], [0]], "is_merged": False}, {"kept": [[0, 0], [0], [0]], "is_merged": False},
+        {"kept": [[-1], [0], [0]], "is_merged": False}, {"kept": [[[0]], [0], [0]], "is_merged": False},
+        {"kept": ["0", [0], [0]], "is_merged": False}, {"kept": [[0], [0], [0]], "is_merged": "no"},
+        {"kept": [[0], [0], [0]], "is_refolded": "no"},
+        {"kept": [[0], [0], [0]]}, {"kept": [["\x1b[2J\n" * 999], [0], [0]], "is_merged": False},
     ],
     ids=lambda layout: repr(layout)[:40],
 )  # fmt: skip
 def test_a_layout_that_is_not_one_of_the_models_is_refused(layout):
     graph = trace(small_network())
-    assert KeptChannels.from_json(graph, {"kept": [[0, 3], [1], [15]], "is_refolded": True}).widths == [2, 1, 1]
+    assert KeptChannels.from_json(graph, {"kept": [[0, 3], [1], [15]], "is_merged": True}).widths == [2, 1, 1]
     with pytest.raises(CheckpointError, match="is not one of this model's 3 groups") as error:
         KeptChannels.from_json(graph, layout)
     assert str(error.value).isprintable() and len(str(error.value)) < 1000

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=DIGITS, help="default: the demo's")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--modes", nargs="+", default=["off", "exact", "refold", "merge"])
+    parser.add_argument("--modes", nargs="+", default=["off", "exact", "merge"])
     parser.add_argument(
         "--nudges", type=int, default=0, help="runs in each mode from nudged weights (default: one run)"
     )

@@ -61,7 +61,6 @@ OURS = {
     "paper": ["prune.rule=paper", "shrink.mode=off"],
     "off": ["prune.rule=radial", "shrink.mode=off"],
     "exact": ["prune.rule=radial", "shrink.mode=exact"],
-    "refold": ["prune.rule=radial", "shrink.mode=refold"],
     "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge"],
     "merge": MERGE,
     "merge, taught": TAUGHT,

@@ -19,7 +19,6 @@ NAMES = {
     "paper": "the paper's rule, `off`",
     "off": "ours, `off`",
     "exact": "ours, `exact`",
-    "refold": "ours, `refold`",
     "merge, one penalty": "ours, `merge`, one penalty for all rows",
     "merge": "ours, `merge`",
     "merge, taught": "ours, `merge`, distillation",

@@ -131,9 +131,9 @@ def statistics(cluster: Cluster, folder: Path) -> None:
 
 
 def shrink(cluster: Cluster, folder: Path) -> None:
-    """To the end of a run that shrinks and is refolded, from its newest checkpoint on; every rank writes its state."""
+    """To the end of a run that shrinks, from its newest checkpoint on; every rank writes its state."""
     model = small_network(seed=cluster.rank)
-    config, sources = shrinking_config("refold"), (random_source(), random_source(64, seed=1))
+    config, sources = shrinking_config(), (random_source(), random_source(64, seed=1))
     trainer = Trainer(model, trace(model), config, *sources, cluster=cluster, workdir=folder / "run")
     trainer.start()
     first_step = trainer.step

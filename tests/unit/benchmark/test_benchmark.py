@@ -66,7 +66,7 @@ def test_some_arms_of_the_steps_are_measured_alone_by_name(tmp_path, capsys):
 
 def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    config = small_config(model=SMALL, shrink={"mode": "refold"})
+    config = small_config(model=SMALL, shrink={"mode": "exact"})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert (
@@ -75,7 +75,7 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     document = json.loads((tmp_path / "benchmark.json").read_text())
     result, arms, ratios = document["steps"], document["arms"], document["ratios"]
     assert list(arms) == [
-        "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_refold", "resrep_unchecked", "slim"
+        "stock_horovod", "plain", "compactors", "resrep", "resrep_exact", "resrep_unchecked", "slim"
     ]  # fmt: skip
     weights = build_model(config.model).trainable_weights
     # Horovod's tape sends each gradient by itself; our steps a few tensors.
@@ -90,8 +90,8 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
         # At least the weights and all else that a checkpoint holds.
         assert arm["peak_memory_bytes"] is None or arm["peak_memory_bytes"] > 4 * arm["parameters"]
     for figure in ("macs", "reduced_bytes"):
-        values = [ratios[name][figure] for name in ("resrep", "resrep_exact", "resrep_refold", "slim")]
-        assert values == sorted(values, reverse=True) and values[0] > ratios["plain"][figure] == 1.0 > values[3]
+        values = [ratios[name][figure] for name in ("resrep", "resrep_exact", "slim")]
+        assert values == sorted(values, reverse=True) and values[0] > ratios["plain"][figure] == 1.0 > values[2]
     graph = trace(build_model(config.model))
     assert arms["plain"]["macs"] == graph.macs.total(graph.widths)
     assert arms["slim"]["macs"] == graph.macs.total(result["widths_channels"]) <= 0.5 * arms["plain"]["macs"]
@@ -101,7 +101,7 @@ def test_steps_are_measured_side_by_side_by_the_command(tmp_path, capsys, monkey
     assert all(value > 0 for value in result["other"].values())
     output = capsys.readouterr().out
     # No figure of the table is cut off where the output goes into a file.
-    assert "resrep_refold" in output and f" {arms['plain']['step_ms_p95']:.1f} " in output and "…" not in output
+    assert "resrep_unchecked" in output and f" {arms['plain']['step_ms_p95']:.1f} " in output and "…" not in output
     assert all(f">{name}</text>" in (tmp_path / "steps.svg").read_text() for name in arms)
     ours = [arm for name, arm in arms.items() if name != "stock_horovod"]
     assert all(arm["gradient_bytes"] < arm["reduced_bytes"] for arm in ours)
@@ -164,12 +164,6 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
     assert [(s.num_steps, s.channels.widths, s.macs) for s in exact] == [
         (40, full, macs[0]), (30, half, macs[1]), (30, narrow, macs[2])
     ]  # fmt: skip
-    refold = stages(log, with_compactors, graph, config, "refold")
-    macs[1:] = [training_macs(with_compactors, graph, KeptChannels.first_of(w, True)) for w in (half, narrow)]
-    assert [(s.num_steps, s.channels.is_refolded, s.macs) for s in refold] == [
-        (40, False, macs[0]), (30, True, macs[1]), (30, True, macs[2])
-    ]  # fmt: skip
-    assert all(after.macs < before.macs for after, before in zip(refold[1:], exact[1:], strict=True))
     merge = stages(log, with_compactors, graph, config, "merge")
     assert [(s.num_steps, s.channels.widths, s.macs) for s in merge] == [
         (40, full, macs[0]), (30, half, exact[1].macs), (30, narrow, graph.macs.total(narrow))
@@ -203,19 +197,14 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     assert main(["benchmark", "replay", *arguments]) == 0
     result = json.loads((tmp_path / "benchmark.json").read_text())["replay"]
     macs, shrinks = result["macs_vs_plain"], result["num_shrinks"]
-    assert macs["off"] > macs["exact"] > macs["refold"] > macs["merge"] > 0 and shrinks == {
-        "off": 0,
-        "exact": 1,
-        "refold": 1,
-        "merge": 1,
-    }
+    assert macs["off"] > macs["exact"] > macs["merge"] > 0 and shrinks == {"off": 0, "exact": 1, "merge": 1}
     # Each layout is measured once, and every run is the sum of its halves.
-    points = {(p["is_refolded"], p["is_merged"], tuple(p["widths_channels"])): p for p in result["points"]}
-    assert len(points) == len(result["points"]) == 4
-    halves = [points[False, False, tuple(graph.widths)], points[True, False, tuple(narrow)]]
+    points = {(p["is_merged"], tuple(p["widths_channels"])): p for p in result["points"]}
+    assert len(points) == len(result["points"]) == 3
+    halves = [points[False, tuple(graph.widths)], points[True, tuple(narrow)]]
     for key in ("macs_vs_plain", "time_vs_plain", "reduced_bytes_vs_plain"):
-        assert math.isclose(result[key]["refold"], sum(point[key] for point in halves) / 2)
-    assert "refold" in capsys.readouterr().out
+        assert math.isclose(result[key]["merge"], sum(point[key] for point in halves) / 2)
+    assert "merge" in capsys.readouterr().out
     picture = (tmp_path / "replay.svg").read_text()
     assert all(f">{mode}, whole run {result['time_vs_plain'][mode]:.3f}</text>" in picture for mode in macs)
     assert [stage["num_steps"] for stage in result["stages"]["exact"]] == [50, 50]

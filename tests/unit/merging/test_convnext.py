@@ -7,7 +7,7 @@ from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.merging.stock import with_stock_layers
 from resrep_dist.models.files import load_model
 from resrep_dist.pruning.deadness import kill_channels
-from resrep_dist.shrinking.refolding import refolded
+from resrep_dist.shrinking.early_merge import merged
 from resrep_dist.shrinking.surgery import without_channels
 from resrep_dist.training.trainer import Trainer
 from tests.networks import random_source, randomise, small_config, with_dead_channels
@@ -76,12 +76,12 @@ def test_a_file_of_the_base_is_read_here(tmp_path, pruned, name):
     np.testing.assert_allclose(load_model(tmp_path / name)(IMAGES), model(IMAGES), atol=1e-5)
 
 
-def test_a_model_in_training_shrinks_and_is_folded_anew(pruned):
+def test_a_model_in_training_shrinks_and_is_merged(pruned):
     _, graph, trained, *_ = pruned
     dead = [trained.get_layer(group.layers[0].compactor).mask.numpy() == 0 for group in graph.groups]
     narrow = without_channels(trained, graph, dead)
     np.testing.assert_allclose(narrow(IMAGES), trained(IMAGES), atol=1e-4)
-    np.testing.assert_allclose(refolded(narrow, graph)(IMAGES), trained(IMAGES), atol=1e-3)
+    np.testing.assert_allclose(merged(narrow, graph)(IMAGES), trained(IMAGES), atol=1e-3)
 
 
 def block(x, scale):

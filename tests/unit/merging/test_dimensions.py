@@ -4,7 +4,7 @@ import resrep_dist
 from resrep_dist.graph import trace
 from resrep_dist.merging.keras3 import compare_in_keras3
 from resrep_dist.models.files import load_model
-from resrep_dist.shrinking.refolding import refolded
+from resrep_dist.shrinking.early_merge import merged
 from resrep_dist.shrinking.surgery import without_channels
 from tests.networks import randomise, with_dead_channels
 from tests.other_networks import finer_volumes, mobile_signals, signals, two_headed, unet, volumes
@@ -58,13 +58,13 @@ def test_half_of_all_channels_go_and_the_outputs_stay(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_in_training_shrinks_and_is_folded_anew(name):
+def test_a_model_in_training_shrinks_and_is_merged(name):
     model, graph, images = built(name)
     trained = with_dead_channels(model, graph)
     dead = [trained.get_layer(group.layers[0].compactor).mask.numpy() == 0 for group in graph.groups]
     narrow = without_channels(trained, graph, dead)
     assert_equal_outputs(narrow, trained, images, 1e-4)
-    assert_equal_outputs(refolded(narrow, graph), trained, images, 1e-3)
+    assert_equal_outputs(merged(narrow, graph), trained, images, 1e-3)
 
 
 def test_the_multiply_adds_of_all_heads_count():

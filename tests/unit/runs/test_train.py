@@ -83,7 +83,7 @@ def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, mon
         train(moved, tmp_path / "run", Cluster(), None)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "refold", "merge"])
+@pytest.mark.parametrize("mode", ["exact", "merge"])
 def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
     config = dataclasses.replace(
         shrinking_config(mode),

@@ -1,5 +1,6 @@
 """The mode `merge`: once nothing is left to prune, the slim model trains on without compactors."""
 
+import dataclasses
 import shutil
 
 import resrep_dist
@@ -11,8 +12,7 @@ from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import has_compactors
 from resrep_dist.pruning.deadness import dead_channels
 from resrep_dist.shrinking import shrinker as shrinker_module
-from resrep_dist.shrinking.early_merge import merged
-from resrep_dist.shrinking.refolding import calibrate
+from resrep_dist.shrinking.early_merge import calibrate, merged
 from resrep_dist.shrinking.surgery import without_channels
 from tests.networks import (
     branching_network,
@@ -26,6 +26,7 @@ from tests.networks import (
 
 import numpy as np
 import pytest
+from tensorflow import keras
 
 SOURCE = random_source()
 
@@ -39,16 +40,21 @@ def test_a_merged_model_has_the_same_outputs_and_filters_of_the_former_size(make
     dead = dead_channels(pruned, graph)
     small = without_channels(pruned, graph, dead)
     plain = merged(small, graph)
-    calibrate([plain], graph, [SOURCE.images[:64]], Cluster())
     assert not has_compactors(plain) and has_compactors(small)
-    images = SOURCE.images[64:128]
-    scale = float(np.abs(small(images)).max())
-    np.testing.assert_allclose(plain(images), small(images), atol=1e-5 * scale)
+    images, others = SOURCE.images[:64], SOURCE.images[64:128]
+    scale = float(np.abs(small(others)).max())
+    np.testing.assert_allclose(plain(others), small(others), atol=1e-5 * scale)
+    calibrate([plain], graph, [images[:48], images[48:]], Cluster())
+    np.testing.assert_allclose(plain(others), small(others), atol=1e-5 * scale)
     for layer in (layer for layer in graph.layers if layer.batch_norm):
+        batch_norm = plain.get_layer(layer.batch_norm)
+        outputs = keras.Model(plain.inputs, plain.get_layer(layer.name).output)(images).numpy().astype(np.float64)
+        np.testing.assert_allclose(batch_norm.moving_mean, outputs.mean((0, 1, 2)), atol=1e-5 * np.abs(outputs).max())
+        np.testing.assert_allclose(batch_norm.moving_variance, outputs.var((0, 1, 2)), rtol=1e-4)
         before, after = (filter_norms(m.get_layer(layer.name).kernel.numpy()) for m in (small, plain))
         np.testing.assert_allclose(after, np.sqrt(np.mean(before**2)), rtol=1e-5)
     kept = KeptChannels.all_of(graph).without(dead)
-    kept = KeptChannels(kept.kept, is_refolded=True, is_merged=True)
+    kept = dataclasses.replace(kept, is_merged=True)
     kernels = [layer for layer in plain.layers if hasattr(layer, "kernel")]
     by_hand = sum(int(np.prod(k.output_shape[1:-1])) * int(np.prod(k.kernel.shape)) for k in kernels)
     assert training_macs(pruned, graph, kept) == training_macs(plain, graph, kept) == by_hand

@@ -4,13 +4,14 @@ import dataclasses
 
 from resrep_dist.checkpoints.variables import model_variables
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import CheckpointError
 from resrep_dist.graph import trace
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
 from resrep_dist.layers.insertion import live_graph
 from resrep_dist.merging import merge
 from resrep_dist.pruning.deadness import dead_channels
-from resrep_dist.shrinking.refolding import calibrate, refolded
+from resrep_dist.shrinking.early_merge import merged
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.shrinking.surgery import removable, with_channels, without_channels
 from resrep_dist.training.live_model import LiveModel
@@ -152,9 +153,6 @@ def test_a_shrunken_model_is_counted_and_merged_and_reports_the_original_widths(
         np.testing.assert_allclose(received, expected, atol=1e-5)
     # What is counted before it is built is what is built, and what a count by hand of the layers gives.
     assert training_macs(pruned, graph, layout) == training_macs(small, graph, layout) == macs_by_hand(small)
-    refold = refolded(small, graph)
-    layout = dataclasses.replace(layout, is_refolded=True)
-    assert training_macs(small, graph, layout) == macs_by_hand(refold) < macs_by_hand(small)
 
 
 def macs_by_hand(model):
@@ -168,10 +166,10 @@ def test_a_layout_gives_the_structure_back():
     pruned = with_dead_channels(model, graph)
     dead = dead_channels(pruned, graph)
     small = without_channels(pruned, graph, dead)
-    for is_refolded in (False, True):
-        saved = {"kept": [np.flatnonzero(~channels).tolist() for channels in dead], "is_refolded": is_refolded}
+    for is_merged in (False, True):
+        saved = {"kept": [np.flatnonzero(~channels).tolist() for channels in dead], "is_merged": is_merged}
         built = with_channels(pruned, graph, KeptChannels.from_json(graph, saved))
-        like = refolded(small, graph) if is_refolded else small
+        like = merged(small, graph) if is_merged else small
         shapes = [{name: v.shape for name, v in model_variables(m).items()} for m in (built, like)]
         assert shapes[0] == shapes[1]
 
@@ -195,71 +193,47 @@ def test_a_constant_goes_where_it_can_and_its_channel_stays_where_it_cannot(floa
             np.testing.assert_allclose(small(images), pruned(images), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("make_model", [branching_network, grouped_network])
-def test_a_refolded_model_is_the_same_function_and_has_the_batches_statistics(float64, make_model):
-    model = make_model()
-    randomise(model)
-    graph = trace(model, residual_groups=True)
-    pruned = with_dead_channels(model, graph)
-    dead = dead_channels(pruned, graph)
-    small = without_channels(pruned, graph, dead)
-    images = SOURCE.images[:64].astype(np.float64)
-    refold = refolded(small, graph)
-    np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
-    calibrate([refold], graph, [images[:48], images[48:]], CLUSTER)
-    np.testing.assert_allclose(refold(images), small(images), rtol=0, atol=1e-9)
-    for layer in graph.layers:
-        new, old = (m.get_layer(layer.compactor).matrix() for m in (refold, small))
-        np.testing.assert_allclose(new, np.diag(np.linalg.norm(old, axis=0)), atol=1e-12)
-        batch_norm, produced = refold.get_layer(layer.batch_norm), refold.get_layer(layer.name).output
-        outputs = keras.Model(refold.inputs, produced)(images).numpy()
-        np.testing.assert_allclose(batch_norm.moving_mean, outputs.mean((0, 1, 2)), atol=1e-9)
-        np.testing.assert_allclose(batch_norm.moving_variance, outputs.var((0, 1, 2)), atol=1e-9)
-
-
-def norm_speeds(live, name):
-    """How fast the row norms of a compactor change."""
-    kernel, velocity = (live.state[f"{kind}{name}"].numpy()[0, 0] for kind in ("", "velocity/"))
-    with np.errstate(invalid="ignore"):  # rows that are dead
-        return np.sum(kernel * velocity, axis=0) / np.linalg.norm(kernel, axis=0)
-
-
-def test_what_was_folded_begins_at_rest_and_row_norms_and_the_rest_keep_their_speed():
+def test_what_was_merged_begins_at_rest_and_the_rest_keeps_its_speed():
     model = small_network()
     graph = trace(model)
     live, shrinker = make_live(model, graph)
     train(live, 0, 150)
     saved = shrinker.next_channels(live.state, live.pruner)
-    layout = dataclasses.replace(KeptChannels.from_json(graph, saved), is_refolded=True)
+    layout = dataclasses.replace(KeptChannels.from_json(graph, saved), is_merged=True)
     assert sum(layout.widths) < sum(graph.widths)
-    kept = {layer.compactor: list(k) for g, k in zip(graph.groups, layout.kept, strict=True) for layer in g.layers}
     small, _ = copy_of(live, model, graph)
-    small.follow(shrinker.shrink(live.state, layout, [SOURCE.images[:64]]))
-    assert int(small.state.optimizer.iterations) == 150
+    small.follow(shrinker.shrink(live.state, layout, [SOURCE.images[:64]], SOURCE))
+    assert small.pruner is None and int(small.state.optimizer.iterations) == 150
     for name, variable in small.state.items():
-        weight = name.removeprefix("velocity/")
-        if weight == name:
+        layer, _, weight = name.removeprefix("velocity/").partition("/")
+        if not name.startswith("velocity/"):
             continue
-        layer = weight.partition("/")[0]
         if layer == "logits":
             before = live.state[name].numpy()
             assert variable.numpy().any()
-            np.testing.assert_array_equal(variable, before[list(layout.kept[-1])] if before.ndim == 2 else before)
-        elif layer in kept:
-            speeds = norm_speeds(small, weight)
-            np.testing.assert_allclose(speeds, norm_speeds(live, weight)[kept[layer]], rtol=1e-4)
-            assert np.count_nonzero(variable) == np.count_nonzero(speeds) > 0, "a diagonal"
+            np.testing.assert_array_equal(variable, before[list(layout.kept[-1])] if weight == "kernel" else before)
         else:
             assert not variable.numpy().any(), name
-    # The shrinker's own mode is `exact`: a run may go on in another mode than the one that has folded it.
-    train(small, 150, 300)
-    assert shrinker.next_channels(small.state, small.pruner)["is_refolded"]
 
 
 @pytest.mark.parametrize("kept", [[[0, 1]], [[0], [1], [16]], [[0], [1], []], [[1, 0], [1], [2]], [[0], [1], ["a"]]])
 def test_a_layout_of_another_model_is_refused(kept):
     graph = trace(small_network())
     with pytest.raises((ValueError, TypeError)):
-        KeptChannels.from_json(graph, {"kept": kept, "is_refolded": False})
-    saved = {"kept": [[0, 7], [11], [0, 1, 15]], "is_refolded": True}
-    assert KeptChannels.from_json(graph, saved).widths == [2, 1, 3]
+        KeptChannels.from_json(graph, {"kept": kept, "is_merged": False})
+
+
+def test_layouts_of_earlier_versions_are_read_and_those_that_were_folded_at_every_shrink_refused():
+    graph, kept = trace(small_network()), [[0, 7], [11], [0, 1, 15]]
+    for flags, is_merged in [
+        ({"is_refolded": False}, False),
+        ({"is_refolded": False, "is_merged": False}, False),
+        ({"is_refolded": True, "is_merged": True}, True),
+        ({"is_merged": True}, True),
+    ]:
+        channels = KeptChannels.from_json(graph, {"kept": kept, **flags})
+        assert channels.widths == [2, 1, 3] and channels.is_merged == is_merged
+        assert KeptChannels.from_json(graph, channels.to_json(graph)) == channels
+    for flags in ({"is_refolded": True}, {"is_refolded": True, "is_merged": False}):
+        with pytest.raises(CheckpointError, match="shrink.mode refold, which was removed; finish the run with version"):
+            KeptChannels.from_json(graph, {"kept": kept, **flags})

@@ -150,18 +150,6 @@ def test_it_resumes_bit_for_bit_from_before_and_after_the_merge(whole, tmp_path)
             np.testing.assert_array_equal(variable.numpy(), trainer.state[name].numpy(), err_msg=name)
 
 
-def test_it_is_refolded_with_the_weights():
-    config = shrinking_config("refold", weight_average_decay=DECAY)
-    trainer = resrep_dist.Trainer(small_network(), trace(small_network()), config, SOURCE, VALIDATION, console=None)
-    trainer.start()
-    trainer.train_until(120)
-    assert sum(trainer.state.channels.widths) < sum(trainer.graph.widths)
-    logits = trainer.evaluated_model(VALIDATION.images).numpy()
-    np.testing.assert_allclose(logits, trainer.model(VALIDATION.images), atol=0.2 * np.abs(logits).max())
-    dead = dead_channels(trainer.evaluated_model, trainer.graph)
-    assert [int((~channels).sum()) for channels in dead] == trainer.pruner.living_widths()
-
-
 def test_base_slim_model_and_final_model_are_the_average(tmp_path):
     phase = {"num_epochs": 1, "learning_rate": 0.05, "weight_average_decay": DECAY}
     model = {"name": "python:tests.networks:small_classifier"}
