@@ -23,7 +23,7 @@ SHORT = [
     "model.name=python:tests.networks:small_resnet",
     "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=9", "prune.mask_start_epochs=1",
     "prune.mask_interval_steps=5", "prune.channels_per_update=8",
-    "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.04", "prune.min_base_top1=0",
+    "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.15", "prune.min_base_top1=0",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
     "logging.evaluation_epochs=4",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ def test_a_plain_run_starts_from_weights_trains_and_leaves_a_model_and_a_report(
     settings = [
         "model.name=python:tests.networks:small_classifier",
         "prune=null",
+        "shrink.mode=off",
         "base=null",
         "train.num_epochs=30",
         "data.global_batch_size=64",
