@@ -13,6 +13,7 @@ from resrep_dist.reporting.goals import outcome_of
 from resrep_dist.reporting.measured import measured_sections
 from resrep_dist.reporting.parts import Picture, Section, Table
 from resrep_dist.reporting.run_folder import RunRecord
+from resrep_dist.reporting.savings import describe_savings
 from resrep_dist.reporting.verdict import is_good, verdict
 
 import jinja2
@@ -171,7 +172,8 @@ def _goal(run: RunRecord, is_named: bool) -> str:
     end = "missed" if report["target_missed"] else "met"
     end += f", {num_alive:,} masked channels are still alive" if report["target_missed"] and num_alive else ""
     figures = f"target {100 * target:.1f} % of the {noun}, {100 * reached:.1f} % left"
-    return f"{name}{report['model']}, {figures}: {end}."
+    cost = f" {describe_savings(report['training'])}" if "training" in report else ""
+    return f"{name}{report['model']}, {figures}: {end}.{cost}"
 
 
 def _certificate(runs: Sequence[RunRecord]) -> Table:
