@@ -13,7 +13,8 @@ from resrep_dist.pruning.targets import fewest_channels, last_mask_step, narrowe
 import numpy as np
 
 _log = logging.getLogger(__name__)
-_PAPER_STRENGTH = 1e-4
+PAPER_LASSO_STRENGTH = 1e-4
+"""lambda of the paper, for all rows."""
 _MAX_START_EPOCHS = 5.0
 _START_FRACTION = 0.05
 # Part of the time after the first step in which masks are chosen: the rest is for the rows to die, and for the model to
@@ -128,7 +129,7 @@ class MaskSchedule:
         else:
             advice = "Lower prune.lasso_strength, or set it to auto"
         if self.config.rule == "radial":
-            advice = f"Set prune.kept_lasso_strength to {_PAPER_STRENGTH:g}, or {advice[0].lower()}{advice[1:]}"
+            advice = f"Set prune.kept_lasso_strength to {PAPER_LASSO_STRENGTH:g}, or {advice[0].lower()}{advice[1:]}"
         return [
             f"This is likely to cost accuracy: a row of norm 1 dies in about {self.death_steps:,} steps, less than the "
             f"{memory_steps:,} over which the compactors' momentum averages, and a penalty of "
@@ -210,17 +211,15 @@ def _window_end(config: PruneConfig, first_step: int, num_steps: int) -> int:
 
 
 def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
-    """Return the strength with which a row that is masked at the end of the window still dies in time.
-
-    Rows with a penalty of their own are fast: it does not pull at those that stay.
-    """
+    """Return the strength with which a row that is masked at the end of the window still dies in time."""
     if config.lasso_strength != "auto":
         return config.lasso_strength
     end = len(rates)
+    # A penalty that does not pull at the rows that stay can be strong.
     if config.kept_lasso_strength is not None:
         end = min(end, window_end + max(1, math.ceil(_DEATH_FRACTION * end)))
     needed = strength_to_die(rates[:end], window_end, momentum=config.compactor_momentum)
-    return max(_PAPER_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
+    return max(PAPER_LASSO_STRENGTH, float(_rounded_up(needed)) if needed else 0.0)
 
 
 def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) -> int | None:
@@ -236,7 +235,7 @@ def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) 
         strength = strength_to_die(stretched, end, momentum=momentum)
         if strength is None:
             return 0
-        strength = max(_PAPER_STRENGTH, strength)
+        strength = max(PAPER_LASSO_STRENGTH, strength)
         return steps_to_die(stretched, first_step, lasso_strength=strength, momentum=momentum) or num_steps
 
     memory_steps = round(1 / (1 - momentum))

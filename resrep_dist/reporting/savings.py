@@ -53,16 +53,15 @@ def describe_savings(savings: Mapping[str, Any]) -> str:
     if "saved_seconds" not in savings:
         return f"{text}."
     first, last = (1000 * savings[f"{name}_step_seconds"] for name in ("first", "last"))
-    seconds = abs(savings["saved_seconds"])
-    duration = (
-        f"{seconds:.0f} s"
-        if seconds < 600
-        else f"{seconds / 60:.0f} min"
-        if seconds < 36000
-        else (f"{seconds / 3600:.1f} h")
-    )
-    saved = "saved" if savings["saved_seconds"] >= 0 else "lost"
-    return f"{text}; a step took {first:.0f} ms at first and {last:.0f} ms at the end, {duration} {saved}."
+    difference = savings["saved_seconds"]
+    saved = f"{_duration(abs(difference))} {'saved' if difference >= 0 else 'lost'}"
+    return f"{text}; a step took {first:.0f} ms at first and {last:.0f} ms at the end, {saved}."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
 
 
 def _median_seconds(curves: Mapping[str, Curve], start: int, end: int) -> float | None:

@@ -19,18 +19,14 @@ from resrep_dist.models.building import logits_only, require_classes, require_fi
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.goals import goal_of
+from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
 from resrep_dist.runs.preparation import with_numbers
-from resrep_dist.runs.proposal import (
-    KEPT_LASSO_STRENGTH,
-    proposed_batch_size,
-    proposed_epochs,
-    proposed_shrink_mode,
-)
+from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, proposed_shrink_mode
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
@@ -199,7 +195,7 @@ def _config(
     if settings.get("prune", {}).get("target"):
         del proposed["prune"]["target_macs_fraction"]
     if settings.get("prune", {}).get("rule", "radial") == "radial":
-        proposed["prune"]["kept_lasso_strength"] = KEPT_LASSO_STRENGTH
+        proposed["prune"]["kept_lasso_strength"] = PAPER_LASSO_STRENGTH
         proposed["shrink"] = {"mode": proposed_shrink_mode(model)}
     sections = proposed.keys() | settings.keys()
     document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}

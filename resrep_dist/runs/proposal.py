@@ -11,6 +11,7 @@ from resrep_dist.config.normalization import default_normalization
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
+from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
 
 import numpy as np
 from tensorflow import keras
@@ -22,8 +23,6 @@ _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
 # With less the rows die in a hurry, see `MaskSchedule.cautions`.
 _FEWEST_STEPS = 400
-KEPT_LASSO_STRENGTH = 1e-4
-"""`prune.kept_lasso_strength`: the paper's for all rows."""
 # From so many training images on, batches of this size.
 _BATCH_SIZES = ((200_000, 256), (20_000, 128), (2_000, 64), (0, 32))
 
@@ -207,7 +206,7 @@ def _pruning(epochs: float, num_steps: int, target_macs_fraction: float, shrink_
         "prune:",
         f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
         "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
-        f"  kept_lasso_strength: {KEPT_LASSO_STRENGTH:g}   # of the channels that stay",
+        f"  kept_lasso_strength: {PAPER_LASSO_STRENGTH:g}   # of the channels that stay",
         "",
         "shrink:",
         f"  mode: {shrink_mode:<5}                 # merge: dead channels leave while it trains; off: at the end",
