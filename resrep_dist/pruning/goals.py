@@ -10,6 +10,7 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.costs import Cost
 from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import read_table
+from resrep_dist.timing.summary import distrust
 
 _LEAST_SCALE = 1e-9
 
@@ -125,6 +126,20 @@ def with_checksum(config: PruneConfig) -> PruneConfig:
         return config
     _, checksum = read_table(config.target.costs)
     return dataclasses.replace(config, target=dataclasses.replace(config.target, costs_sha256=checksum))
+
+
+def distrusted_costs(config: PruneConfig) -> list[str]:
+    """Return why the target's table of times should not be aimed by, as a sentence; empty if it may be.
+
+    Args:
+        config: The target.
+
+    Raises:
+        ConfigError: As `read_table`.
+    """
+    costs = config.goal.costs
+    reason = costs and distrust(dataclasses.asdict(read_table(costs)[0]))
+    return [f"Do not aim by costs {costs}: {reason}"] if reason else []
 
 
 def agree_on_costs(cluster: Cluster, config: PruneConfig | None) -> None:

@@ -6,7 +6,7 @@ import math
 
 from resrep_dist.config import PruneConfig
 from resrep_dist.graph import Graph
-from resrep_dist.pruning.goals import with_checksum
+from resrep_dist.pruning.goals import distrusted_costs, with_checksum
 from resrep_dist.pruning.rules import last_step_to_die, steps_to_die, strength_to_die
 from resrep_dist.pruning.targets import fewest_channels, last_mask_step, narrowest_widths
 
@@ -137,8 +137,8 @@ class MaskSchedule:
         ]
 
     def warnings(self) -> list[str]:
-        """Return `problems` and `cautions`."""
-        return [*self.problems(), *self.cautions()]
+        """Return `problems` and `cautions`, and what is wrong with the table of times."""
+        return [*self.problems(), *self.cautions(), *distrusted_costs(self.config)]
 
     def log(self) -> None:
         """Log the schedule, and what is wrong with it as warnings."""

@@ -17,6 +17,21 @@ def worst_error(table: Mapping[str, Any]) -> float:
     return max(errors, default=math.nan)
 
 
+def distrust(table: Mapping[str, Any]) -> str | None:
+    """Return why no target should be aimed at by a table; None if it may be.
+
+    Args:
+        table: A measured table, as values for JSON.
+    """
+    error = worst_error(table)
+    if math.isnan(error) or error <= _MAX_ERROR:
+        return None
+    return (
+        f"the times of whole models are not the sum of their layers' there, but up to {100 * error:.0f} % off; measure "
+        "again when the machine is free."
+    )
+
+
 def wide_spreads(table: Mapping[str, Any]) -> list[str]:
     """Return the names of layers of which a spread is above the bound.
 
@@ -54,9 +69,6 @@ def summary(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         text = f"the medians of {len(wide)} of {len(layers)} layers, such as {wide[0]}, vary by more than "
         text += f"{100 * table['spread_bound']:.0f} %; measure again when the machine is free."
         lines.append(("Not known well:", text))
-    if not error <= _MAX_ERROR:
-        text = (
-            "the times of whole models are not the sum of their layers' here; measure again when the machine is free."
-        )
-        lines.append(("Do not aim by this table:", text))
+    if reason := distrust(table):
+        lines.append(("Do not aim by this table:", reason))
     return lines
