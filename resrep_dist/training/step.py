@@ -12,6 +12,7 @@ from resrep_dist.config.tasks import TASKS
 from resrep_dist.data.mixing import Labels
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
+from resrep_dist.models.calling import call_model
 from resrep_dist.training.determinism import check_determinism, clear_refusals
 from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
@@ -84,9 +85,10 @@ class TrainStep:
         self._compute, self._apply = self._forward_and_backward, self._clip_and_apply
         if self._config.xla:
             # The collectives are not part of it, since XLA cannot compile them.
-            self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True)
-            self._apply = tf.function(self._apply, jit_compile=True)
-        self._compiled = tf.function(self._run, reduce_retracing=True)
+            self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True, autograph=False)
+            self._apply = tf.function(self._apply, jit_compile=True, autograph=False)
+        # Nothing here branches on values, and AutoGraph would take seconds to find that out.
+        self._compiled = tf.function(self._run, reduce_retracing=True, autograph=False)
         self._collective_alone: Any = None
         self._is_traced = False
 
@@ -156,7 +158,7 @@ class TrainStep:
         """Measure the time of the step's collectives alone, without waiting for slower ranks. A collective."""
         if self._collective_alone is None:
             # Compiled only if it is used.
-            self._collective_alone = tf.function(self._sum_alone)
+            self._collective_alone = tf.function(self._sum_alone, autograph=False)
         # Arguments, not constants: TensorFlow could sum constants when it traces the function.
         gradients = [tf.zeros(variable.shape, variable.dtype) for variable in self._model.trainable_variables]
         rest = pack(
@@ -262,7 +264,7 @@ class TrainStep:
         # This rank's part of all samples.
         share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:
-            outputs = tf.cast(self._model(images, training=True), self._dtype)
+            outputs = tf.cast(call_model(self._model, images, training=True), self._dtype)
             losses = tf.cast(self._loss(labels, outputs), self._dtype)
             if self._teacher:
                 losses = self._teacher.taught(losses, images, outputs)

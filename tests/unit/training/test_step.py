@@ -4,11 +4,13 @@ import itertools
 
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import TrainingConfig
+from resrep_dist.data.source import Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.loss_scale import LossScale
 from resrep_dist.training.step import TrainStep
 from tests.networks import random_source, randomise, small_network
@@ -64,6 +66,31 @@ def assert_equal_states(received, expected, atol):
     assert received.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(received[name], expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+class Doubler(keras.layers.Layer):
+    """Doubles what is small, by a branch on values, which only AutoGraph can put into a graph."""
+
+    def call(self, inputs):
+        if tf.reduce_mean(tf.abs(inputs)) < 1.0:
+            return 2.0 * inputs
+        return inputs
+
+
+@pytest.mark.parametrize("size, factor", [(0.1, 2.0), (10.0, 1.0)])
+def test_a_layer_of_a_user_may_branch_on_values(size, factor):
+    inputs = keras.Input([2])
+    model = keras.Model(inputs, keras.layers.Dense(3, kernel_initializer="ones")(Doubler()(inputs)))
+    step = TrainStep(CLUSTER, TrainingConfig(), 4)
+    state = TrainState(model, ResRepOptimizer(0.5, [], momentum=0.0, decay=0.0), shared=step.variables)
+    step.follow(state)
+    labels = tf.zeros([4], tf.int64)
+    step.run(tf.fill([4, 2], size), labels)
+    # The logits are equal, so the gradient is that of probabilities of a third.
+    expected = 1.0 - 0.5 * factor * size * np.array([-2 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(model.trainable_variables[0], [expected, expected], rtol=1e-5)
+    source = Source(np.full([4, 2], size, np.float32), np.zeros(4, np.int64), 3)
+    assert Evaluator(model).top1(source, 4) == 100.0
 
 
 def test_accumulated_parts_are_the_whole_batch_penalty_included(float64):
