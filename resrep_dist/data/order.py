@@ -5,6 +5,7 @@ the N samples. A global batch may end one epoch and begin the next, so every sam
 batches have the same size, and a run can be resumed at any step without reading the samples before it.
 """
 
+import functools
 from typing import Any
 
 from resrep_dist.config import DataConfig
@@ -114,19 +115,10 @@ def training_batches(
     def indices_of(number: int) -> np.ndarray:
         return read_indices_of(number)[start - first : end - first]
 
-    def change(batch: Any, place: Any) -> Any:
-        images, labels = tf.ensure_shape(batch[0], [last - first, *batch[0].shape[1:]]), batch[1]
-        assert config is not None
-        if config.rand_augment is not None:
-            scale = source.pixel_scale()
-            assert scale is not None
-            images = scale(rand_augment(scale.pixels_of(images), config.rand_augment, place[1], seed))
-        own = range(start - first, end - first)
-        return mix(images, labels, place[1], own, config, seed) if is_mixed else (images, labels)
-
     steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
     batches = source.load(steps, last - first, augmentation, seed)
-    if is_mixed or (config is not None and config.rand_augment is not None):
+    if config is not None and (is_mixed or config.rand_augment is not None):
+        change = functools.partial(_changed, source, config, range(start - first, end - first), seed)
         batches = tf.data.Dataset.zip((batches, steps))
         batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return NamedErrors(_prefetch(batches, num_threads), source, indices_of, read_indices_of)
@@ -155,6 +147,17 @@ def evaluation_batches(
     indices = tf.data.Dataset.range(start, end).batch(batch_size)
     batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
     return NamedErrors(_prefetch(batches, num_threads), source, indices_of)
+
+
+def _changed(source: ImageSource, config: DataConfig, own: range, seed: int, batch: Any, place: Any) -> Any:
+    """Apply RandAugment, mixup and CutMix; what is read beside a rank's `own` samples is only mixed with these."""
+    (images, labels), (_, positions) = batch, place
+    images = tf.ensure_shape(images, [*positions.shape, *images.shape[1:]])
+    if config.rand_augment is not None:
+        scale = source.pixel_scale()
+        assert scale is not None
+        images = scale(rand_augment(scale.pixels_of(images), config.rand_augment, positions, seed))
+    return mix(images, labels, positions, own, config, seed) if is_mixing(config) else (images, labels)
 
 
 def _prefetch(batches: tf.data.Dataset, num_threads: int | None) -> tf.data.Dataset:
