@@ -10,8 +10,9 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.pruning.deadness import dead_channels, in_parts, num_masked_alive
 from resrep_dist.pruning.goals import ranking_scales
+from resrep_dist.pruning.planning import update_rate
 from resrep_dist.pruning.rules import group_norms, row_norms, select_masks
-from resrep_dist.pruning.schedule import num_mask_updates, update_rate
+from resrep_dist.pruning.schedule import num_mask_updates
 from resrep_dist.pruning.targets import fewest_channels, require_prunable, require_reachable_target
 
 import numpy as np

@@ -15,7 +15,8 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_sync_batch_norm
 from resrep_dist.models.softmax import ends_in_softmax
-from resrep_dist.pruning.schedule import MaskSchedule, plan_masks
+from resrep_dist.pruning.planning import plan_masks
+from resrep_dist.pruning.schedule import MaskSchedule
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.training.losses import make_loss, make_metrics
 from resrep_dist.training.schedules import PhaseSchedule, phase_schedule

@@ -5,8 +5,8 @@ import re
 
 from resrep_dist.config import PruneConfig
 from resrep_dist.graph import trace
+from resrep_dist.pruning.planning import plan_masks, update_rate
 from resrep_dist.pruning.rules import last_step_to_die, steps_to_die, strength_to_die
-from resrep_dist.pruning.schedule import plan_masks, update_rate
 from tests.networks import small_network
 
 import numpy as np
