@@ -89,21 +89,22 @@ class Work:
 
 
 def prune_here(work: Work, config: Config) -> tuple[keras.Model, dict[str, Any]]:
-    trainer = Trainer(work.base, work.graph, config, *work.data, cluster=work.cluster, console=None)
+    graph = trace(work.base, residual_groups=config.prune.residual_groups)
+    trainer = Trainer(work.base, graph, config, *work.data, cluster=work.cluster, console=None)
     trainer.start()
     macs_of_steps = 0.0
     while trainer.step < trainer.num_steps:
-        of_step, first_step = training_macs(trainer.model, work.graph, trainer.state.channels), trainer.step
+        of_step, first_step = training_macs(trainer.model, graph, trainer.state.channels), trainer.step
         trainer.train_until(min(trainer.step + INTERVAL_STEPS, trainer.num_steps))
         macs_of_steps += of_step * (trainer.step - first_step)
     model, num_alive = trainer.evaluated_model, 0
     if trainer.pruner:
         num_alive = trainer.pruner.num_masked_alive()
-        for compactor in compactors_of(model, work.graph):
+        for compactor in compactors_of(model, graph):
             compactor.kernel.assign(compactor.kernel * compactor.mask)
     images = work.data[1].first_images(256)
-    slim, _ = merge(model, work.graph, images, dead_row_norm=config.prune.dead_row_norm)
-    base_macs = work.graph.macs.total(work.graph.widths)
+    slim, _ = merge(model, graph, images, dead_row_norm=config.prune.dead_row_norm)
+    base_macs = graph.macs.total(graph.widths)
     return slim, {"macs_vs_plain": macs_of_steps / (base_macs * trainer.num_steps), "num_masked_alive": num_alive}
 
 
