@@ -59,8 +59,9 @@ MERGE = ["prune.rule=radial", "shrink.mode=merge", "prune.kept_lasso_strength=1e
 TAUGHT = [*MERGE, "train.distillation={weight: 0.5, temperature: 4}"]
 OURS = {
     "paper": ["prune.rule=paper", "shrink.mode=off"],
-    "off": ["prune.rule=radial", "shrink.mode=off"],
-    "exact": ["prune.rule=radial", "shrink.mode=exact"],
+    "off, one penalty": ["prune.rule=radial", "shrink.mode=off"],
+    "exact, one penalty": ["prune.rule=radial", "shrink.mode=exact"],
+    "exact": ["prune.rule=radial", "shrink.mode=exact", "prune.kept_lasso_strength=1e-4"],
     "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge"],
     "merge": MERGE,
     "merge, taught": TAUGHT,
