@@ -22,6 +22,8 @@ from tensorflow import keras
 
 # Shares of the channels of whole models that are measured, beside the one with all channels.
 _SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
+# Other numbers of channels can be several times as slow, so a selection avoids them, and a fit to them would mislead it.
+_UNIT = 4
 _LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
 
@@ -113,13 +115,19 @@ def measure_costs(
     return table_from(table)
 
 
+def _in_units(wanted: float, width: int) -> int:
+    """Return a width near the wanted one, of at most `width` channels, as a selection takes it."""
+    unit = max(1, min(_UNIT, width // 4))
+    return min(width, unit * max(1, round(wanted / unit)))
+
+
 def _merged_models(model: keras.Model, graph: Graph) -> list[tuple[tuple[int, ...], keras.Model]]:
     """Return merged models of random widths, the first with all channels."""
     random, result = np.random.default_rng(0), []
     pruned = insert_compactors(model, graph)
     for share in (1.0, *_SHARES):
         wanted = [share * width * (1.0 if share == 1 else random.uniform(0.6, 1.4)) for width in graph.widths]
-        widths = tuple(min(w, max(1, round(of))) for of, w in zip(wanted, graph.widths, strict=True))
+        widths = tuple(_in_units(of, width) for of, width in zip(wanted, graph.widths, strict=True))
         dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
         result.append((widths, delete_channels(fold_model(pruned, graph, dead), graph, dead)))
     return result
