@@ -123,7 +123,7 @@ class PruneConfig:
     """Target by multiply-adds, parameters or time, in place of `target_macs_fraction`."""
     lasso_strength: PositiveFloat | Auto = "auto"
     """Strength of the group lasso penalty on the rows of the compactors: lambda in section 3.3. `auto`: what takes a
-    row of norm 1 to zero in the time that is left after a third of the phase, or in a tenth of the phase if
+    row of norm 1 that is masked last to zero before the phase ends, or in a tenth of the phase if
     `kept_lasso_strength` is given; at least the paper's 1e-4."""
     kept_lasso_strength: NotNegativeFloat | None = None
     """Strength of the penalty on the rows that are not masked, for the rule `radial`. A row in front of a batch norm
