@@ -22,7 +22,7 @@ from tensorflow import keras
 
 # Shares of the channels of whole models that are measured, beside the one with all channels.
 _SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
-# Other numbers of channels can be several times as slow, so a selection avoids them, and a fit to them would mislead it.
+# Other numbers of channels can be several times as slow. A selection avoids them, and a fit to them would mislead it.
 _UNIT = 4
 _LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
