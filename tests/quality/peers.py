@@ -55,14 +55,15 @@ AUTO = [
     f"prune.{name}=auto"
     for name in ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")
 ]
+ONE_PENALTY = "prune.kept_lasso_strength=null"
 MERGE = ["prune.rule=radial", "shrink.mode=merge", "prune.kept_lasso_strength=1e-4"]
 TAUGHT = [*MERGE, "train.distillation={weight: 0.5, temperature: 4}"]
 OURS = {
-    "paper": ["prune.rule=paper", "shrink.mode=off"],
-    "off, one penalty": ["prune.rule=radial", "shrink.mode=off"],
-    "exact, one penalty": ["prune.rule=radial", "shrink.mode=exact"],
+    "paper": ["prune.rule=paper", "shrink.mode=off", ONE_PENALTY],
+    "off, one penalty": ["prune.rule=radial", "shrink.mode=off", ONE_PENALTY],
+    "exact, one penalty": ["prune.rule=radial", "shrink.mode=exact", ONE_PENALTY],
     "exact": ["prune.rule=radial", "shrink.mode=exact", "prune.kept_lasso_strength=1e-4"],
-    "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge"],
+    "merge, one penalty": ["prune.rule=radial", "shrink.mode=merge", ONE_PENALTY],
     "merge": MERGE,
     "merge, taught": TAUGHT,
     "merge, residual groups": [*MERGE, "prune.residual_groups=true"],
