@@ -1,6 +1,7 @@
 """Where the time of a run's slim model goes, layer by layer: measured, and by a table of times."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from resrep_dist.training.phase import pruning_of
 import numpy as np
 from tensorflow import keras
 
+_log = logging.getLogger(__name__)
 _NUM_WARM_RUNS = 5
 _NODE_END = "_kernel_time"
 
@@ -58,6 +60,13 @@ def measure_layers(
     latency = Latency(table, graph, str(costs)) if table else None
     runtime: Runtime = table.runtime if table else ("onnx" if _has_onnx() else "tflite")
     batch_size, num_threads = (table.batch_size, table.num_threads) if table else (1, visible_cores())
+    if runtime == "keras" and num_threads != visible_cores():
+        _log.warning(
+            "%s was measured with %d thread(s), and TensorFlow runs with %d here: what it predicts is left out. "
+            "Measure again with --threads %d, or start this command on as many cores.",
+            costs, num_threads, visible_cores(), visible_cores(),
+        )  # fmt: skip
+        latency, num_threads = None, visible_cores()
     runs = [whole_model(model, runtime, batch_size, num_threads) for model in models.values()]
     base, slim = time_in_turn(runs, spread_bound=0.01, max_rounds=max_rounds)
     if runtime == "onnx":

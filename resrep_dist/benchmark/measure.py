@@ -126,8 +126,10 @@ def _merged_models(model: keras.Model, graph: Graph) -> list[tuple[tuple[int, ..
     random, result = np.random.default_rng(0), []
     pruned = insert_compactors(model, graph)
     for share in (1.0, *_SHARES):
-        wanted = [share * width * (1.0 if share == 1 else random.uniform(0.6, 1.4)) for width in graph.widths]
-        widths = tuple(_in_units(of, width) for of, width in zip(wanted, graph.widths, strict=True))
+        widths = tuple(
+            width if share == 1 else _in_units(share * width * random.uniform(0.6, 1.4), width)
+            for width in graph.widths
+        )
         dead = [np.arange(full) >= width for full, width in zip(graph.widths, widths, strict=True)]
         result.append((widths, delete_channels(fold_model(pruned, graph, dead), graph, dead)))
     return result

@@ -1,5 +1,6 @@
 """Models and layers in the forms in which runtimes take them, and ready to be timed."""
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -10,6 +11,7 @@ from resrep_dist.config.target import Runtime
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, OPSET
+from resrep_dist.models.calling import with_autograph
 from resrep_dist.timing import runtimes
 from resrep_dist.timing.runtimes import Run, open_file
 
@@ -139,15 +141,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _infer(model: keras.Model, batch: tf.Tensor) -> Any:
+    return with_autograph(model, batch, training=False)
+
+
 def _in_keras(model: keras.Model, batch_size: int) -> Run:
     images = np.random.default_rng(0).normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)
-    function, batch = tf.function(lambda batch: model(batch, training=False), autograph=False), tf.constant(images)
+    function, batch = tf.function(functools.partial(_infer, model), autograph=False), tf.constant(images)
     # The copy of a result waits for it.
     return lambda: tf.nest.map_structure(lambda output: output.numpy(), function(batch))
 
 
 def _layer_in_tflite(model: keras.Model, shape: tuple[int, ...]) -> bytes:
-    function = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    function = tf.function(functools.partial(_infer, model), autograph=False)
     concrete = function.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     data: bytes = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()
     return data

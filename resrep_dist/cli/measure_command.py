@@ -51,6 +51,8 @@ def _measure(options: argparse.Namespace) -> int:
     from resrep_dist.benchmark.bundle import write_bundle
     from resrep_dist.benchmark.measure import measure_costs
     from resrep_dist.distributed.environment import visible_cores
+    from resrep_dist.timing.command import require_writable
+    from resrep_dist.timing.runtimes import TimingError
     from resrep_dist.timing.summary import summary
 
     if options.bundle:
@@ -63,6 +65,10 @@ def _measure(options: argparse.Namespace) -> int:
             markup=False,
         )
         return 0
+    try:
+        require_writable(options.output)
+    except TimingError as error:
+        raise UserError(str(error)) from None
     with _progress(console) as progress:
         table = measure_costs(config, options.runtime, options.threads or visible_cores(), options.batch, progress)
     table.write(options.output)

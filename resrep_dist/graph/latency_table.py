@@ -48,7 +48,8 @@ class LatencyTable:
     base_ms: _Milliseconds
     """Time of the base model."""
     constant_ms: float
-    """Time that does not depend on the widths: all other layers, and the call itself."""
+    """Time that does not depend on the widths: all other layers, and the call itself. Below zero where the calls of
+    single layers, which are in the times of these, take longer than that."""
     scale: Annotated[float, Gt(0)]
     """Factor of the sum of the layers' times, measured one by one, in a whole model."""
     layers: tuple[LayerTimes, ...]

@@ -1,24 +1,23 @@
-"""Calls a model in a graph that is traced without AutoGraph."""
+"""Calls what users have written in a graph that is traced without AutoGraph."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow import keras
 
 
-def call_model(model: keras.Model, inputs: Any, training: bool) -> Any:
-    """Return the outputs of a model, whose layers may branch on values.
+def with_autograph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a model or a function that may branch on values.
 
-    In a `tf.function` without AutoGraph, Keras would not apply it to the layers of users either.
+    In a `tf.function` without AutoGraph, Keras would not apply it to the layers and losses of users either.
 
     Args:
-        model: The model.
-        inputs: A batch of its inputs.
-        training: True for training, False for inference.
+        function: What is called.
+        *args: What it is called with.
+        **kwargs: What it is called with.
     """
-    return _converted()(model, inputs, training)
+    return _converted()(function, *args, **kwargs)
 
 
 @functools.cache
@@ -27,5 +26,5 @@ def _converted() -> Callable[..., Any]:
     return converted
 
 
-def _call(model: keras.Model, inputs: Any, training: bool) -> Any:
-    return model(inputs, training=training)
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)

@@ -137,9 +137,11 @@ def distrusted_costs(config: PruneConfig) -> list[str]:
     Raises:
         ConfigError: As `read_table`.
     """
-    costs = config.goal.costs
-    reason = costs and distrust(dataclasses.asdict(read_table(costs)[0]))
-    return [f"Do not aim by costs {costs}: {reason}"] if reason else []
+    target = config.goal
+    if target.costs is None or not any(name.startswith("latency") for name in target.goals):
+        return []
+    reason = distrust(dataclasses.asdict(read_table(target.costs)[0]))
+    return [f"Do not aim by costs {target.costs}: {reason}"] if reason else []
 
 
 def agree_on_costs(cluster: Cluster, config: PruneConfig | None) -> None:

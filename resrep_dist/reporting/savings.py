@@ -7,11 +7,15 @@ from typing import Any
 _FRACTIONS = "shrink/training_macs_fraction"
 _STEP_SECONDS = "time/step_seconds"
 _PAUSES = ("shrink/build_seconds", "shrink/tracing_seconds")
+# Of the multiply-adds of a step: the backward pass has twice as many.
+_FORWARD_FRACTION = 1 / 3
 Curve = Sequence[tuple[int, float]]
 """Step and value of each point, by ascending step."""
 
 
-def savings_of(curves: Mapping[str, Curve], first_fraction: float, num_steps: int) -> dict[str, Any]:
+def savings_of(
+    curves: Mapping[str, Curve], first_fraction: float, num_steps: int, *, has_teacher: bool = False
+) -> dict[str, Any]:
     """Return the cost of a pruning phase.
 
     Args:
@@ -19,6 +23,7 @@ def savings_of(curves: Mapping[str, Curve], first_fraction: float, num_steps: in
         first_fraction: Multiply-adds of a step before the first shrink, compactors counted, as a fraction of those of
             the base model.
         num_steps: Number of steps made.
+        has_teacher: True if in each step the base model, too, computed its outputs.
 
     Returns:
         `macs_vs_plain`: the multiply-adds of all steps, as a fraction of those that plain training of the base model
@@ -30,7 +35,7 @@ def savings_of(curves: Mapping[str, Curve], first_fraction: float, num_steps: in
     ends = [step for step, _ in sizes[1:]] + [num_steps]
     counts = [end - start for (start, _), end in zip(sizes, ends, strict=True)]
     cost = sum(count * fraction for count, (_, fraction) in zip(counts, sizes, strict=True))
-    savings = {"macs_vs_plain": cost / num_steps}
+    savings = {"macs_vs_plain": cost / num_steps + (_FORWARD_FRACTION if has_teacher else 0)}
     times = [_median_seconds(curves, start, end) for (start, _), end in zip(sizes, ends, strict=True)]
     if len(sizes) == 1 or times[0] is None or times[-1] is None:
         return savings

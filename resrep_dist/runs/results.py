@@ -153,7 +153,7 @@ def merge_run(workdir: Path, validation_data: ImageSource | None = None, checkpo
         **target_section(goal, graph, certificate.channels, macs),
         "num_masked_alive": num_masked_alive(with_compactors(trained, graph), graph, dead_row_norm),
         "certificate": vars(certificate),
-        **_training(workdir, base, graph, source.position["step"]),
+        **_training(workdir, base, graph, config, source.position["step"]),
         **source.notes(config),
         "usage": usage_of(config, validation_data),
     }
@@ -185,13 +185,15 @@ def _count_macs(trained: keras.Model, slim: keras.Model, graph: Graph) -> dict[s
     }
 
 
-def _training(workdir: Path, base: keras.Model, graph: Graph, num_steps: int) -> dict[str, Any]:
-    """Return what the steps cost; nothing if the folder of the curves is gone."""
+def _training(workdir: Path, base: keras.Model, graph: Graph, config: Config, num_steps: int) -> dict[str, Any]:
+    """Return what the steps cost; nothing if the curves are gone, or begin later than the training of the model."""
     curves = read_curves(workdir / "tensorboard")
-    if not curves:
+    first_steps = [points[0][0] for points in curves.values() if points]
+    if not first_steps or min(first_steps) > config.logging.interval_steps:
         return {}
     macs = training_macs(insert_compactors(base, graph), graph, KeptChannels.all_of(graph))
-    return {"training": savings_of(curves, macs / graph.macs.total(graph.widths), num_steps)}
+    fraction, has_teacher = macs / graph.macs.total(graph.widths), config.train.distillation is not None
+    return {"training": savings_of(curves, fraction, num_steps, has_teacher=has_teacher)}
 
 
 def save_final(workdir: Path, validation_data: ImageSource) -> dict[str, Any]:

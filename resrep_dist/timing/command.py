@@ -45,6 +45,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 def _measure(folder: Path, options: argparse.Namespace) -> None:
     bundle = read_bundle(folder)
+    require_writable(options.output)
     versions = {**bundle.versions, **require_runtime(bundle.task.runtime)}
     num_threads = options.threads or bundle.num_threads or visible_cores()
     files = BundleFiles(bundle, num_threads)
@@ -52,13 +53,30 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
         bundle.task, files, num_threads=num_threads, versions=versions, progress=progress_lines(),
         max_rounds=options.max_rounds,
     )  # fmt: skip
-    try:
-        options.output.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TimingError(f"--output {options.output}: cannot be written ({error.strerror}); give another") from None
+    options.output.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     for heading, text in summary(table):
         _log.info("%s", f"{heading} {text}".strip())
     _log.info("File: %s", options.output)
+
+
+def require_writable(output: Path) -> None:
+    """Check before minutes of measuring that a file can be written, and make its folder.
+
+    Args:
+        output: The file. What it holds stays.
+
+    Raises:
+        TimingError: If it cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not output.exists()
+        with output.open("a"):
+            pass
+        if is_new:
+            output.unlink()
+    except OSError as error:
+        raise TimingError(f"--output {output}: cannot be written ({error.strerror}); give another") from None
 
 
 def progress_lines() -> Progress:

@@ -145,7 +145,9 @@ def _measure_layers(measurement: _Measurement) -> list[LayerTimes]:
     points: list[Point] = []
     grids = []
     for call in calls:
-        of_kind = [steps.get((call.kind, side), Steps()) for side in range(2)]
+        # The widths of a grouped convolution are multiples of its groups, not of the blocks of others.
+        is_grouped = call.num_parts > 1
+        of_kind = [Steps() if is_grouped else steps.get((call.kind, side), Steps()) for side in range(2)]
         sides = grid_widths(call, of_kind)
         grids.append((call, sides, of_kind))
         points += [(call, inputs, outputs) for inputs in sides[0] for outputs in sides[1]]

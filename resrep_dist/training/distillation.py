@@ -8,7 +8,7 @@ from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import flatten
 from resrep_dist.layers.replacement import with_precision
-from resrep_dist.models.calling import call_model
+from resrep_dist.models.calling import with_autograph
 from resrep_dist.models.softmax import ends_in_probabilities
 
 import tensorflow as tf
@@ -49,7 +49,7 @@ class Teacher:
             [B].
         """
         with tf.name_scope("teacher"):
-            wanted = tf.stop_gradient(tf.cast(call_model(self._model, images, training=False), logits.dtype))
+            wanted = tf.stop_gradient(tf.cast(with_autograph(self._model, images, training=False), logits.dtype))
         log_wanted, log_given = (tf.nn.log_softmax(values / self._temperature) for values in (wanted, logits))
         distances = tf.reduce_sum(tf.exp(log_wanted) * (log_wanted - log_given), -1)
         return (1.0 - self._weight) * losses + self._weight * self._temperature**2 * distances

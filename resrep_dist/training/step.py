@@ -12,7 +12,7 @@ from resrep_dist.config.tasks import TASKS
 from resrep_dist.data.mixing import Labels
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.flat import pack, unpack
-from resrep_dist.models.calling import call_model
+from resrep_dist.models.calling import with_autograph
 from resrep_dist.training.determinism import check_determinism, clear_refusals
 from resrep_dist.training.distillation import Teacher
 from resrep_dist.training.fingerprint import NUM_FINGERPRINT_VALUES, differ, fingerprint
@@ -87,7 +87,8 @@ class TrainStep:
             # The collectives are not part of it, since XLA cannot compile them.
             self._compute = tf.function(self._compute, jit_compile=True, reduce_retracing=True, autograph=False)
             self._apply = tf.function(self._apply, jit_compile=True, autograph=False)
-        # Nothing here branches on values, and AutoGraph would take seconds to find that out.
+        # Nothing here but what users have written branches on values, and AutoGraph would take seconds to find that
+        # out.
         self._compiled = tf.function(self._run, reduce_retracing=True, autograph=False)
         self._collective_alone: Any = None
         self._is_traced = False
@@ -264,8 +265,8 @@ class TrainStep:
         # This rank's part of all samples.
         share = count / self._global_batch_size
         with self._randomness.at(positions), tf.GradientTape() as tape:
-            outputs = tf.cast(call_model(self._model, images, training=True), self._dtype)
-            losses = tf.cast(self._loss(labels, outputs), self._dtype)
+            outputs = tf.cast(with_autograph(self._model, images, training=True), self._dtype)
+            losses = tf.cast(with_autograph(self._loss, labels, outputs), self._dtype)
             if self._teacher:
                 losses = self._teacher.taught(losses, images, outputs)
             loss = tf.reduce_sum(losses)

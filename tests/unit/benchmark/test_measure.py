@@ -108,6 +108,11 @@ def test_the_table_predicts_the_times_of_whole_models(tmp_path, capsys, known_ti
                  "--set", f"prune.target={{latency_fraction: 0.8, costs: {costs}}}"]) == 0  # fmt: skip
     printed = " ".join(capsys.readouterr().out.split())
     assert "the times of whole models are not the sum of their layers' there, but up to 50 % off" in printed
+    # The table of a target of multiply-adds only shows the time.
+    assert main(["inspect", str(path), "--set", "prune.target_macs_fraction=null",
+                 "--set", f"prune.target={{macs_fraction: 0.8, costs: {costs}}}"]) == 0  # fmt: skip
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Latency (" in printed and "Do not aim" not in printed
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, monkeypatch):
@@ -118,6 +123,9 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys, monkeypatch):
     path.write_text(json.dumps(document))
     command = ["measure", str(path), "--runtime", "onnx", "--output", str(tmp_path / "costs.json")]
     assert main(command) == 2 and "no section `prune`" in capsys.readouterr().err
+    path.write_text(config.to_yaml())
+    command = ["measure", str(path), "--runtime", "onnx", "--output", str(tmp_path)]
+    assert main(command) == 2 and f"--output {tmp_path}: cannot be written (Is a directory)" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="--runtime onnx: onnxruntime is missing; install it with"):
         require_runtime("onnx", 1)

@@ -16,6 +16,8 @@ CURVES = {
 def test_multiply_adds_of_all_steps_and_the_time_that_smaller_steps_saved():
     savings = savings_of(CURVES, 1.05, 100)
     assert savings["macs_vs_plain"] == pytest.approx(0.4 * 1.05 + 0.2 * 0.8 + 0.4 * 0.5)
+    taught = savings_of(CURVES, 1.05, 100, has_teacher=True)
+    assert taught == savings | {"macs_vs_plain": pytest.approx(savings["macs_vs_plain"] + 1 / 3)}
     assert savings["first_step_seconds"] == 0.2 and savings["last_step_seconds"] == 0.1
     assert savings["saved_seconds"] == pytest.approx(20 * 0.05 + 40 * 0.1 - 2.0)
     assert describe_savings(savings) == (

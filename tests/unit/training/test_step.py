@@ -68,6 +68,25 @@ def assert_equal_states(received, expected, atol):
         np.testing.assert_allclose(received[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
+@keras.utils.register_keras_serializable("mine")
+def branching(labels, outputs):
+    if tf.reduce_max(outputs) > 0.0:
+        return tf.reduce_sum(outputs, -1)
+    return 3.0 * tf.reduce_sum(outputs, -1)
+
+
+@pytest.mark.parametrize("bias, slope", [(1.0, 1.0), (-1.0, 3.0)])
+def test_a_loss_of_a_user_may_branch_on_values(bias, slope):
+    inputs = keras.Input([2])
+    layer = keras.layers.Dense(3, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(bias))
+    model = keras.Model(inputs, layer(inputs))
+    step = TrainStep(CLUSTER, TrainingConfig(loss="mine>branching"), 4)
+    state = TrainState(model, ResRepOptimizer(0.5, [], momentum=0.0, decay=0.0), shared=step.variables)
+    step.follow(state)
+    step.run(tf.ones([4, 2]), tf.zeros([4], tf.int64))
+    np.testing.assert_allclose(layer.bias, [bias - 0.5 * slope] * 3, rtol=1e-6)
+
+
 class Doubler(keras.layers.Layer):
     """Doubles what is small, by a branch on values, which only AutoGraph can put into a graph."""
 
