@@ -53,7 +53,10 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
         bundle.task, files, num_threads=num_threads, versions=versions, progress=progress_lines(),
         max_rounds=options.max_rounds,
     )  # fmt: skip
-    options.output.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    try:
+        options.output.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(options.output, error) from None
     for heading, text in summary(table):
         _log.info("%s", f"{heading} {text}".strip())
     _log.info("File: %s", options.output)
@@ -76,7 +79,11 @@ def require_writable(output: Path) -> None:
         if is_new:
             output.unlink()
     except OSError as error:
-        raise TimingError(f"--output {output}: cannot be written ({error.strerror}); give another") from None
+        raise _not_writable(output, error) from None
+
+
+def _not_writable(output: Path, error: OSError) -> TimingError:
+    return TimingError(f"--output {output}: cannot be written ({error.strerror}); give another")
 
 
 def progress_lines() -> Progress:
