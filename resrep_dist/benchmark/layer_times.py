@@ -15,7 +15,7 @@ from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.export.convert import to_onnx
 from resrep_dist.graph import Graph, flatten, trace
 from resrep_dist.graph.latency import Latency
-from resrep_dist.graph.latency_table import read_table
+from resrep_dist.graph.latency_table import LatencyTable, read_table
 from resrep_dist.timing.calls import WeightedCall
 from resrep_dist.timing.rounds import time_in_turn
 from resrep_dist.training.phase import pruning_of
@@ -57,16 +57,11 @@ def measure_layers(
     channels = report["certificate"]["channels"]
     widths = [channels[group.name]["kept"] // group.num_parts for group in graph.groups]
     table = read_table(costs)[0] if costs else None
-    latency = Latency(table, graph, str(costs)) if table else None
+    latency = _predictions(table, graph, costs)
     runtime: Runtime = table.runtime if table else ("onnx" if _has_onnx() else "tflite")
     batch_size, num_threads = (table.batch_size, table.num_threads) if table else (1, visible_cores())
-    if runtime == "keras" and num_threads != visible_cores():
-        _log.warning(
-            "%s was measured with %d thread(s), and TensorFlow runs with %d here: what it predicts is left out. "
-            "Measure again with --threads %d, or start this command on as many cores.",
-            costs, num_threads, visible_cores(), visible_cores(),
-        )  # fmt: skip
-        latency, num_threads = None, visible_cores()
+    if runtime == "keras":
+        num_threads = visible_cores()
     runs = [whole_model(model, runtime, batch_size, num_threads) for model in models.values()]
     base, slim = time_in_turn(runs, spread_bound=0.01, max_rounds=max_rounds)
     if runtime == "onnx":
@@ -80,12 +75,29 @@ def measure_layers(
         "base_ms": base.milliseconds, "base_spread": base.spread,
         "slim_ms": slim.milliseconds, "slim_spread": slim.spread,
         "predicted_ms": latency.total(widths) if latency else None,
-        "table": {"base_ms": table.base_ms, "date": table.date, "machine": table.machine} if table else None,
+        "table": (
+            {"base_ms": table.base_ms, "date": table.date, "machine": table.machine} if table and latency else None
+        ),
         "rows": [
             {"name": name, "measured_ms": measured.get(name), "predicted_ms": predicted.get(name)}
             for name in dict.fromkeys(call.name for call in graph.calls)
         ],
     }  # fmt: skip
+
+
+def _predictions(table: LatencyTable | None, graph: Graph, costs: str | None) -> Latency | None:
+    """Return what a table predicts; None without one, and if it is of other threads than TensorFlow runs with."""
+    if table is None:
+        return None
+    latency, num_cores = Latency(table, graph, str(costs)), visible_cores()
+    if table.runtime != "keras" or table.num_threads == num_cores:
+        return latency
+    _log.warning(
+        "%s was measured with %d thread(s), and TensorFlow runs with %d here: what it predicts is left out. Measure "
+        "again with --threads %d, or start this command on as many cores.",
+        costs, table.num_threads, num_cores, num_cores,
+    )  # fmt: skip
+    return None
 
 
 def _has_onnx() -> bool:

@@ -6,6 +6,7 @@ from resrep_dist.benchmark.latency import print_latency_benchmark
 from resrep_dist.benchmark.layer_times import measure_layers
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
+from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ConfigError
 from resrep_dist.export.eight_bits import write_eight_bits
 from resrep_dist.graph import trace
@@ -100,6 +101,17 @@ def test_the_layers_of_the_slim_model_are_measured_beside_what_the_table_says(tm
     if runtime == "onnx":
         # What the profiler adds is taken off, of four layers a part of the whole.
         assert sum(row["measured_ms"] for row in layers["rows"]) < 3 * layers["slim_ms"]
+
+
+def test_a_table_of_other_threads_of_tensorflow_predicts_nothing(tmp_path, run, caplog):
+    num_threads = visible_cores() + 1
+    costs = write_table(trace(small_network()), tmp_path / "costs.json", runtime="keras", num_threads=num_threads)
+    models = {name: load_model(run / name / "model.h5") for name in ("base", "slim")}
+    report = json.loads((run / "slim" / "report.json").read_text())
+    layers = measure_layers(models, load_config(run / "config.yaml"), report, costs, max_rounds=2)
+    assert f"was measured with {num_threads} thread(s), and TensorFlow runs with {visible_cores()} here" in caplog.text
+    assert layers["num_threads"] == visible_cores() and layers["table"] is None and layers["predicted_ms"] is None
+    assert all(row["measured_ms"] > 0 and row["predicted_ms"] is None for row in layers["rows"])
 
 
 def test_times_that_are_not_known_well_are_said(result, capsys):
