@@ -86,7 +86,10 @@ class Outcomes:
         was_settled, self._is_settled = self._is_settled, False
         self._state.step += 1
         if not was_settled:
-            self._look(self._state.step - 1, self._before.numpy())
+            # Without this the value would first be copied to the GPU, where it waits until the step has been done.
+            with tf.device("CPU:0"):
+                before = self._before.numpy()
+            self._look(self._state.step - 1, before)
 
     def settle(self) -> None:
         """Wait for the last step and look at its outcome. A collective if it failed.
