@@ -1,7 +1,7 @@
 """Measures how long the layers that pruning changes take in a runtime, by their widths: `resrep measure`."""
 
 from resrep_dist.benchmark.single_layers import cheap_layer, layer_at
-from resrep_dist.benchmark.timers import require_runtime, single_layer, whole_model
+from resrep_dist.benchmark.timers import gpu_name, require_runtime, single_layer, whole_model
 from resrep_dist.config import Config
 from resrep_dist.config.target import Runtime
 from resrep_dist.graph import Graph, flatten, trace
@@ -112,6 +112,8 @@ def measure_costs(
     with without_lines(_LINES_OF_TFLITE):
         files = _KerasFiles(measured, runtime, num_threads)
         table = measure(measured.task, files, num_threads=num_threads, versions=versions, progress=progress)
+    if runtime == "keras" and (processor := gpu_name()):
+        table["machine"]["processor"] = processor
     return table_from(table)
 
 

@@ -48,6 +48,12 @@ def require_runtime(runtime: Runtime, num_threads: int) -> dict[str, str]:
     return {**require_converter(runtime), "numpy": np.__version__}
 
 
+def gpu_name() -> str | None:
+    """Return the name of the GPU on which Keras models run here, None without one."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "a GPU")) if gpus else None
+
+
 def require_converter(runtime: Runtime) -> dict[str, str]:
     """Check that the packages that write the files of a runtime are there; return their versions.
 

@@ -34,7 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--runtime", default="onnx", choices=("tflite", "onnx"))
+    parser.add_argument("--runtime", default="onnx", choices=("keras", "tflite", "onnx"))
+    parser.add_argument("--batch", type=int, default=1, help="number of images")
     parser.add_argument("--threads", type=int, default=visible_cores())
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.6], help="of the base model's latency")
     parser.add_argument("--rankings", nargs="+", default=["norm", "norm_per_cost"], help="of the one that is aimed")
@@ -42,11 +43,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/same_macs"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    costs = options.folder / f"{options.model}_{options.image_size}_{options.runtime}_{options.threads}.json"
+    setting = (options.model, options.image_size, options.runtime, options.threads, options.batch)
+    costs = options.folder / f"{'_'.join(map(str, setting))}.json"
     if not costs.exists():
         start = time.monotonic()
         config = config_of(options, {"target_macs_fraction": 0.5})
-        measure_costs(config, options.runtime, options.threads, 1, lambda *_: None).write(costs)
+        measure_costs(config, options.runtime, options.threads, options.batch, lambda *_: None).write(costs)
         print(f"table in {time.monotonic() - start:.0f} s", flush=True)
     rows = compare(options, costs)
     (options.folder / "same_macs.json").write_text(json.dumps(rows, indent=1))
@@ -92,7 +94,7 @@ def compare(options: argparse.Namespace, costs: Path) -> list[dict[str, Any]]:
                     for name, chosen in (("aimed", aimed), ("not_aimed", other))
                 }
             )
-    runs = [whole_model(each, options.runtime, 1, options.threads) for each in models]
+    runs = [whole_model(each, options.runtime, options.batch, options.threads) for each in models]
     base, *times = time_in_turn(runs, spread_bound=0.01, max_rounds=400)
     for row, aimed_time, other_time in zip(rows, times[::2], times[1::2], strict=True):
         row["base_ms"] = base.milliseconds

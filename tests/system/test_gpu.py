@@ -1,7 +1,11 @@
 """What needs a GPU: `bash launch/test.sh -m gpu`."""
 
+import json
+
 import resrep_dist
-from tests.networks import random_source, shrinking_config, small_network
+from resrep_dist.cli.main import main
+from resrep_dist.layers.insertion import has_compactors
+from tests.networks import random_source, shrinking_config, small_config, small_network
 from tests.ranks.launcher import run_ranks
 from tests.system.runs import train_command
 
@@ -44,6 +48,24 @@ def test_a_model_shrinks_on_a_gpu_and_its_slim_one_gives_the_same(training):
     slim, certificate = resrep_dist.merge(trainer.model, trainer.graph, random_source(64, seed=1).images)
     kept = [entry["kept"] for entry in certificate.channels.values()]
     assert kept == trainer.pruner.living_widths() and slim.count_params() < trainer.model.count_params()
+
+
+def test_a_run_is_merged_on_a_gpu_and_two_runs_end_with_the_same_bits():
+    one, other = (train_on("/GPU:0", mode="merge") for _ in range(2))
+    assert not has_compactors(one.model) and 0 < one.state.early_merge["step"] < 150
+    # Without the 10 bits to which a GPU rounds inputs in training.
+    assert one.state.early_merge["certificate"]["max_relative_difference"] < 1e-5
+    assert one.state.keys() == other.state.keys()
+    for name, variable in one.state.items():
+        np.testing.assert_array_equal(variable.numpy(), other.state[name].numpy(), err_msg=name)
+
+
+def test_a_table_of_times_names_the_gpu(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(small_config(model={"name": "python:tests.networks:small_classifier"}).to_yaml())
+    assert main(["measure", str(path), "--runtime", "keras", "--output", str(tmp_path / "costs.json")]) == 0
+    processor = json.loads((tmp_path / "costs.json").read_text())["machine"]["processor"]
+    assert processor == tf.config.experimental.get_device_details(GPUS[0])["device_name"]
 
 
 def test_batches_are_on_the_gpu_and_a_bad_one_changes_nothing():
