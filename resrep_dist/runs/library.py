@@ -30,7 +30,8 @@ from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, prop
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
-from resrep_dist.training.phase import pruning_of, require_one_input_and_output
+from resrep_dist.training.phase import pruning_of
+from resrep_dist.training.start_checks import require_one_input_and_output
 from resrep_dist.training.trainer import Trainer
 
 import numpy as np

@@ -21,7 +21,8 @@ from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
-from resrep_dist.training.phase import check_images, check_loss_and_metrics, plan_phase, pruning_of
+from resrep_dist.training.phase import plan_phase, pruning_of
+from resrep_dist.training.start_checks import check_images, check_loss_and_metrics
 
 from tensorflow import keras
 

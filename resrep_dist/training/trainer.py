@@ -27,7 +27,8 @@ from resrep_dist.training.best import BestCheckpoint
 from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.distillation import make_teacher
 from resrep_dist.training.live_model import LiveModel
-from resrep_dist.training.phase import check_start, fingerprints, model_for_training, plan_phase
+from resrep_dist.training.phase import fingerprints, model_for_training, plan_phase
+from resrep_dist.training.start_checks import check_start
 
 import tensorflow as tf
 from rich.console import Console

@@ -1,0 +1,32 @@
+"""What is checked before a phase starts."""
+
+from resrep_dist.errors import ConfigError
+from resrep_dist.training.start_checks import check_data, check_images
+from tests.networks import random_source, small_config, small_network
+
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+layers = keras.layers
+
+
+def test_images_that_the_model_does_not_take_are_refused():
+    source = random_source(4)
+    check_images(small_network(), source)
+    check_images(keras.Sequential([keras.Input([None, None, 3]), layers.Conv2D(4, 3)]), source)
+    grey = keras.Sequential([keras.Input([16, 16, 1]), layers.Conv2D(4, 3)], name="grey")
+    with pytest.raises(ConfigError, match=r"grey takes images .* \(16, 16, 1\), but .* are \(16, 16, 3\)"):
+        check_images(grey, source)
+
+
+@pytest.mark.parametrize(
+    "gpus, num_ranks, num_parts, expected",
+    [(["GPU"], 1, 1, ""), (["GPU"], 1, 2, "32 on 1 ranks is 16 image(s)"), (["GPU"], 2, 1, "32 on 2 ranks is 16"),
+     ([], 2, 1, "")],
+)  # fmt: skip
+def test_parts_too_small_for_a_gpu_are_warned_of(monkeypatch, caplog, gpus, num_ranks, num_parts, expected):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    config = small_config(training={"gradient_accumulation_steps": num_parts})
+    check_data(config, random_source(64), num_ranks)
+    assert expected in caplog.text and bool(expected) == bool(caplog.text)
