@@ -1,7 +1,10 @@
 """What is checked before a phase starts."""
 
+import logging
+
 from resrep_dist.errors import ConfigError
-from resrep_dist.training.start_checks import check_data, check_images
+from resrep_dist.graph import trace
+from resrep_dist.training.start_checks import check_data, check_images, check_start
 from tests.networks import random_source, small_config, small_network
 
 import pytest
@@ -30,3 +33,12 @@ def test_parts_too_small_for_a_gpu_are_warned_of(monkeypatch, caplog, gpus, num_
     config = small_config(training={"gradient_accumulation_steps": num_parts})
     check_data(config, random_source(64), num_ranks)
     assert expected in caplog.text and bool(expected) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("gpus, round_to, is_said", [(["GPU"], 1, True), (["GPU"], 8, False), ([], 1, False)])
+def test_widths_that_a_gpu_is_slow_with_are_said_to_be(monkeypatch, caplog, gpus, round_to, is_said):
+    caplog.set_level(logging.INFO, "resrep_dist")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    config, model = small_config(prune={"round_to": round_to, "target_macs_fraction": 0.9}), small_network()
+    check_start(config, model, trace(model), random_source(64), random_source(64), 1)
+    assert ("faster with multiples of 8 channels" in caplog.text) == is_said
