@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# What one GPU shows, in twelve minutes at most. Each part is bounded and writes a line into FOLDER/results.jsonl when it
+# What one GPU shows, in eight minutes at most. Each part is bounded and writes a line into FOLDER/results.jsonl when it
 # ends, so that what was measured stays if the machine is taken away.
 #
 #   bash tests/gpu/measure.sh [FOLDER]
 #
 # FOLDER   for results and logs (default measured)
 # PYTHON   with TensorFlow for GPUs, and Horovod with NCCL (default .venv/bin/python)
-# PARTS    some of: tests ranks resumed demo float32 rounded mixed_float16 rounded_float16 mixed_bfloat16 free xla gaps
-#          costs (default all)
+# PARTS    which parts (default those of eight minutes). Others: mixed_bfloat16 free xla costs, eleven minutes
 # SMALL=1  a rehearsal on a CPU: a small network in place of ResNet-50 at 224 px, and Gloo in place of NCCL
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 folder=${1:-measured}
 python=${PYTHON:-.venv/bin/python}
+parts=${PARTS:-tests ranks resumed demo float32 rounded mixed_float16 rounded_float16 gaps}
 mkdir -p "$folder"
 
 part() { # name, limit in seconds, command
     local name=$1 limit=$2 start=$SECONDS code
     shift 2
-    if [[ " ${PARTS:-$name} " != *" $name "* ]]; then return; fi
+    if [[ " $parts " != *" $name "* ]]; then return; fi
     timeout --kill-after=5 "$limit" "$@" >"$folder/$name.log" 2>&1
     code=$?
     python3 tests/gpu/record.py "$folder" "$name" "$code" "$((SECONDS - start))" "$limit"
@@ -44,7 +44,7 @@ steps() { # name, limit in seconds, arms, settings
 # Two ranks share the GPU, which NCCL allows from 2.30 on.
 export NCCL_MULTI_RANK_GPU_ENABLE=1 TF_FORCE_GPU_ALLOW_GROWTH=true
 # Most of the time of these the host starts programs, so they run at once.
-part tests 105 "$python" -m pytest -q -m gpu tests/system/test_gpu.py &
+part tests 150 "$python" -m pytest -q -m gpu tests/system/test_gpu.py &
 part ranks 105 "$python" -m tests.gpu.two_ranks "$folder/ranks" &
 part resumed 105 "$python" -m tests.gpu.resumed "$folder/resumed" &
 part demo 105 "$python" -m resrep_dist train "$demo" --workdir "$folder/demo" --quiet &
@@ -54,11 +54,12 @@ steps float32 85 $full,slim
 steps rounded 60 plain,slim prune.round_to=8
 steps mixed_float16 75 $full,slim training.precision=mixed_float16
 steps rounded_float16 60 plain,slim prune.round_to=8 training.precision=mixed_float16
-steps mixed_bfloat16 75 $full training.precision=mixed_bfloat16
-steps free 60 $full,slim training.deterministic=false
-# XLA has no deterministic gradient of max pooling.
-steps xla 75 $full training.xla=true training.deterministic=false
 part gaps 40 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
+# Longer ones.
+steps mixed_bfloat16 75 $full training.precision=mixed_bfloat16
+steps free 120 plain,resrep training.deterministic=false
+# Trying algorithms and compiling take most of the time. XLA has no deterministic gradient of max pooling.
+steps xla 180 plain,resrep training.xla=true training.deterministic=false
 # Does a table of times lead to a faster model here than multiply-adds do?
-part costs 200 "$python" -m tests.quality.same_macs --runtime keras --batch 32 "${costs[@]}" --folder "$folder/costs"
+part costs 300 "$python" -m tests.quality.same_macs --runtime keras --batch 32 "${costs[@]}" --folder "$folder/costs"
 cat "$folder/results.jsonl"
