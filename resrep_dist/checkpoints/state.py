@@ -72,7 +72,8 @@ class TrainState(Mapping[str, tf.Variable]):
         step: Number of steps made, equal to `optimizer.iterations`. The host counts it too, since reading a variable
             waits for the device.
         num_chosen: Number of channels that the last update of the masks chose; see `select_masks`.
-        early_merge: Step and certificate of the merge during training, as JSON values; None before, and without one.
+        early_merge: Step and `certificate` of the merge during training, or step and the reason why it was `refused`,
+            as JSON values; None before, and without one.
         average: The average of the weights; None for a run that keeps none.
 
     Args:

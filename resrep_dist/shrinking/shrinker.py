@@ -40,7 +40,6 @@ class Shrinker:
     def __init__(self, graph: Graph, config: Config, interval_steps: int, cluster: Cluster) -> None:
         self._graph, self._config, self._merge = graph, config.shrink, config.merge
         self._interval_steps, self._cluster = interval_steps, cluster
-        self._is_merge_refused = False
         self._base_macs = graph.macs.total(graph.widths)
 
     def is_due(self, step: int) -> bool:
@@ -63,7 +62,8 @@ class Shrinker:
         """
         assert state.channels is not None
         dead = pruner.dead()
-        if self._config.mode == "merge" and not self._is_merge_refused and pruner.is_pruned():
+        # A merge that was refused once is not tried again, also after a restart.
+        if self._config.mode == "merge" and state.early_merge is None and pruner.is_pruned():
             channels = self._merged_channels(state, dead)
             if channels is not None:
                 return dataclasses.asdict(channels)
@@ -122,20 +122,22 @@ class Shrinker:
         velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded}
         after = state.for_model(models[0], channels, velocities, *models[1:])
         assert validation_data is not None
-        after.early_merge = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
-        return after if after.early_merge else state
+        outcome = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
+        state.early_merge = after.early_merge = outcome
+        return state if "refused" in outcome else after
 
     def _merged_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> KeptChannels | None:
         """Return the channels of the merged model; None if dead channels would have to stay in it."""
         assert state.channels is not None
         going = removable(state.model, self._graph, dead)
         if any((channels != gone).any() for channels, gone in zip(dead, going, strict=True)):
-            self._refuse_merge("a dead channel is a constant that the layers behind it cannot take in")
+            reason = "a dead channel is a constant that the layers behind it cannot take in"
+            state.early_merge = _refused(state.step, reason)
             return None
         return dataclasses.replace(state.channels.without(going), is_merged=True)
 
-    def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any] | None:
-        """Compare the outputs of the merged model with those of the one before; return None if they differ.
+    def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any]:
+        """Compare the outputs of the merged model with those of the one before; return what becomes of the merge.
 
         With an average of the weights both are compared, and the certificate has the larger difference.
         """
@@ -152,8 +154,7 @@ class Shrinker:
             certificates.append(certify(old, new, images, counts))
             difference = certificates[-1].max_relative_difference
             if not difference <= self._merge.tolerance:
-                self._refuse_merge(f"the outputs would differ by {difference:.2g} of the largest")
-                return None
+                return _refused(before.step, f"the outputs would differ by {difference:.2g} of the largest")
         certificate = max(certificates, key=lambda certificate: certificate.max_relative_difference)
         _log.info(
             "Step %d: nothing is left to prune, and the slim model trains on without compactors. Its outputs differ by "
@@ -163,10 +164,6 @@ class Shrinker:
             certificate.num_images,
         )
         return {"step": before.step, "certificate": vars(certificate)}
-
-    def _refuse_merge(self, reason: str) -> None:
-        self._is_merge_refused = True
-        _log.warning("shrink.mode merge goes on as exact: %s.", reason)
 
     def log(self, step: int, before: float, figures: Mapping[str, float]) -> None:
         """Log that the model shrinks.
@@ -242,3 +239,8 @@ class Shrinker:
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
         return training_macs(state.model, self._graph, channels)
+
+
+def _refused(step: int, reason: str) -> dict[str, Any]:
+    _log.warning("shrink.mode merge goes on as exact: %s.", reason)
+    return {"step": step, "refused": reason}

@@ -137,7 +137,7 @@ def test_other_ways_to_compute_a_step_go_on_in_the_merged_model(training):
     assert policy == {training.get("precision", "float32")}
 
 
-def test_a_merge_that_changes_the_outputs_is_refused_and_the_run_goes_on(monkeypatch, caplog):
+def test_a_merge_that_changes_the_outputs_is_refused_and_the_run_goes_on(monkeypatch, caplog, tmp_path):
     def wrong(model, graph):
         plain = merged(model, graph)
         logits = plain.get_layer("logits")
@@ -145,10 +145,24 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_the_run_goes_on(monkeyp
         return plain
 
     monkeypatch.setattr(shrinker_module, "merged", wrong)
-    trainer = make_trainer()
+    trainer = make_trainer(tmp_path)
     trainer.run()
-    assert has_compactors(trainer.model) and trainer.state.early_merge is None and trainer.pruner.is_pruned()
+    trainer.checkpoints.wait()
+    assert has_compactors(trainer.model) and trainer.pruner.is_pruned()
     assert caplog.text.count("shrink.mode merge goes on as exact: the outputs would differ by") == 1
+    # Nor is it merged after a restart, where a merge would succeed.
+    monkeypatch.undo()
+    step = trainer.state.early_merge["step"]
+    for path in (tmp_path / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    resumed = make_trainer(tmp_path)
+    resumed.start()
+    assert resumed.step == step
+    resumed.train_until(150)
+    assert "refused" in resumed.state.early_merge and has_compactors(resumed.model)
+    for name, variable in resumed.state.items():
+        np.testing.assert_array_equal(variable.numpy(), trainer.state[name].numpy(), err_msg=name)
 
 
 def test_a_run_that_misses_its_target_goes_on_as_exact():
