@@ -173,6 +173,8 @@ def small_config(**changes: Any) -> Config:
             "mask_stop_fraction": 0.9,
         },
         "logging": {"interval_steps": 10},
+        # However few steps are left.
+        "shrink": {"min_saved_steps": 0},
     }
     for section, values in changes.items():
         document[section] = {**document.get(section, {}), **values} if isinstance(values, dict) else values

@@ -55,8 +55,8 @@ def stages(
 ) -> list[Stage]:
     """Return the stages of a run with recorded widths, as the shrinker would make them.
 
-    The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved. In the
-    mode `merge` it loses its compactors as soon as it has the widths of the end.
+    The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved, and
+    `shrink.min_saved_steps`. In the mode `merge` it loses its compactors as soon as it has the widths of the end.
 
     Args:
         log: The result of `read_log`.
@@ -66,17 +66,19 @@ def stages(
         mode: The `shrink.mode`.
     """
     base_macs = graph.macs.total(graph.widths)
-    share = config.shrink.min_saved_macs_fraction
+    share, min_steps = config.shrink.min_saved_macs_fraction, config.shrink.min_saved_steps
     channels = KeptChannels.all_of(graph)
     macs = training_macs(model, graph, channels)
     if mode == "off":
         return [Stage(log[-1][0], channels, macs)]
+    end = next(step for step, widths in log if widths == log[-1][1]) if mode == "merge" else log[-1][0]
     result, since = list[Stage](), 0
     for step, widths in log[:-1]:
         is_merged = mode == "merge" and widths == log[-1][1]
         smaller = KeptChannels.first_of(widths, is_merged)
         next_macs = training_macs(model, graph, smaller)
-        if is_merged or macs - next_macs >= share * base_macs:
+        saved = (macs - next_macs) / base_macs
+        if is_merged or (saved >= share and saved * (end - step) >= min_steps):
             result.append(Stage(step - since, channels, macs))
             since, macs, channels = step, next_macs, smaller
         if is_merged:

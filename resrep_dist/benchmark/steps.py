@@ -42,6 +42,7 @@ from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.live_model import LiveModel
+from resrep_dist.training.phase import plan_phase
 
 import numpy as np
 from rich.console import Console
@@ -227,7 +228,8 @@ def _measure_the_rest(arm: Arm, graph: Graph, channels: KeptChannels, config: Co
     logging_ms = cluster.from_root(lambda: _logging_ms(live, config))
     kill_channels(live.state.model, graph, channels.dead(graph))
     merging = cluster.from_root(lambda: _seconds(lambda: merge(live.state.model, graph, batch[0].numpy())))
-    shrinker = Shrinker(graph, config, live.pruner.interval_steps, cluster)
+    masks = plan_phase(config, graph, NUM_SAMPLES).require_masks()
+    shrinker = Shrinker(graph, config, masks, cluster)
     shrink = _seconds(lambda: live.follow(shrinker.shrink(live.state, channels, ())))
     return {
         "mask_update_ms": 1000.0 * statistics.median(updates),

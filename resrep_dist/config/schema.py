@@ -203,6 +203,10 @@ class ShrinkConfig:
     """Minimum saving for which the model is made smaller, as a fraction of the base model's multiply-adds, since each
     time a new graph is traced. With the default, a ResNet-56 with a target of 0.47 is made smaller at most five
     times."""
+    min_saved_steps: NotNegativeFloat = 30.0
+    """Minimum saving for which the model is made smaller, in steps of the base model: the saved fraction of its
+    multiply-adds, times the number of steps until the phase ends or, with `merge`, until all should be pruned. Building
+    and tracing a smaller model takes as long as some steps, so a short run is made smaller less often."""
     num_calibration_batches: Positive = 8
     """For the mode `merge`: number of global training batches from which the batch norms get their statistics."""
 

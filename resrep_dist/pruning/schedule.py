@@ -32,6 +32,8 @@ class MaskSchedule:
     """Length of the phase."""
     num_needed_updates: int
     """Minimum number of updates that choose enough channels for the target."""
+    pruned_step: int
+    """Step by which all should be pruned, so that nothing is left but to merge; the end of the phase if unknown."""
     death_steps: int | None
     """Number of steps in which a row of norm 1 dies that is masked at `first_step`; None if it does not die."""
     needed_strength: float | None

@@ -17,6 +17,7 @@ from resrep_dist.layers.replacement import with_precision
 from resrep_dist.layers.sync_batch_norm import with_plain_batch_norm
 from resrep_dist.merging.certificate import certify
 from resrep_dist.pruning.pruner import Pruner
+from resrep_dist.pruning.schedule import MaskSchedule
 from resrep_dist.shrinking.early_merge import calibrate, folded_layers, merged
 from resrep_dist.shrinking.surgery import narrow_velocities, removable, with_channels, without_channels
 
@@ -33,13 +34,13 @@ class Shrinker:
     Args:
         graph: Trace of the original model.
         config: The configuration of the run: mode, how much a shrink must save, how a merged model is compared.
-        interval_steps: Number of steps from one decision to the next; that of the masks.
+        masks: The schedule of the masks: when a decision is made, and for how long a smaller model is of use.
         cluster: The ranks, over which the statistics of a merged model's batch norms are averaged.
     """
 
-    def __init__(self, graph: Graph, config: Config, interval_steps: int, cluster: Cluster) -> None:
+    def __init__(self, graph: Graph, config: Config, masks: MaskSchedule, cluster: Cluster) -> None:
         self._graph, self._config, self._merge = graph, config.shrink, config.merge
-        self._interval_steps, self._cluster = interval_steps, cluster
+        self._masks, self._cluster = masks, cluster
         self._base_macs = graph.macs.total(graph.widths)
 
     def is_due(self, step: int) -> bool:
@@ -48,7 +49,7 @@ class Shrinker:
         Args:
             step: Number of steps made.
         """
-        return self._config.mode != "off" and step % self._interval_steps == 0
+        return self._config.mode != "off" and step % self._masks.interval_steps == 0
 
     def next_channels(self, state: TrainState, pruner: Pruner) -> dict[str, Any] | None:
         """Decide which channels the model keeps from now on, and whether it is merged.
@@ -234,8 +235,14 @@ class Shrinker:
 
     def _is_worth(self, state: TrainState, channels: KeptChannels) -> bool:
         assert state.channels is not None
-        saved_macs = self._macs(state, state.channels) - self._macs(state, channels)
-        return saved_macs >= self._config.min_saved_macs_fraction * self._base_macs
+        saved = (self._macs(state, state.channels) - self._macs(state, channels)) / self._base_macs
+        is_enough = saved >= self._config.min_saved_macs_fraction
+        return is_enough and saved * self._num_steps_left(state.step) >= self._config.min_saved_steps
+
+    def _num_steps_left(self, step: int) -> int:
+        """Return the number of steps in which a smaller model is of use: a merge replaces it by another one."""
+        is_merged_soon = self._config.mode == "merge" and step < self._masks.pruned_step
+        return (self._masks.pruned_step if is_merged_soon else self._masks.num_steps) - step
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
         return training_macs(state.model, self._graph, channels)

@@ -92,7 +92,7 @@ class Trainer:
         self._live = LiveModel(model, graph, self._plan, config.training, self.cluster, teacher=self._teacher)
         self._shrinker: Shrinker | None = None
         if graph and self._plan.masks:
-            self._shrinker = Shrinker(graph, config, self._plan.masks.interval_steps, self.cluster)
+            self._shrinker = Shrinker(graph, config, self._plan.masks, self.cluster)
             self._shrinker.check(model, config.training.gradient_clip_norm)
             self._plan.masks.log()
         self.description = "prune" if graph else "base" if config.prune else "train"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -6,6 +7,7 @@ from resrep_dist.benchmark.plan import plan, plan_step_seconds, ring_allreduce_s
 from resrep_dist.benchmark.replay import stages
 from resrep_dist.benchmark.widths import channels_of, choose_channels, even_channels, read_log
 from resrep_dist.cli.main import main
+from resrep_dist.config import ShrinkConfig
 from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
 from resrep_dist.graph.kept_channels import KeptChannels
@@ -169,6 +171,10 @@ def test_a_replay_shrinks_where_it_pays(tmp_path):
         (40, full, macs[0]), (30, half, exact[1].macs), (30, narrow, graph.macs.total(narrow))
     ]  # fmt: skip
     assert [s.channels.is_merged for s in merge] == [False, False, True]
+    config = dataclasses.replace(config, shrink=ShrinkConfig(min_saved_macs_fraction=0.15, min_saved_steps=8))
+    by_mode = {mode: stages(log, with_compactors, graph, config, mode) for mode in ("exact", "merge")}
+    assert [s.channels.widths for s in by_mode["exact"]] == [full, half]
+    assert [s.channels.widths for s in by_mode["merge"]] == [full, narrow]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def test_rows_with_a_penalty_of_their_own_die_in_a_tenth_of_the_phase(graph):
     plan = plan_masks(config, graph, cosine(1000), steps_per_epoch=10.0)
     assert 0.5 * 100 < plan.death_steps <= 100 and plan.problems() == []
     assert plan.lasso_strength > plan_masks(joint, graph, cosine(1000), steps_per_epoch=10.0).lasso_strength
+    assert plan.first_step + plan.death_steps < plan.pruned_step < 500
+    assert plan_masks(joint, graph, cosine(1000), steps_per_epoch=10.0).pruned_step == 1000
     # In a long phase the paper's is enough.
     assert plan_masks(config, graph, cosine(400_000), steps_per_epoch=10.0).lasso_strength == 1e-4
 

@@ -35,6 +35,19 @@ def shrinks_of(trainer, last_step):
     return found
 
 
+@pytest.mark.parametrize("mode", ["exact", "merge"])
+def test_no_smaller_model_is_built_for_a_few_steps_but_the_merged_one(mode):
+    document = shrinking_config(mode).to_dict()
+    document["shrink"]["min_saved_steps"] = 100
+    model = small_network()
+    sources = random_source(), random_source(64, seed=1)
+    trainer = resrep_dist.Trainer(model, resrep_dist.trace(model), build_config(document), *sources)
+    trainer.start()
+    trainer.train_until(150)
+    assert trainer.pruner is None or sum(trainer.pruner.living_widths()) < sum(trainer.graph.widths)
+    assert (sum(trainer.state.channels.widths) < sum(trainer.graph.widths)) == (mode == "merge")
+
+
 def test_a_run_shrinks_rarely_and_resumes_bit_for_bit_from_before_and_after(tmp_path):
     trainer = make_trainer(tmp_path / "whole")
     trainer.start()

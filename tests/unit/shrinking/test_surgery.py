@@ -73,7 +73,7 @@ def make_live(model, graph):
     )
     plan = plan_phase(config, graph, len(SOURCE))
     live = LiveModel(model_for_training(model, graph, config, CLUSTER), graph, plan, config.training, CLUSTER)
-    return live, Shrinker(graph, config, config.prune.mask_interval_steps, CLUSTER)
+    return live, Shrinker(graph, config, plan.require_masks(), CLUSTER)
 
 
 def train(live, first_step, last_step):
