@@ -9,7 +9,7 @@ from resrep_dist.distributed.environment import launched_rank
 from resrep_dist.errors import UserError
 from resrep_dist.models.result_folder import NAMES, current_folder
 
-KEYS = "Every key of a configuration is described in docs/configuration.md."
+KEYS = "Every key of a configuration is described in resrep_dist/config."
 """Where the keys of a configuration are described, for the end of a help text."""
 
 

@@ -1,6 +1,7 @@
 """The report of one or several runs: an HTML page that opens without a server, and the same as Markdown."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from resrep_dist.reporting.savings import describe_savings
 from resrep_dist.reporting.verdict import is_good, verdict
 
 import jinja2
+import markupsafe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,13 @@ def render(page: Page, template_name: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["code"] = _with_code
     return environment.get_template(template_name).render(page=page)
+
+
+def _with_code(text: str) -> markupsafe.Markup:
+    """Return a paragraph for HTML, in which what stands in backticks is code."""
+    return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", markupsafe.escape(text)))
 
 
 def _verdicts(runs: Sequence[RunRecord]) -> list[Verdict]:

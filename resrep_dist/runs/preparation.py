@@ -59,11 +59,11 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     """
     # On every rank, so that the others do not wait forever if something is missing on one host.
     model = cluster.everywhere(lambda: build_model(config.model, config.task))
+    agree_on_costs(cluster, config.prune)
     graph = cluster.everywhere(lambda: _checked_graph(model, config))
     train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
     if graph:
         config = with_numbers(config, graph, len(train_data), workdir, cluster)
-        agree_on_costs(cluster, config.prune)
     cluster.from_root(lambda: open_workdir(config, workdir))
     if newest_of is not None:
         cluster.from_root(lambda: copy_newest_state(newest_of, workdir))

@@ -164,7 +164,7 @@ def propose(
     num_steps = max(1, round(epochs * found.num_images / batch_size))
     return "\n".join(
         [
-            "# Proposed by `resrep init`. Every key is described in docs/configuration.md.",
+            "# Proposed by `resrep init`. Every key is described in resrep_dist/config.",
             *([f"task: {found.task}", ""] if found.task != "classification" else []),
             *_model(name, found, size, weights),
             *_data(found, batch_size, _normalization(found.source, name, scaling)),

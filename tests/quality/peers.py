@@ -68,6 +68,7 @@ OURS = {
     "merge, taught": TAUGHT,
     "merge, residual groups": [*MERGE, "prune.residual_groups=true"],
     "merge, norm per cost": [*MERGE, "prune.ranking=norm_per_cost"],
+    "merge, multiples of 4": [*MERGE, "prune.round_to=4"],
     "merge, averaged": [*MERGE, "train.weight_average_decay=0.99"],
     "merge, mixup": [*MERGE, "data.mixup_alpha=0.2"],
     "merge, CutMix": [*MERGE, "data.cutmix_alpha=1"],

@@ -29,7 +29,7 @@ def test_the_examples_of_a_help_text_are_understood(parser):
 
 def test_the_help_of_a_training_says_where_the_keys_are_described_and_others_their_defaults():
     for arguments, expected in (
-        (["train"], "docs/configuration.md"),
+        (["train"], "is described in resrep_dist/config"),
         (["inspect"], "(default: 1)"),
         (["plan"], "(default: 50)"),
     ):

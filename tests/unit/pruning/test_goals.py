@@ -120,6 +120,9 @@ def test_ranks_with_other_tables_do_not_start(graph, tmp_path):
         ConfigError, match="another table on rank 1 than on rank 0, with the checksum .* of 000000000000;"
     ):
         agree_on_costs(SecondRank("0" * 64), config)
+    # The file counts, not the checksum that the configuration of a run names on all ranks.
+    with pytest.raises(ConfigError, match="another table on rank 1"):
+        agree_on_costs(SecondRank("0" * 64), with_checksum(config))
     # Nothing travels where there is no table.
     for without_table in (None, PruneConfig(target_macs_fraction=0.5)):
         agree_on_costs(SecondRank("0" * 64), without_table)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from resrep_dist.errors import UserError
 from resrep_dist.monitoring.channel_history import ChannelHistory
 from resrep_dist.reporting.figures import RUN_COLORS, costs_pictures, curves_pictures
-from resrep_dist.reporting.page import write_pages
+from resrep_dist.reporting.page import _with_code, write_pages
 from resrep_dist.reporting.run_folder import read_runs
 from tests.networks import small_config
 
@@ -268,3 +268,7 @@ def test_text_is_escaped_in_both_formats(tmp_path):
     assert not page.open and "i" not in page.tags
     assert "a&b <i> | c" in page.texts
     assert "the same images | a&b <i> \\| c |" in (workdir / "report.md").read_text()
+
+
+def test_commands_are_shown_as_code_and_stay_escaped():
+    assert _with_code("run `resrep a&b` <now>") == "run <code>resrep a&amp;b</code> &lt;now&gt;"
