@@ -76,7 +76,7 @@ def render(page: Page, template_name: str) -> str:
 
 def _with_code(text: str) -> markupsafe.Markup:
     """Return a paragraph for HTML, in which what stands in backticks is code."""
-    return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", markupsafe.escape(text)))
+    return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def _verdicts(runs: Sequence[RunRecord]) -> list[Verdict]:
