@@ -54,6 +54,7 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
     is_averaged = trainer.evaluated_model is not trainer.model
     of_weights = Evaluator(trainer.model).top1(data[1], EVALUATION_BATCH_SIZE)
     of_average = {"top1_of_average": Evaluator(trainer.evaluated_model).top1(data[1], EVALUATION_BATCH_SIZE)}
+    merged = trainer.state.early_merge or {}
     return {
         "top1": of_weights,
         **(of_average if is_averaged else {}),
@@ -61,7 +62,7 @@ def prune(base: keras.Model, mode: str, config: Config, data: tuple, cluster: Cl
         "seconds": seconds,
         "last_shrink_step": max(shrink_steps, default=0),
         "num_shrinks": len(shrink_steps),
-        "merge_step": trainer.state.early_merge["step"] if trainer.state.early_merge else -1,
+        "merge_step": merged["step"] if "certificate" in merged else -1,
         "num_masked_alive": trainer.pruner.num_masked_alive() if trainer.pruner else 0,
     }
 

@@ -51,9 +51,10 @@ def measure(path: Path, overrides: list[str], is_plain: bool) -> dict[str, float
     trainer.start()
     start = time.perf_counter()
     trainer.train_until(trainer.num_steps)
-    merged = trainer.state.early_merge or {"step": -1}
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "num_steps": trainer.step, "merge_step": merged["step"]}
+    merged = trainer.state.early_merge or {}
+    merge_step = merged["step"] if "certificate" in merged else -1
+    return {"seconds": seconds, "num_steps": trainer.step, "merge_step": merge_step}
 
 
 def main() -> None:
