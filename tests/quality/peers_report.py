@@ -25,6 +25,7 @@ NAMES = {
     "merge, taught": "ours, `merge`, distillation",
     "merge, residual groups": "ours, `merge`, residual groups",
     "merge, norm per cost": "ours, `merge`, ranking by norm per cost",
+    "merge, multiples of 4": "ours, `merge`, multiples of 4",
     "merge, averaged": "ours, `merge`, average of weights",
     "merge, mixup": "ours, `merge`, mixup",
     "merge, CutMix": "ours, `merge`, CutMix",
