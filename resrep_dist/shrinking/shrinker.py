@@ -237,12 +237,15 @@ class Shrinker:
         assert state.channels is not None
         saved = (self._macs(state, state.channels) - self._macs(state, channels)) / self._base_macs
         is_enough = saved >= self._config.min_saved_macs_fraction
-        return is_enough and saved * self._num_steps_left(state.step) >= self._config.min_saved_steps
+        return is_enough and saved * self._num_steps_left(state) >= self._config.min_saved_steps
 
-    def _num_steps_left(self, step: int) -> int:
+    def _num_steps_left(self, state: TrainState) -> int:
         """Return the number of steps in which a smaller model is of use: a merge replaces it by another one."""
-        is_merged_soon = self._config.mode == "merge" and step < self._masks.pruned_step
-        return (self._masks.pruned_step if is_merged_soon else self._masks.num_steps) - step
+        is_merged_soon = (
+            self._config.mode == "merge" and state.early_merge is None and state.step < self._masks.pruned_step
+        )
+        # None in the extension of a phase.
+        return max(0, (self._masks.pruned_step if is_merged_soon else self._masks.num_steps) - state.step)
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
         return training_macs(state.model, self._graph, channels)

@@ -6,7 +6,7 @@
 #
 # FOLDER   for results and logs (default measured)
 # PYTHON   with TensorFlow for GPUs, and Horovod with NCCL (default .venv/bin/python)
-# PARTS    which parts (default those of eight minutes). Others: mixed_bfloat16 free xla costs, eleven minutes
+# PARTS    which parts (default those of eight minutes). Others: mixed_bfloat16 free xla costs, twelve minutes
 # SMALL=1  a rehearsal on a CPU: a small network in place of ResNet-50 at 224 px, and Gloo in place of NCCL
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
