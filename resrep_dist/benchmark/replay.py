@@ -53,7 +53,7 @@ class Stage:
 def stages(
     log: Sequence[tuple[int, list[int]]], model: keras.Model, graph: Graph, config: Config, mode: str
 ) -> list[Stage]:
-    """Return the stages of a run with recorded widths, as the shrinker would make them.
+    """Return the stages of a run with recorded widths, as a shrinker would make them that knows when the run merges.
 
     The model becomes smaller whenever at least `shrink.min_saved_macs_fraction` of the multiply-adds is saved, and
     `shrink.min_saved_steps`. In the mode `merge` it loses its compactors as soon as it has the widths of the end.
@@ -130,6 +130,7 @@ def benchmark_replay(config: Config, path: Path, cluster: Cluster, num_steps: in
     return {
         **setting(config, graph, cluster, num_steps, num_rounds),
         "min_saved_macs_fraction": config.shrink.min_saved_macs_fraction,
+        "min_saved_steps": config.shrink.min_saved_steps,
         "num_replayed_steps": log[-1][0],
         **_totals(by_mode, points),
         "stages": {mode: [_measured(stage, points) for stage in of_mode] for mode, of_mode in by_mode.items()},

@@ -165,7 +165,7 @@ def agree_on_costs(cluster: Cluster, config: PruneConfig | None) -> None:
         if own != expected:
             raise ConfigError(
                 f"costs {costs}: another table on rank {cluster.rank} than on rank 0, with the checksum "
-                f"{str(own)[:12]} in place of {expected[:12]}; give all hosts the same file"
+                f"{own[:12]} in place of {expected[:12]}; give all hosts the same file"
             )
 
     cluster.everywhere(compare)

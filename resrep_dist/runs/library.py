@@ -18,7 +18,7 @@ from resrep_dist.merging.merge import merge
 from resrep_dist.models.building import logits_only, require_classes, require_fitting_end
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
-from resrep_dist.pruning.goals import goal_of
+from resrep_dist.pruning.goals import agree_on_costs, goal_of
 from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.reporting.goals import target_section
@@ -100,6 +100,7 @@ def prune(
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
+    agree_on_costs(cluster, config.prune)
     graph, hooks = _graph(model, config), [history, *hooks]
     options: dict[str, Any] = {"cluster": cluster, "workdir": workdir, "console": console, "hooks": hooks}
     with hold_lease(workdir, cluster) if workdir else contextlib.nullcontext():

@@ -22,7 +22,7 @@ from resrep_dist.pruning.targets import require_prunable, require_reachable_targ
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
 from resrep_dist.training.phase import plan_phase, pruning_of
-from resrep_dist.training.start_checks import check_images, check_loss_and_metrics
+from resrep_dist.training.start_checks import check_images, check_loss_and_metrics, note_widths
 
 from tensorflow import keras
 
@@ -119,6 +119,7 @@ def with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, 
         # Said before the base is trained, too.
         for warning in masks.warnings():
             _log.warning("%s", warning)
+        note_widths(prune)
     return plan.resolved(config)
 
 

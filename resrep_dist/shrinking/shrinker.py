@@ -59,15 +59,14 @@ class Shrinker:
             pruner: Knows which channels are dead, and whether all is done.
 
         Returns:
-            The channels as a JSON value, or None if the model stays as it is.
+            The channels as a JSON value, or None if the model stays as it is. If it would be merged and cannot be: what
+            `TrainState.early_merge` is to be from now on.
         """
         assert state.channels is not None
         dead = pruner.dead()
         # A merge that was refused once is not tried again, also after a restart.
         if self._config.mode == "merge" and state.early_merge is None and pruner.is_pruned():
-            channels = self._merged_channels(state, dead)
-            if channels is not None:
-                return dataclasses.asdict(channels)
+            return self._merged_channels(state, dead)
         # `removable` looks at every layer, which is not needed if too few channels are dead.
         if not self._is_worth(state, state.channels.without(dead)):
             return None
@@ -127,15 +126,13 @@ class Shrinker:
         state.early_merge = after.early_merge = outcome
         return state if "refused" in outcome else after
 
-    def _merged_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> KeptChannels | None:
-        """Return the channels of the merged model; None if dead channels would have to stay in it."""
+    def _merged_channels(self, state: TrainState, dead: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Return the channels of the merged model; a refusal if dead channels would have to stay in it."""
         assert state.channels is not None
         going = removable(state.model, self._graph, dead)
         if any((channels != gone).any() for channels, gone in zip(dead, going, strict=True)):
-            reason = "a dead channel is a constant that the layers behind it cannot take in"
-            state.early_merge = _refused(state.step, reason)
-            return None
-        return dataclasses.replace(state.channels.without(going), is_merged=True)
+            return _refused(state.step, "a dead channel is a constant that the layers behind it cannot take in")
+        return dataclasses.asdict(dataclasses.replace(state.channels.without(going), is_merged=True))
 
     def _prove(self, before: TrainState, after: TrainState, validation_data: ImageSource) -> dict[str, Any]:
         """Compare the outputs of the merged model with those of the one before; return what becomes of the merge.

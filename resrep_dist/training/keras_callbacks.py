@@ -102,8 +102,8 @@ class ChannelMasks(keras.callbacks.Callback):
                 "ChannelMasks, or each rank would train on its own gradients; make one resrep_dist.Cluster() and give "
                 "it as `cluster` to ResRepOptimizer and to ChannelMasks"
             )
-        require_reachable_target(self._graph, self._config)
         agree_on_costs(self.cluster, self._config)
+        require_reachable_target(self._graph, self._config)
         num_chosen = self.state.num_chosen if self.state else 0
         self.state = TrainState(self.model, optimizer, KeptChannels.all_of(self._graph))
         self.state.num_chosen = num_chosen

@@ -9,7 +9,6 @@ from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.insertion import compactors_of, has_compactors
-from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.training.distillation import Teacher
@@ -106,7 +105,6 @@ class LiveModel:
 
 def _make_pruner(state: TrainState, graph: Graph, plan: PhasePlan, cluster: Cluster) -> Pruner:
     masks = plan.require_masks()
-    agree_on_costs(cluster, masks.config)
     return Pruner(state, graph, masks.config, cluster, first_step=masks.first_step, last_step=masks.last_step)
 
 

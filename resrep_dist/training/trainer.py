@@ -21,6 +21,7 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.defaults import default_hooks
 from resrep_dist.monitoring.hooks import Hook, Hooks
 from resrep_dist.monitoring.monitor import default_console
+from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.shrinking.shrinker import Shrinker
 from resrep_dist.training.best import BestCheckpoint
@@ -83,6 +84,9 @@ class Trainer:
         workdir = Path(workdir) if workdir is not None else None
         self._train_data, self._validation_data, self._workdir = train_data, validation_data, workdir
         enable_determinism(config.training, config.seed)
+        if graph:
+            # Before a rank reads its own table, and stops alone at what is wrong with it.
+            agree_on_costs(self.cluster, config.prune)
         check_start(config, model, graph, train_data, validation_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
@@ -241,6 +245,9 @@ class Trainer:
         """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
         saved = self.cluster.from_root(lambda: shrinker.next_channels(self.state, pruner))
         if saved is None:
+            return
+        if "refused" in saved:
+            self.state.early_merge = saved
             return
         self._agree()
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()

@@ -53,5 +53,6 @@ def test_each_part_is_bounded_and_written_down_when_it_ends(tmp_path):
     calls = re.findall(r"^(?:part|steps) (\w+) (\d+)", script, re.MULTILINE)
     limits = {name: int(seconds) for name, seconds in calls}
     assert limits.keys() == by_name.keys()
+    assert re.findall(r"^part (\w+) .*&$", script, re.MULTILINE) == AT_ONCE.split() and "&\nwait\n" in script
     assert max(limits[name] for name in AT_ONCE.split()) + sum(limits[name] for name in ALONE.split()) <= 480
     assert sum(limits[name] for name in LONGER.split()) <= 720, "twelve minutes, as it says"

@@ -1,6 +1,7 @@
 """A live model at smaller widths: the same function, the same training."""
 
 import dataclasses
+import json
 
 from resrep_dist.checkpoints.variables import model_variables
 from resrep_dist.distributed.cluster import Cluster
@@ -191,6 +192,55 @@ def test_a_constant_goes_where_it_can_and_its_channel_stays_where_it_cannot(floa
             small = without_channels(pruned, graph, going)
             assert small.get_layer("depthwise").output_shape[-1] == 12 - dead[0].sum()
             np.testing.assert_allclose(small(images), pruned(images), rtol=0, atol=1e-9)
+
+
+class AllDead:
+    """A pruner with nothing left to do."""
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def dead(self):
+        return self.channels
+
+    def is_pruned(self):
+        return True
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_constant_that_has_to_stay_refuses_the_merge_on_all_ranks_alike(batch_norm, caplog):
+    model = depthwise_network(batch_norm=batch_norm)
+    graph = trace(model, exclude=["pointwise"])
+    live, shrinker = make_live(model, graph)
+    shrinker._config = dataclasses.replace(shrinker._config, mode="merge")
+    pruner = AllDead([np.arange(12) >= 8])
+    answer = shrinker.next_channels(live.state, pruner)
+    # Rank 0 decides; every rank takes what it answers.
+    assert live.state.early_merge is None and json.loads(json.dumps(answer)).keys() == answer.keys()
+    assert answer.get("is_merged", False) == batch_norm
+    assert ("refused" in answer) == ("goes on as exact: a dead channel is a constant" in caplog.text) != batch_norm
+    if not batch_norm:
+        live.state.early_merge = answer
+        again = shrinker.next_channels(live.state, pruner)
+        assert again is None or not again["is_merged"]
+
+
+def test_a_shrink_counts_to_the_merge_that_comes():
+    model = small_network()
+    live, shrinker = make_live(model, trace(model))
+    shrinker._masks = dataclasses.replace(shrinker._masks, pruned_step=40, num_steps=100)
+    kept = live.state.channels.without([np.arange(width) >= width // 2 for width in shrinker._graph.widths])
+    saved = 1 - shrinker._macs(live.state, kept) / shrinker._macs(live.state, live.state.channels)
+
+    def is_worth(mode, min_saved_steps, step, early_merge=None):
+        config = dataclasses.replace(shrinker._config, mode=mode, min_saved_steps=min_saved_steps)
+        shrinker._config, live.state.step, live.state.early_merge = config, step, early_merge
+        return shrinker._is_worth(live.state, kept)
+
+    assert 0.3 < saved < 0.4
+    assert is_worth("exact", 20, 20) and not is_worth("merge", 20, 20) and is_worth("merge", 5, 20)
+    assert is_worth("merge", 20, 20, {"step": 10, "refused": "why"}), "no merge comes"
+    assert not is_worth("exact", 1, 100) and is_worth("exact", 0, 110), "0 is no limit in the extension either"
 
 
 def test_what_was_merged_begins_at_rest_and_the_rest_keeps_its_speed():

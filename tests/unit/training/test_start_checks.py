@@ -41,4 +41,4 @@ def test_widths_that_a_gpu_is_slow_with_are_said_to_be(monkeypatch, caplog, gpus
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     config, model = small_config(prune={"round_to": round_to, "target_macs_fraction": 0.9}), small_network()
     check_start(config, model, trace(model), random_source(64), random_source(64), 1)
-    assert ("faster with multiples of 8 channels" in caplog.text) == is_said
+    assert ("are faster with multiples of 8 channels" in caplog.text) == is_said
