@@ -112,8 +112,8 @@ def measure_costs(
     with without_lines(_LINES_OF_TFLITE):
         files = _KerasFiles(measured, runtime, num_threads)
         table = measure(measured.task, files, num_threads=num_threads, versions=versions, progress=progress)
-    if runtime == "keras" and (processor := gpu_name()):
-        table["machine"]["processor"] = processor
+    if runtime == "keras" and (gpu := gpu_name()):
+        table["machine"]["gpu"] = gpu
     return table_from(table)
 
 

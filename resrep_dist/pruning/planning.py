@@ -59,6 +59,7 @@ def plan_masks(
     if config.mask_stop_fraction is not None:
         complete = max(complete, last_step)
     options = {"lasso_strength": strength, "momentum": momentum}
+    last_death_steps = steps_to_die(rates, window_end, **options)
     return MaskSchedule(
         config=numbers,
         chosen=tuple(name for name in _AUTOMATIC if getattr(config, name) == "auto"),
@@ -68,7 +69,7 @@ def plan_masks(
         interval_steps=interval_steps,
         num_steps=num_steps,
         num_needed_updates=num_needed,
-        pruned_step=_pruned_step(config, window_end, num_steps),
+        pruned_step=window_end + last_death_steps if last_death_steps else num_steps,
         death_steps=steps_to_die(rates, first_step, **options),
         needed_strength=strength_to_die(rates, complete, momentum=momentum),
         is_in_time=last_step <= last_step_to_die(rates, **options),
@@ -94,17 +95,12 @@ def _strength(config: PruneConfig, rates: np.ndarray, window_end: int) -> float:
     """Return the strength with which a row that is masked at the end of the window still dies in time."""
     if config.lasso_strength != "auto":
         return config.lasso_strength
-    end = _pruned_step(config, window_end, len(rates))
+    end = len(rates)
+    # A penalty that does not pull at the rows that stay can be strong.
+    if config.kept_lasso_strength is not None:
+        end = min(end, window_end + max(1, math.ceil(_DEATH_FRACTION * end)))
     needed = strength_to_die(rates[:end], window_end, momentum=config.compactor_momentum)
     return max(PAPER_LASSO_STRENGTH, float(rounded_up(needed)) if needed else 0.0)
-
-
-def _pruned_step(config: PruneConfig, window_end: int, num_steps: int) -> int:
-    """Return the step by which all masked rows are to be dead."""
-    # A penalty that does not pull at the rows that stay can be strong.
-    if config.kept_lasso_strength is None:
-        return num_steps
-    return min(num_steps, window_end + max(1, math.ceil(_DEATH_FRACTION * num_steps)))
 
 
 def _unhurried_steps(rates: np.ndarray, first_fraction: float, momentum: float) -> int | None:

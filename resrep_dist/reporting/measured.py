@@ -125,7 +125,8 @@ def _layers_text(run: RunRecord, layers: dict[str, Any]) -> str:
     error = layers["predicted_ms"] / layers["slim_ms"] - 1
     of_base = (layers["predicted_ms"] / table["base_ms"]) / (layers["slim_ms"] / layers["base_ms"]) - 1
     spread = math.hypot(layers["slim_spread"], layers["base_spread"])
-    processor = table["machine"].get("processor", "a processor that it does not name")
+    machine = table["machine"]
+    processor = machine.get("gpu") or machine.get("processor", "a processor that it does not name")
     return (
         f"{text} The table, of {table['date'][:10]} on {processor}, predicts {layers['predicted_ms']:.3g} ms for the "
         f"whole; {layers['slim_ms']:.3g} ms were measured (error {100 * error:+.1f} ± "

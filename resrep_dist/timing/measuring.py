@@ -106,7 +106,7 @@ class _Measurement:
         self.task = task
         self._files, self._progress, self._max_rounds = files, progress, max_rounds
 
-    def layers(self, points: Sequence[Point], what: str) -> list[Median]:
+    def layers(self, points: Sequence[Point], what: str, *, is_for_a_sum: bool = False) -> list[Median]:
         """Return the times of layers at numbers of input and output channels."""
         runs: list[Run] = []
         before: dict[tuple[str, int], Run] = {}
@@ -118,7 +118,7 @@ class _Measurement:
             if key and key not in before:
                 before[key] = self._files.before(point)
             keys.append(key)
-        medians = self._times([*runs, *before.values()], what)
+        medians = self._times([*runs, *before.values()], what, is_for_a_sum)
         of_before = dict(zip(before, medians[len(runs) :], strict=True))
         return [time.without(of_before[key] if key else None) for time, key in zip(medians, keys, strict=False)]
 
@@ -130,11 +130,13 @@ class _Measurement:
             runs.append(self._files.whole(number))
         return self._times(runs, "whole models")
 
-    def _times(self, runs: Sequence[Run], what: str) -> list[Median]:
+    def _times(self, runs: Sequence[Run], what: str, is_for_a_sum: bool = False) -> list[Median]:
         def on_round(number: int, num_open: int) -> None:
             self._progress(f"{what}: round {number}", len(runs) - num_open, len(runs))
 
-        return time_in_turn(runs, spread_bound=SPREAD_BOUND, max_rounds=self._max_rounds, on_round=on_round)
+        return time_in_turn(
+            runs, spread_bound=SPREAD_BOUND, max_rounds=self._max_rounds, is_for_a_sum=is_for_a_sum, on_round=on_round
+        )
 
 
 def _measure_layers(measurement: _Measurement) -> list[LayerTimes]:
@@ -151,7 +153,7 @@ def _measure_layers(measurement: _Measurement) -> list[LayerTimes]:
         sides = grid_widths(call, of_kind)
         grids.append((call, sides, of_kind))
         points += [(call, inputs, outputs) for inputs in sides[0] for outputs in sides[1]]
-    medians = iter(measurement.layers(points, f"{len(calls)} layers"))
+    medians = iter(measurement.layers(points, f"{len(calls)} layers", is_for_a_sum=True))
     result = []
     for call, sides, of_kind in grids:
         rows = [[next(medians) for _ in sides[1]] for _ in sides[0]]

@@ -24,6 +24,15 @@ class Median:
     spread: float
     """Half of the 95 % confidence interval of the median, as a fraction of it (McGill, Tukey and Larsen 1978)."""
 
+    def is_known(self, spread_bound: float, at_least: float = 0.0) -> bool:
+        """Return whether the error is below the bound, as a fraction of the median or of a larger time.
+
+        Args:
+            spread_bound: The bound.
+            at_least: The other time in milliseconds.
+        """
+        return self.spread * self.milliseconds <= spread_bound * max(self.milliseconds, at_least)
+
     def without(self, part: "Median | None") -> "Median":
         """Return the time of what remains if a part is taken off; a tenth of the whole at least.
 
@@ -42,17 +51,21 @@ def time_in_turn(
     *,
     spread_bound: float,
     max_rounds: int,
+    is_for_a_sum: bool = False,
     on_round: Callable[[int, int], None] = lambda number, num_open: None,
 ) -> list[Median]:
     """Measure the median times of several functions, one call after the other in each round.
 
     A sample in which this process had a core for less than 95 % of the time is left out, since another process had it
-    in between. A function takes part until its spread is below the bound.
+    in between. With several threads it has more than one core, and all samples count. A function takes part until its
+    spread is below the bound.
 
     Args:
         runs: The functions.
         spread_bound: The spread that is enough.
         max_rounds: Number of rounds after which the spread is as it is.
+        is_for_a_sum: True if the times are to be added up, so that the error of a short one matters little: a function
+            also stops when its error is below the bound as a fraction of the mean time of all functions.
         on_round: Called after each round with its number and the number of functions that go on.
 
     Returns:
@@ -66,8 +79,12 @@ def time_in_turn(
         for index in going:
             sample, is_clean = _sample(runs[index], repeats[index])
             (clean if is_clean else disturbed)[index].append(sample)
+        medians = {index: _median(samples) for index, samples in enumerate(clean) if len(samples) >= _MIN_SAMPLES}
+        mean = float(np.mean([median.milliseconds for median in medians.values()])) if is_for_a_sum and medians else 0.0
         going = [
-            index for index in going if len(clean[index]) < _MIN_SAMPLES or _median(clean[index]).spread > spread_bound
+            index
+            for index in going
+            if index not in medians or not medians[index].is_known(spread_bound, at_least=mean)
         ]
         on_round(number, len(going))
         if not going:

@@ -1,8 +1,12 @@
 """What is said of a measured table."""
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
+
+from .rounds import Median
 
 _MAX_ERROR = 0.1
 
@@ -33,13 +37,20 @@ def distrust(table: Mapping[str, Any]) -> str | None:
 
 
 def wide_spreads(table: Mapping[str, Any]) -> list[str]:
-    """Return the names of layers of which a spread is above the bound.
+    """Return the names of layers of which an error is above the bound, as `time_in_turn` counts it for a sum.
 
     Args:
         table: A measured table, as values for JSON.
     """
+
+    def times(layer: Mapping[str, Any]) -> list[Median]:
+        pairs = zip(itertools.chain(*layer["milliseconds"]), itertools.chain(*layer["spreads"]), strict=True)
+        return [Median(*pair) for pair in pairs]
+
+    of_layers = {layer["names"][0]: times(layer) for layer in table["layers"]}
+    mean = statistics.fmean(time.milliseconds for of_layer in of_layers.values() for time in of_layer)
     bound = table["spread_bound"]
-    return [layer["names"][0] for layer in table["layers"] if max(max(row) for row in layer["spreads"]) > bound]
+    return [name for name, of_layer in of_layers.items() if not all(time.is_known(bound, mean) for time in of_layer)]
 
 
 def summary(table: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -182,6 +182,12 @@ class Trainer:
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)
+        if "refused" in (self.state.early_merge or {}):
+            _log.warning(
+                "The merge at step %(step)d was refused (%(refused)s) and is not tried again, also with another "
+                "merge.tolerance; `resrep train CONFIG --from DIR --newest` begins a phase that may merge.",
+                self.state.early_merge,
+            )
         self._saved_step = self.step if self.step else None
         self._hooks.on_start(self)
         self._batches = iter(self._hooks.wrap_batches(self, self._training_batches()))

@@ -60,4 +60,6 @@ def test_killed_around_the_merge_a_run_ends_as_if_it_had_not_been(tmp_path, num_
 
 def early_merge(run):
     """Step and certificate of the merge in training, in the report of a run."""
-    return json.loads((run.workdir / "slim" / "report.json").read_text())["early_merge"]
+    merge = json.loads((run.workdir / "slim" / "report.json").read_text())["early_merge"]
+    assert "certificate" in merge, merge
+    return merge

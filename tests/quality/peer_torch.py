@@ -10,6 +10,7 @@ multiply-adds are on a straight line from 1 to the target; it is trained in betw
 import json
 import math
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def save(model, path):
     arrays = {}
     for name, layer in model.layers.items():
         for index, (tensor, axes) in enumerate(parameters_of(layer)):
-            array = tensor.detach().numpy()
+            array = tensor.detach().cpu().numpy()
             arrays[f"{name}/{index}"] = array.transpose(np.argsort(axes)) if axes else array
     np.savez(path, **arrays)
 
@@ -133,17 +134,30 @@ def multiply_adds(model, example):
     return sum(counts)
 
 
+def find_device():
+    """The GPU if there is one, with the same bits in every run and without TF32: outputs are compared with Keras'."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def logits_of(model, images, device):
+    """Those of a batch [N, H, W, C] of a file."""
+    return model(torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).copy()).to(device))
+
+
 def main():
     task = json.loads(Path(sys.argv[1]).read_text())
     torch.manual_seed(task["seed"])
     torch.set_num_threads(1)
+    device = find_device()
     images, labels = (np.load(task[name], mmap_mode="r") for name in ("images", "labels"))
-    model = Network((task["depth"] - 2) // 6, task["num_classes"])
+    model = Network((task["depth"] - 2) // 6, task["num_classes"]).to(device)
     load(model, task["weights"])
     model.eval()
     with torch.no_grad():
-        first = model(torch.from_numpy(np.array(images[0]).transpose(0, 3, 1, 2).copy())).numpy()
-    example = torch.zeros(1, 3, *images.shape[2:4])
+        first = logits_of(model, images[0], device).cpu().numpy()
+    example = torch.zeros(1, 3, *images.shape[2:4], device=device)
     base_macs = multiply_adds(model, example)
     pruner, optimizer = make_pruner(task["criterion"], model, example), make_optimizer(model, task)
     num_steps, target = len(task["rates"]), task["target_macs_fraction"]
@@ -153,8 +167,8 @@ def main():
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = torch.from_numpy(np.array(images[step]).transpose(0, 3, 1, 2).copy())
-        loss = functional.cross_entropy(model(batch), torch.from_numpy(np.array(labels[step])))
+        wanted_classes = torch.from_numpy(np.array(labels[step])).to(device)
+        loss = functional.cross_entropy(logits_of(model, images[step], device), wanted_classes)
         optimizer.zero_grad()
         loss.backward()
         if step < last_pruning and task["criterion"] == "batch_norm_scale":
@@ -176,11 +190,11 @@ def main():
             optimizer = make_optimizer(model, task)
     model.eval()
     with torch.no_grad():
-        last = model(torch.from_numpy(np.array(images[0]).transpose(0, 3, 1, 2).copy())).numpy()
+        last = logits_of(model, images[0], device).cpu().numpy()
     save(model, task["output"])
     np.savez(task["logits"], first=first, last=last)
     report = {"macs_fraction": macs / base_macs, "macs_vs_plain": macs_of_steps}
-    report["versions"] = f"Torch-Pruning {pruning.__version__}, PyTorch {torch.__version__}"
+    report["versions"] = f"Torch-Pruning {metadata.version('torch-pruning')}, PyTorch {torch.__version__}"
     Path(task["report"]).write_text(json.dumps(report))
 
 

@@ -150,8 +150,9 @@ def early_merge(cluster: Cluster, folder: Path) -> None:
     trainer = Trainer(model, trace(model), config, *sources, cluster=cluster, workdir=folder / "run")
     trainer.run()
     state = {name: variable.numpy() for name, variable in trainer.state.items()}
-    step = int((trainer.state.early_merge or {"step": -1})["step"])
-    np.savez(folder / f"merged_rank{cluster.rank}.npz", **state, merge_step=np.int64(step))
+    merge = trainer.state.early_merge
+    assert merge and "certificate" in merge, merge
+    np.savez(folder / f"merged_rank{cluster.rank}.npz", **state, merge_step=np.int64(merge["step"]))
 
 
 def flip_bit(variable: tf.Variable, bit: int = 1) -> None:

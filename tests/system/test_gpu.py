@@ -64,8 +64,8 @@ def test_a_table_of_times_names_the_gpu(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(small_config(model={"name": "python:tests.networks:small_classifier"}).to_yaml())
     assert main(["measure", str(path), "--runtime", "keras", "--output", str(tmp_path / "costs.json")]) == 0
-    processor = json.loads((tmp_path / "costs.json").read_text())["machine"]["processor"]
-    assert processor == tf.config.experimental.get_device_details(GPUS[0])["device_name"]
+    machine = json.loads((tmp_path / "costs.json").read_text())["machine"]
+    assert machine["processor"] and machine["gpu"] == tf.config.experimental.get_device_details(GPUS[0])["device_name"]
 
 
 def test_batches_are_on_the_gpu_and_a_bad_one_changes_nothing():

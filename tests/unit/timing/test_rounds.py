@@ -1,0 +1,83 @@
+"""When a median is known well enough, by a clock that only the functions move."""
+
+import itertools
+
+from resrep_dist.timing import rounds
+from resrep_dist.timing.rounds import Median, time_in_turn
+
+import pytest
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self):
+        self.now, self.on_core = 0.0, 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return self.on_core
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(rounds, "time", clock)
+    return clock
+
+
+def function(clock, seconds, core_share=1.0):
+    """A function that takes the seconds in turn, and counts its calls."""
+    durations = itertools.cycle(seconds)
+
+    def run():
+        duration = next(durations)
+        run.num_calls += 1
+        clock.now += duration
+        clock.on_core += core_share * duration
+
+    run.num_calls = 0
+    return run
+
+
+def num_rounds(run):
+    """Two calls warm up; a sample of a slow function takes two."""
+    return (run.num_calls - 2) // 2
+
+
+# Of two calls of a round the second is timed.
+NOISY = (0.001, 0.001, 0.001, 0.0014)
+
+
+def test_a_function_stops_when_its_median_is_known(clock):
+    steady, noisy = function(clock, [0.001]), function(clock, NOISY)
+    medians = time_in_turn([steady, noisy], spread_bound=0.02, max_rounds=50)
+    assert num_rounds(steady) == 7 and num_rounds(noisy) == 50
+    assert medians[0].spread == pytest.approx(0) and medians[1].spread > 0.02
+
+
+def test_for_a_sum_the_error_of_a_short_function_matters_little(clock):
+    long, noisy = function(clock, [0.1]), function(clock, NOISY)
+    medians = time_in_turn([long, noisy], spread_bound=0.02, max_rounds=50, is_for_a_sum=True)
+    assert num_rounds(long) == num_rounds(noisy) == 7
+    assert medians[1].spread > 0.02 and medians[1].is_known(0.02, at_least=50)
+
+
+def test_for_a_sum_the_error_of_a_long_function_matters(clock):
+    short, noisy = function(clock, [0.001]), function(clock, [100 * seconds for seconds in NOISY])
+    time_in_turn([short, noisy], spread_bound=0.02, max_rounds=50, is_for_a_sum=True)
+    assert num_rounds(short) == 7 and num_rounds(noisy) == 50
+
+
+def test_samples_of_a_busy_core_count_only_if_there_are_no_others(clock):
+    busy = function(clock, [0.003], core_share=0.5)
+    assert time_in_turn([busy], spread_bound=0.02, max_rounds=9)[0].milliseconds == pytest.approx(3)
+    assert num_rounds(busy) == 9
+
+
+def test_a_spread_is_known_by_its_own_median_or_a_larger_one():
+    median = Median(milliseconds=1.0, spread=0.1)
+    assert not median.is_known(0.02) and median.is_known(0.02, at_least=5.0) and not median.is_known(0.02, 4.0)
+    assert Median(10.0, 0.019).is_known(0.02, at_least=1.0)
