@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What one GPU shows, in eight minutes at most. Each part is bounded and writes a line into FOLDER/results.jsonl when it
+# What one GPU shows, in nine minutes at most. Each part is bounded and writes a line into FOLDER/results.jsonl when it
 # ends, so that what was measured stays if the machine is taken away.
 #
 #   bash tests/gpu/measure.sh [FOLDER]
 #
 # FOLDER   for results and logs (default measured)
 # PYTHON   with TensorFlow for GPUs, and Horovod with NCCL (default .venv/bin/python)
-# PARTS    which parts (default those of eight minutes). Others: mixed_bfloat16 free xla costs, twelve minutes
+# PARTS    which parts (default those of nine minutes). Others: mixed_bfloat16 free xla costs, thirteen minutes
 # SMALL=1  a rehearsal on a CPU: a small network in place of ResNet-50 at 224 px, and Gloo in place of NCCL
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
@@ -52,11 +52,11 @@ wait
 full=stock_horovod,plain,resrep
 steps float32 85 $full,slim
 steps rounded 60 plain,slim prune.round_to=8
-steps mixed_float16 75 $full,slim training.precision=mixed_float16
+steps mixed_float16 120 $full,slim training.precision=mixed_float16
 steps rounded_float16 60 plain,slim prune.round_to=8 training.precision=mixed_float16
 part gaps 40 "$python" -m tests.gpu.host_gaps "$folder/gaps" "$config" "${data[@]}"
 # Longer ones.
-steps mixed_bfloat16 75 $full training.precision=mixed_bfloat16
+steps mixed_bfloat16 120 $full training.precision=mixed_bfloat16
 steps free 120 plain,resrep training.deterministic=false
 # Trying algorithms and compiling take most of the time. XLA has no deterministic gradient of max pooling.
 steps xla 180 plain,resrep training.xla=true training.deterministic=false
