@@ -18,6 +18,7 @@ from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import LatencyTable, read_table
 from resrep_dist.timing.calls import WeightedCall
 from resrep_dist.timing.rounds import time_in_turn
+from resrep_dist.timing.runtimes import onnx_options
 from resrep_dist.training.phase import pruning_of
 
 import numpy as np
@@ -168,8 +169,7 @@ def _in_place(
 def _profile(path: Path, shape: tuple[int, ...], num_threads: int, num_runs: int) -> list[dict[str, Any]]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options = onnx_options(num_threads)
     options.enable_profiling, options.profile_file_prefix = True, str(path.parent / "profile")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     images = {session.get_inputs()[0].name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}

@@ -13,6 +13,7 @@ from resrep_dist.export.encoding import ENCODINGS_KEY, Encoding, encodings_from,
 from resrep_dist.models.ends import names_of_inputs, names_of_outputs
 from resrep_dist.models.files import load_model
 from resrep_dist.monitoring.quiet import without_lines
+from resrep_dist.timing.runtimes import onnx_options
 
 import numpy as np
 import tensorflow as tf
@@ -274,9 +275,7 @@ def _open_onnx(path: Path) -> Program:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"onnx: {error}; install it with `pip install 'resrep-dist[onnx]'`") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = visible_cores()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), onnx_options(visible_cores()), providers=["CPUExecutionProvider"])
     shapes = [
         {value.name: tuple(value.shape[1:]) for value in side} for side in (session.get_inputs(), session.get_outputs())
     ]
