@@ -4,15 +4,24 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 _MIN_SECONDS = 3e-4
 _MIN_SAMPLES = 7
 _MAX_REPEATS = 50
 # Less than this part of the time on a core means that another process had it.
 _MIN_CORE_SHARE = 0.95
+# With several threads the time on cores says little. More often than this the system took a core from one of them.
+_MAX_SWITCHES_PER_SECOND = 40
 
 
 @dataclasses.dataclass
@@ -56,9 +65,8 @@ def time_in_turn(
 ) -> list[Median]:
     """Measure the median times of several functions, one call after the other in each round.
 
-    A sample in which this process had a core for less than 95 % of the time is left out, since another process had it
-    in between. With several threads it has more than one core, and all samples count. A function takes part until its
-    spread is below the bound.
+    A sample is left out if another process had a core in between: if this process had one for less than 95 % of the
+    time, or if one was taken from its threads. A function takes part until its spread is below the bound.
 
     Args:
         runs: The functions.
@@ -82,9 +90,7 @@ def time_in_turn(
         medians = {index: _median(samples) for index, samples in enumerate(clean) if len(samples) >= _MIN_SAMPLES}
         mean = float(np.mean([median.milliseconds for median in medians.values()])) if is_for_a_sum and medians else 0.0
         going = [
-            index
-            for index in going
-            if index not in medians or not medians[index].is_known(spread_bound, at_least=mean)
+            index for index in going if index not in medians or not medians[index].is_known(spread_bound, at_least=mean)
         ]
         on_round(number, len(going))
         if not going:
@@ -106,11 +112,17 @@ def _warm_up(run: Callable[[], Any]) -> int:
 
 def _sample(run: Callable[[], Any], num_repeats: int) -> tuple[float, bool]:
     run()  # what other functions have put out of the caches comes back
-    on_core, start = time.process_time(), time.perf_counter()
+    switches, on_core, start = _num_switches(), time.process_time(), time.perf_counter()
     for _ in range(num_repeats):
         run()
     seconds, core_seconds = time.perf_counter() - start, time.process_time() - on_core
-    return 1000.0 * seconds / num_repeats, core_seconds >= _MIN_CORE_SHARE * seconds
+    had_its_cores = _num_switches() - switches <= _MAX_SWITCHES_PER_SECOND * seconds
+    return 1000.0 * seconds / num_repeats, had_its_cores and core_seconds >= _MIN_CORE_SHARE * seconds
+
+
+def _num_switches() -> int:
+    """Return how often the system took a core from a thread of this process that had work; 0 where it is not known."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _median(samples: Sequence[float]) -> Median:

@@ -12,7 +12,7 @@ class Clock:
     """Stands for the module `time`."""
 
     def __init__(self):
-        self.now, self.on_core = 0.0, 0.0
+        self.now, self.on_core, self.num_switches = 0.0, 0.0, 0
 
     def perf_counter(self):
         return self.now
@@ -25,11 +25,12 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(rounds, "_num_switches", lambda: clock.num_switches)
     return clock
 
 
-def function(clock, seconds, core_share=1.0):
-    """A function that takes the seconds in turn, and counts its calls."""
+def function(clock, seconds, core_share=1.0, num_switches=0):
+    """A function that takes the seconds in turn, loses a core so many times, and counts its calls."""
     durations = itertools.cycle(seconds)
 
     def run():
@@ -37,6 +38,7 @@ def function(clock, seconds, core_share=1.0):
         run.num_calls += 1
         clock.now += duration
         clock.on_core += core_share * duration
+        clock.num_switches += num_switches
 
     run.num_calls = 0
     return run
@@ -71,8 +73,10 @@ def test_for_a_sum_the_error_of_a_long_function_matters(clock):
     assert num_rounds(short) == 7 and num_rounds(noisy) == 50
 
 
-def test_samples_of_a_busy_core_count_only_if_there_are_no_others(clock):
-    busy = function(clock, [0.003], core_share=0.5)
+# One core of two threads was taken for a while, though both had more of them than one process has.
+@pytest.mark.parametrize("busy", [{"core_share": 0.5}, {"core_share": 1.6, "num_switches": 1}])
+def test_samples_of_a_busy_core_count_only_if_there_are_no_others(clock, busy):
+    busy = function(clock, [0.003], **busy)
     assert time_in_turn([busy], spread_bound=0.02, max_rounds=9)[0].milliseconds == pytest.approx(3)
     assert num_rounds(busy) == 9
 
@@ -81,3 +85,14 @@ def test_a_spread_is_known_by_its_own_median_or_a_larger_one():
     median = Median(milliseconds=1.0, spread=0.1)
     assert not median.is_known(0.02) and median.is_known(0.02, at_least=5.0) and not median.is_known(0.02, 4.0)
     assert Median(10.0, 0.019).is_known(0.02, at_least=1.0)
+
+
+def test_a_long_sample_may_lose_a_core_now_and_then(clock):
+    long = function(clock, [0.1], core_share=1.9, num_switches=3)
+    time_in_turn([long], spread_bound=0.02, max_rounds=50)
+    assert num_rounds(long) == 7
+
+
+def test_the_system_counts_how_often_it_takes_a_core():
+    before = rounds._num_switches()
+    assert 0 <= before <= rounds._num_switches()
