@@ -9,6 +9,8 @@ from typing import Any
 from .rounds import Median
 
 _MAX_ERROR = 0.1
+# The time of a layer that is measured behind another one has the errors of both.
+_BOUNDS = 2
 
 
 def worst_error(table: Mapping[str, Any]) -> float:
@@ -37,7 +39,7 @@ def distrust(table: Mapping[str, Any]) -> str | None:
 
 
 def wide_spreads(table: Mapping[str, Any]) -> list[str]:
-    """Return the names of layers of which an error is above the bound, as `time_in_turn` counts it for a sum.
+    """Return the names of layers of which an error is above twice the bound, as `time_in_turn` counts it for a sum.
 
     Args:
         table: A measured table, as values for JSON.
@@ -49,7 +51,7 @@ def wide_spreads(table: Mapping[str, Any]) -> list[str]:
 
     of_layers = {layer["names"][0]: times(layer) for layer in table["layers"]}
     mean = statistics.fmean(time.milliseconds for of_layer in of_layers.values() for time in of_layer)
-    bound = table["spread_bound"]
+    bound = _BOUNDS * table["spread_bound"]
     return [name for name, of_layer in of_layers.items() if not all(time.is_known(bound, mean) for time in of_layer)]
 
 
@@ -78,7 +80,7 @@ def summary(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if wide := wide_spreads(table):
         text = f"the medians of {len(wide)} of {len(layers)} layers, such as {wide[0]}, vary by more than "
-        text += f"{100 * table['spread_bound']:.0f} %; measure again when the machine is free."
+        text += f"{100 * _BOUNDS * table['spread_bound']:.0f} % of the mean; measure again when the machine is free."
         lines.append(("Not known well:", text))
     if reason := distrust(table):
         lines.append(("Do not aim by this table:", reason))
