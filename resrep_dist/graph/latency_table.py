@@ -38,7 +38,7 @@ class LatencyTable:
     num_threads: _Positive
     """Number of threads."""
     machine: dict[str, str]
-    """Processor, number of cores, system."""
+    """Processor, architecture, number of cores, system, and `gpu` if Keras ran on one."""
     versions: dict[str, str]
     """Versions of packages, that of the runtime among them."""
     date: str

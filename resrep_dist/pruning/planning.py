@@ -59,7 +59,8 @@ def plan_masks(
     if config.mask_stop_fraction is not None:
         complete = max(complete, last_step)
     options = {"lasso_strength": strength, "momentum": momentum}
-    last_death_steps = steps_to_die(rates, window_end, **options)
+    last_masked = max(window_end, complete)
+    last_death_steps = steps_to_die(rates, last_masked, **options)
     return MaskSchedule(
         config=numbers,
         chosen=tuple(name for name in _AUTOMATIC if getattr(config, name) == "auto"),
@@ -69,7 +70,7 @@ def plan_masks(
         interval_steps=interval_steps,
         num_steps=num_steps,
         num_needed_updates=num_needed,
-        pruned_step=window_end + last_death_steps if last_death_steps else num_steps,
+        pruned_step=last_masked + last_death_steps if last_death_steps else num_steps,
         death_steps=steps_to_die(rates, first_step, **options),
         needed_strength=strength_to_die(rates, complete, momentum=momentum),
         is_in_time=last_step <= last_step_to_die(rates, **options),

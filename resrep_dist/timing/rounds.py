@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -20,7 +21,7 @@ _MIN_SAMPLES = 7
 _MAX_REPEATS = 50
 # Less than this part of the time on a core means that another process had it.
 _MIN_CORE_SHARE = 0.95
-# With several threads the time on cores says little. More often than this the system took a core from one of them.
+# With several threads the time on cores says little, but another process then takes a core from them more often.
 _MAX_SWITCHES_PER_SECOND = 40
 
 
@@ -65,8 +66,9 @@ def time_in_turn(
 ) -> list[Median]:
     """Measure the median times of several functions, one call after the other in each round.
 
-    A sample is left out if another process had a core in between: if this process had one for less than 95 % of the
-    time, or if one was taken from its threads. A function takes part until its spread is below the bound.
+    A sample is left out if others had the cores in between: if this process had one for less than 95 % of the time, or
+    if one was taken from its threads more than 40 times per second, which only Linux tells. If fewer than seven samples
+    are left, all count. A function takes part until its spread is below the bound.
 
     Args:
         runs: The functions.
@@ -87,10 +89,11 @@ def time_in_turn(
         for index in going:
             sample, is_clean = _sample(runs[index], repeats[index])
             (clean if is_clean else disturbed)[index].append(sample)
-        medians = {index: _median(samples) for index, samples in enumerate(clean) if len(samples) >= _MIN_SAMPLES}
-        mean = float(np.mean([median.milliseconds for median in medians.values()])) if is_for_a_sum and medians else 0.0
+        mean = _mean_of_medians(clean, disturbed) if is_for_a_sum else 0.0
         going = [
-            index for index in going if index not in medians or not medians[index].is_known(spread_bound, at_least=mean)
+            index
+            for index in going
+            if len(clean[index]) < _MIN_SAMPLES or not _median(clean[index]).is_known(spread_bound, at_least=mean)
         ]
         on_round(number, len(going))
         if not going:
@@ -122,7 +125,13 @@ def _sample(run: Callable[[], Any], num_repeats: int) -> tuple[float, bool]:
 
 def _num_switches() -> int:
     """Return how often the system took a core from a thread of this process that had work; 0 where it is not known."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+    # On macOS the number includes threads that wait of their own accord.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource and sys.platform == "linux" else 0
+
+
+def _mean_of_medians(clean: Sequence[list[float]], disturbed: Sequence[list[float]]) -> float:
+    medians = [np.median([*good, *bad]) for good, bad in zip(clean, disturbed, strict=True)]
+    return float(np.mean(medians))
 
 
 def _median(samples: Sequence[float]) -> Median:

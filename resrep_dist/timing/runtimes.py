@@ -97,7 +97,7 @@ def onnx_options(num_threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-    # Otherwise the idle threads of a session keep cores busy for up to a second, in which others are timed.
+    # Otherwise the idle threads of a session keep cores busy for a while, in which others are timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 

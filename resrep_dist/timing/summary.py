@@ -39,7 +39,9 @@ def distrust(table: Mapping[str, Any]) -> str | None:
 
 
 def wide_spreads(table: Mapping[str, Any]) -> list[str]:
-    """Return the names of layers of which an error is above twice the bound, as `time_in_turn` counts it for a sum.
+    """Return the names of layers of which an error is above twice the bound.
+
+    The error is relative to the layer's own time or to the mean of all times, whichever is longer.
 
     Args:
         table: A measured table, as values for JSON.

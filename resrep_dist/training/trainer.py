@@ -184,8 +184,8 @@ class Trainer:
             _log.info("Resumed at step %d.", self.step)
         if "refused" in (self.state.early_merge or {}):
             _log.warning(
-                "The merge at step %(step)d was refused (%(refused)s) and is not tried again, also with another "
-                "merge.tolerance; `resrep train CONFIG --from DIR --newest` begins a phase that may merge.",
+                "The merge at step %(step)d was refused (%(refused)s) and is not tried again: it goes on as exact. "
+                "`resrep train CONFIG --from DIR --workdir NEW` prunes its base anew.",
                 self.state.early_merge,
             )
         self._saved_step = self.step if self.step else None

@@ -135,7 +135,7 @@ def multiply_adds(model, example):
 
 
 def find_device():
-    """The GPU if there is one, with the same bits in every run and without TF32: outputs are compared with Keras'."""
+    """The GPU if there is one, deterministic by cuDNN, without TF32: outputs are compared with Keras'."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -80,7 +80,14 @@ class Known:
 def known_times(monkeypatch):
     monkeypatch.setattr(measure, "single_layer", Known)
     monkeypatch.setattr(measure, "whole_model", Known)
-    monkeypatch.setattr(measuring, "time_in_turn", lambda runs, **_: [Median(run.milliseconds, 0.001) for run in runs])
+    are_for_a_sum = []
+
+    def time_in_turn(runs, is_for_a_sum, **_):
+        are_for_a_sum.append(is_for_a_sum)
+        return [Median(run.milliseconds, 0.001) for run in runs]
+
+    monkeypatch.setattr(measuring, "time_in_turn", time_in_turn)
+    return are_for_a_sum
 
 
 @pytest.mark.parametrize("runtime", ["tflite", "onnx"])
@@ -91,6 +98,7 @@ def test_the_table_predicts_the_times_of_whole_models(tmp_path, capsys, known_ti
     assert main(["measure", str(path), "--runtime", runtime, "--threads", "1", "--output", str(costs)]) == 0
     printed = capsys.readouterr().out
     assert "kinds of 4 layers" in printed and "Do not aim" not in printed and "Not known well" not in printed
+    assert known_times == [False, True, False], "blocks of channels, layers, whole models"
     table, _ = read_table(costs)
     assert set(table.versions) == {"numpy", *({"onnxruntime", "tf2onnx", "onnx"} if runtime == "onnx" else
                                               {"ai-edge-litert", "tensorflow"})}  # fmt: skip

@@ -64,6 +64,9 @@ def test_rows_with_a_penalty_of_their_own_die_in_a_tenth_of_the_phase(graph):
     assert 500 < plan_masks(joint, graph, cosine(1000), steps_per_epoch=10.0).pruned_step <= 1000
     weak = dataclasses.replace(config, lasso_strength=1e-4)
     assert plan_masks(weak, graph, cosine(1000), steps_per_epoch=10.0).pruned_step == 1000, "none dies in time"
+    slow = dataclasses.replace(config, lasso_strength=0.5, mask_interval_steps=100, channels_per_update=1)
+    plan = plan_masks(slow, graph, cosine(1000), steps_per_epoch=10.0)
+    assert plan.pruned_step > plan.first_step + 100 * (plan.num_needed_updates - 1) > 500, "not before the last masks"
     # In a long phase the paper's is enough.
     assert plan_masks(config, graph, cosine(400_000), steps_per_epoch=10.0).lasso_strength == 1e-4
 

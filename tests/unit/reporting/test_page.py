@@ -226,6 +226,10 @@ def test_the_layers_are_shown_from_the_slowest_with_all_the_rest(tmp_path):
     assert ">everything else<" in picture and ">by the table<" in picture and ">microseconds<" in picture
     assert "0.55 ms for the whole; 0.5 ms were measured (error +10.0 ± 3.0 %; as a fraction of" in text
     assert "the base's time +10.0 ± 5.0 %)" in text
+    assert "The table, of 2026-01-02 on one, predicts 0.55 ms" in text
+    table = measured()["layers"]["table"] | {"machine": {"processor": "one", "gpu": "a card"}}
+    _, text = page_of(workdir, measured(layers=measured()["layers"] | {"table": table}))
+    assert "The table, of 2026-01-02 on a card, predicts 0.55 ms" in text
     alone = measured(layers=measured()["layers"] | {"table": None, "predicted_ms": None, "is_in_place": False})
     alone["layers"]["rows"] = [row | {"predicted_ms": None} for row in alone["layers"]["rows"]]
     _, text = page_of(workdir, alone)

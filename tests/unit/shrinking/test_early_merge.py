@@ -160,6 +160,7 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_the_run_goes_on(monkeyp
     resumed.start()
     assert resumed.step == step
     assert f"The merge at step {step} was refused (the outputs would differ by" in caplog.text
+    assert "`resrep train CONFIG --from DIR --workdir NEW` prunes its base anew." in caplog.text
     resumed.train_until(150)
     assert "refused" in resumed.state.early_merge and has_compactors(resumed.model)
     for name, variable in resumed.state.items():

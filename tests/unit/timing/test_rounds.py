@@ -1,9 +1,16 @@
 """When a median is known well enough, by a clock that only the functions move."""
 
+import dataclasses
 import itertools
+from types import SimpleNamespace
 
+from resrep_dist.graph import trace
 from resrep_dist.timing import rounds
 from resrep_dist.timing.rounds import Median, time_in_turn
+from resrep_dist.timing.runtimes import onnx_options
+from resrep_dist.timing.summary import summary, wide_spreads
+from tests.networks import small_network
+from tests.tables import table_for
 
 import pytest
 
@@ -93,6 +100,36 @@ def test_a_long_sample_may_lose_a_core_now_and_then(clock):
     assert num_rounds(long) == 7
 
 
-def test_the_system_counts_how_often_it_takes_a_core():
-    before = rounds._num_switches()
-    assert 0 <= before <= rounds._num_switches()
+def test_the_mean_for_a_sum_is_that_of_all_functions(clock):
+    """Also of those that are never undisturbed."""
+    busy, noisy = function(clock, [0.0001], core_share=0.5), function(clock, [10 * seconds for seconds in NOISY])
+    time_in_turn([busy, noisy], spread_bound=0.02, max_rounds=50, is_for_a_sum=True)
+    assert num_rounds(noisy) == 50
+
+
+@pytest.mark.parametrize(("platform", "is_known"), [("linux", True), ("darwin", False)])
+def test_how_often_a_core_was_taken_is_known_on_linux(monkeypatch, platform, is_known):
+    usage = SimpleNamespace(ru_nivcsw=7)
+    monkeypatch.setattr(rounds, "resource", SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: usage))
+    monkeypatch.setattr(rounds.sys, "platform", platform)
+    assert rounds._num_switches() == (7 if is_known else 0)
+    monkeypatch.setattr(rounds, "resource", None)
+    assert rounds._num_switches() == 0
+
+
+def test_idle_threads_of_a_session_do_not_spin():
+    assert onnx_options(2).get_session_config_entry("session.force_spinning_stop") == "1"
+    assert onnx_options(2).intra_op_num_threads == 2
+
+
+def test_an_error_is_told_if_it_matters_for_the_sum():
+    graph = trace(small_network())
+    table = dataclasses.asdict(table_for(graph))
+    assert wide_spreads(table) == [] and len(table["layers"]) > 2
+    first, second = table["layers"][:2]
+    for layer, milliseconds in ((first, 100.0), (second, 1e-3)):
+        layer["milliseconds"] = [[milliseconds for _ in row] for row in layer["milliseconds"]]
+        layer["spreads"] = [[0.05 for _ in row] for row in layer["spreads"]]
+    assert wide_spreads(table) == [first["names"][0]]
+    ((heading, text),) = [line for line in summary(table) if line[0] == "Not known well:"]
+    assert f"such as {first['names'][0]}, vary by more than 4 % of the mean" in text, heading
