@@ -19,8 +19,11 @@ SHORT = [
     "prune.lasso_strength=0.15", "train.learning_rate=0.02", "prune.min_base_top1=0",
     "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
-# Open MPI refuses to run as root, where one usually is in a container, unless this is set.
-AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+# Open MPI refuses to run as root, where one usually is in a container, unless the first two are set. By the last a rank
+# that waits leaves its core to others, of which there are some here: two files of tests run at a time.
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+}  # fmt: skip
 IS_SET_UP = Path(sys.prefix) == REPOSITORY / ".venv"
 
 
@@ -44,7 +47,7 @@ def sets(*overrides: str) -> list[str]:
 
 def start_script(name: str, workdir: Path, log: Path, *arguments: str, prefix=(), **variables: str) -> subprocess.Popen:
     """Start a script under `launch/`; its output goes to `log`."""
-    environment = {**os.environ, **AS_ROOT, "WORKDIR": str(workdir), **variables}
+    environment = {**os.environ, **OPEN_MPI, "WORKDIR": str(workdir), **variables}
     environment.pop("PYTHONPATH", None)
     command = [*prefix, "bash", str(REPOSITORY / "launch" / name), *arguments]
     with open(log, "w") as file:
