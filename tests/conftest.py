@@ -28,3 +28,15 @@ def _log_of_the_package() -> None:
 def golden() -> Path:
     """The numbers of the authors' code: RESREP_GOLDEN, or the project's own copy."""
     return Path(os.environ.get("RESREP_GOLDEN", Path(__file__).parent / "golden" / "data"))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n` a worker takes a file at a time, and those of the launchers as one: their runs want both cores."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/launchers" if file.startswith("tests/launchers/") else file
+
+    return ByFile(config, log)

@@ -1,5 +1,6 @@
-"""Starts the launch scripts as a user does, on a run of half a minute that does everything."""
+"""Starts the launch scripts as a user does, on a run of less than a minute that does everything."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 
 # Base, masks that die, a target that is met, a merge.
 SHORT = [
+    "model.name=python:tests.networks:small_resnet",
     "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=6", "prune.mask_start_epochs=0.5",
-    "prune.mask_interval_steps=5", "prune.channels_per_update=16", "prune.target_macs_fraction=0.8",
+    "prune.mask_interval_steps=5", "prune.channels_per_update=32", "prune.target_macs_fraction=0.8",
     "prune.lasso_strength=0.15", "train.learning_rate=0.02", "prune.min_base_top1=0",
     "checkpoint.interval_steps=20", "logging.interval_steps=10",
 ]  # fmt: skip
@@ -83,13 +85,13 @@ def ranks_of(workdir: Path) -> list[psutil.Process]:
 
 
 def assert_same_slim_model(first: Path, second: Path) -> float:
-    """Two runs ended with equal masks, and with weights that differ by rounding; returns the largest difference."""
+    """Two runs kept the same channels, with weights that differ by rounding; returns the largest difference."""
+    reports = [json.loads((run / "slim" / "report.json").read_text()) for run in (first, second)]
+    channels = [report["certificate"]["channels"] for report in reports]
+    assert any(layer["kept"] < layer["original"] for layer in channels[0].values())
+    assert channels[0] == channels[1]
     arrays = [dict(np.load(sorted((run / "checkpoints").glob("step-*"))[-1] / "state.npz")) for run in (first, second)]
     assert arrays[0].keys() == arrays[1].keys()
-    masks = [name for name in arrays[0] if name.endswith("/mask")]
-    assert any((arrays[0][name] == 0).any() for name in masks)
-    for name in masks:
-        np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
     for name in arrays[0]:
         np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
     slim = [load_model(run / "slim" / "model.h5").get_weights() for run in (first, second)]

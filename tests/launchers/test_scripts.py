@@ -3,7 +3,6 @@
 import json
 import signal
 import time
-from pathlib import Path
 
 from tests.launchers.scripts import (
     IS_SET_UP,
@@ -27,22 +26,11 @@ LAUNCHERS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mpirun(tmp_path_factory) -> tuple[Path, str]:
-    """A run under mpirun from the base to the slim model."""
-    folder = tmp_path_factory.mktemp("mpirun")
-    # Not bound: TensorFlow rounds otherwise in a process that sees one core.
-    timeline = str(folder / "timeline.json")
-    code, log = run_script("mpirun.sh", folder / "run", folder / "log", *sets(), HOROVOD_TIMELINE=timeline)
-    assert code == 0, log[-4000:]
-    return folder / "run", log
-
-
 @needs_mpi
 def test_mpirun_trains_prunes_and_merges(mpirun):
     workdir, log = mpirun
     report = json.loads((workdir / "slim" / "report.json").read_text())
-    assert report["slim"]["macs"] < report["base"]["macs"]
+    assert report["slim"]["macs"] < report["base"]["macs"] and not report["target_missed"]
     assert "2 ranks on 1 host(s), started by mpirun." in log
 
 
@@ -68,7 +56,7 @@ def test_horovodrun_and_mpirun_end_with_the_same_model(tmp_path, mpirun):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_script_becomes_a_checkpoint(tmp_path, script, number):
     workdir, log = tmp_path / "run", tmp_path / "log"
-    process = start_script(script, workdir, log, *sets("train.num_epochs=200"))
+    process = start_script(script, workdir, log, *sets("train.num_epochs=1000"))
     try:
         wait_for(workdir / "checkpoints" / "step-00000020", process, log)
         process.send_signal(number)
@@ -83,7 +71,7 @@ def test_a_signal_to_the_script_becomes_a_checkpoint(tmp_path, script, number):
 def test_a_killed_rank_ends_the_job(tmp_path, script):
     workdir, log = tmp_path / "run", tmp_path / "log"
     more = {"VARIABLE": "nobody sees this", "CORES": "1"}
-    process = start_script(script, workdir, log, *sets("train.num_epochs=200"), **more)
+    process = start_script(script, workdir, log, *sets("train.num_epochs=1000"), **more)
     try:
         wait_for(workdir / "checkpoints" / "step-00000020", process, log)
         ranks = ranks_of(workdir)
