@@ -9,8 +9,9 @@ number of steps, on the same batches with the same learning rates, momentum and 
 
 The results of Torch-Pruning are carried back into Keras models, whose outputs have to be those of PyTorch, and are
 evaluated, counted and exported to ONNX like all others. Results are kept in `results.json` of `--folder`; a run that
-stands there is not made again. One process computes at a time. Torch-Pruning gets an environment of its own in
-`--folder`, some 3 GB to download and 7 GB on disk.
+stands there is not made again. The table joins them with those of other days, which `tests/quality/peers.json` has.
+One process computes at a time. Torch-Pruning gets an environment of its own in `--folder`, some 3 GB to download and
+7 GB on disk.
 """
 
 import argparse
@@ -237,7 +238,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*CRITERIA, *OURS], default=[*CRITERIA, *OURS])
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="settings of all, for a trial")
     parser.add_argument("--folder", type=Path, default=Path("build/peers"))
-    parser.add_argument("--output", type=Path, default=HERE / "peers.md")
+    parser.add_argument(
+        "--output", type=Path, help="the table; by default tests/quality/peers.md, a trial's in --folder"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.json"
@@ -248,7 +251,7 @@ def main() -> None:
     # On a GPU: the outputs of Torch-Pruning's models are compared with PyTorch's.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     run(options, found["results"], lambda: path.write_text(json.dumps(found, indent=1)))
-    write_report(found, options.output)
+    write_report(found, options.output or (options.folder if options.overrides else HERE) / "peers.md")
 
 
 if __name__ == "__main__":

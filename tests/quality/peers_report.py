@@ -1,5 +1,7 @@
-"""Writes `peers.md` from the results of `python -m tests.quality.peers`."""
+"""Writes `peers.md` and `peers.json` from the results of `python -m tests.quality.peers`."""
 
+import itertools
+import json
 import statistics
 import time
 from pathlib import Path
@@ -48,9 +50,16 @@ def latencies(paths: list[str]) -> dict[str, float]:
 
 
 def write_report(found: dict[str, Any], output: Path) -> None:
-    """Write the table of all results, one row for the seeds of a method."""
-    rows = list(found["results"].values())
-    milliseconds = latencies([row["onnx"] for row in rows])
+    """Write the table of these results and of those of other days, which stand beside it as JSON.
+
+    A trial, whose settings are others than usual, is not mixed with what stands there.
+    """
+    rows, file = with_latencies(list(found["results"].values())), output.with_suffix(".json")
+    if file.exists() and not found["overrides"]:
+        known = {_identity(row): row for row in [*json.loads(file.read_text()), *rows]}
+        rows = list(known.values())
+    rows.sort(key=_identity)
+    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     versions = sorted({row["versions"] for row in rows if "versions" in row})
     lines = [
         "# Against Torch-Pruning",
@@ -60,41 +69,56 @@ def write_report(found: dict[str, Any], output: Path) -> None:
         "",
         "- Top-1 on the validation images, percent; the seeds in their order.",
         "- Multiply-adds of the result, and of all steps of the run relative to plain training of the base; medians.",
-        f"- ONNX: milliseconds for {BATCH_SIZE} images, the median over {NUM_ROUNDS} rounds in which all files take "
-        "turns; then over the seeds.",
+        f"- ONNX: the time for {BATCH_SIZE} images relative to the base of the same seed, the median over {NUM_ROUNDS} "
+        "rounds in which all files take turns; then over the seeds.",
         "- Alive: masked rows that were not dead at the end and were deleted all the same, median.",
         "",
     ]
     if found["overrides"]:
         lines += [f"With other settings than usual: {' '.join(found['overrides'])}.", ""]
-    header = "| model | target | method | top-1 | median | multiply-adds | of the run | ONNX, ms | alive |"
+    header = "| model | target | method | top-1 | median | multiply-adds | of the run | ONNX | alive |"
     lines += [header, "|---|---|---|---|---|---|---|---|---|"]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        target = None if row["method"] == "base" else row["target"]
-        groups.setdefault((row["data"], row["model"], target, row["method"]), []).append(row)
-    order = list(NAMES)
-    for key in sorted(groups, key=lambda key: (key[0], key[1], -(key[2] or 1.0), order.index(key[3]))):
-        lines.append(_row(key, sorted(groups[key], key=lambda row: row["seed"]), milliseconds))
+    for _, of_method in itertools.groupby(rows, lambda row: _identity(row)[:-1]):
+        lines.append(_line(list(of_method)))
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _row(key: tuple[Any, ...], rows: list[dict[str, Any]], milliseconds: dict[str, float]) -> str:
-    data, model, target, method = key
+def with_latencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the time of their ONNX file relative to that of their base, in place of the file."""
+    milliseconds = latencies([row["onnx"] for row in rows])
+    bases = {(row["data"], row["model"], row["seed"]): row["onnx"] for row in rows if row["method"] == "base"}
+    measured = []
+    for row in rows:
+        base = bases[row["data"], row["model"], row["seed"]]
+        figures = {name: value for name, value in row.items() if name not in ("onnx", "seconds")}
+        if row["method"] == "base":
+            figures["target"] = None
+        measured.append(figures | {"latency_fraction": milliseconds[row["onnx"]] / milliseconds[base]})
+    return measured
+
+
+def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands in the table; the seeds of a method follow one another."""
+    return row["data"], row["model"], -(row["target"] or 1.0), list(NAMES).index(row["method"]), row["seed"]
+
+
+def _line(rows: list[dict[str, Any]]) -> str:
+    """The line of a method: the seeds of one model, data set and target."""
 
     def median(name: str, form: str) -> str:
         values = [row[name] for row in rows if name in row]
         return format(statistics.median(values), form) if values else ""
 
+    first = rows[0]
     cells = [
-        f"{model}, {data}",
-        f"{target:g}" if target else "",
-        NAMES[method],
+        f"{first['model']}, {first['data']}",
+        f"{first['target']:g}" if first["target"] else "",
+        NAMES[first["method"]],
         " ".join(f"{row['top1']:.2f}" for row in rows),
         median("top1", ".2f"),
         median("macs_fraction", ".3f"),
         median("macs_vs_plain", ".2f"),
-        f"{statistics.median(milliseconds[row['onnx']] for row in rows):.2f}",
+        median("latency_fraction", ".2f"),
         median("num_masked_alive", ".0f"),
     ]
     return f"| {' | '.join(cells)} |"
