@@ -35,6 +35,7 @@ def assert_is_pruned_and_exact(text, target):
     assert base > 90 and slim > 90
 
 
+@pytest.mark.slow
 def test_an_own_model_is_pruned_on_a_folder_of_images(tmp_path):
     text = run("own_model_class_folder.py", tmp_path / "images")
     assert_is_pruned_and_exact(text, 0.6)
@@ -53,6 +54,7 @@ def test_fit_prunes_and_resumes_where_it_ended(tmp_path):
     assert run("fit_with_callbacks.py", tmp_path) == first
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_end_with_the_same_weights(tmp_path):
     code, log = run_ranks(2, [sys.executable, str(EXAMPLES / "two_ranks.py"), str(tmp_path)], tmp_path / "log")
@@ -66,6 +68,7 @@ def test_two_ranks_end_with_the_same_weights(tmp_path):
     assert_is_pruned_and_exact(text, 0.5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
     text = run("resume_and_export.py", tmp_path)
     (stopped,), (end,) = find(r"stopped at step (\d+)", text), find(r"have the same weights at step (\d+)", text)
@@ -78,8 +81,8 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
 @pytest.mark.parametrize(
     ("name", "score", "lowest", "outputs"),
     [
-        ("unet_segmentation.py", "mean IoU", 85, ["classes"]),
-        ("two_headed_detector.py", "F1", 85, ["boxes", "classes"]),
+        pytest.param("unet_segmentation.py", "mean IoU", 85, ["classes"], marks=pytest.mark.slow),
+        pytest.param("two_headed_detector.py", "F1", 85, ["boxes", "classes"], marks=pytest.mark.slow),
         ("signals_conv1d.py", "top-1", 95, ["classes"]),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from resrep_dist.cli.main import main
 from resrep_dist.reporting.run_folder import read_curves
 from tests.networks import DIGITS_CONFIG
 from tests.ranks.launcher import REPOSITORY, run_ranks
@@ -18,19 +19,17 @@ from tests.system.runs import RESREP
 import numpy as np
 import pytest
 
-# A short run that still does everything: base, masks that die, target met, merge.
+# A short run that still does everything: base, masks that die, target met, merge. Three convolutions, since most of its
+# time is TensorFlow's start.
 SHORT = [
-    "model.name=python:tests.networks:small_resnet",
+    "model.name=python:tests.networks:small_network",
     "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=9", "prune.mask_start_epochs=1",
-    "prune.mask_interval_steps=5", "prune.channels_per_update=8",
+    "prune.mask_interval_steps=5", "prune.channels_per_update=2",
     "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.15", "prune.min_base_top1=0",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
     "logging.evaluation_epochs=4",
 ]  # fmt: skip
 
-
-# Three convolutions, for what does not depend on the network: most of a short run's time is TensorFlow's start.
-SMALL = ["model.name=python:tests.networks:small_network", "prune.channels_per_update=2"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
@@ -44,20 +43,11 @@ def call(*command):
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    """One short run on two ranks."""
+    """One short run on two ranks, which is also what the runs that are killed or stopped must end with."""
     folder = tmp_path_factory.mktemp("run")
     code, log = run_ranks(2, train_command(folder / "run"), folder / "log")
     assert code == 0, log[-4000:]
     return folder / "run", log
-
-
-@pytest.fixture(scope="module")
-def undisturbed_small_run(tmp_path_factory):
-    """What the runs that are killed or stopped must end with."""
-    folder = tmp_path_factory.mktemp("small")
-    code, log = run_ranks(2, train_command(folder / "run", *SMALL), folder / "log")
-    assert code == 0, log[-4000:]
-    return folder / "run"
 
 
 def test_help_and_a_refused_configuration_are_fast(tmp_path):
@@ -81,13 +71,8 @@ def test_help_and_a_refused_configuration_are_fast(tmp_path):
         (["prune.target_macs_fraction=2"], "received 2, expected less than 1"),
         (["model.num_classes=0"], "received 0, expected greater than or equal to 2"),
         (["model.num_classes=7"], "model.num_classes: received 7, expected 10"),
-        (["model.name=resnet_20"], "did you mean `resnet20`"),
-        (['model.name="\\e]0;title\\a\\e[2J"'], r"\x1b]0;title\x07\x1b[2J"),
-        (["prune.exclude=[" + ",".join(f"stage{s}_block{b}_conv1" for s in (1, 2, 3) for b in (1, 2, 3)) + "]"],
-         "no convolution can be pruned"),
-        (["base=null", "model.weights=/nowhere/weights.h5"], "weights /nowhere/weights.h5: cannot be loaded"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, overrides, expected):
     sets = [argument for override in overrides for argument in ("--set", override)]
     result = call(RESREP, "train", DIGITS_CONFIG, "--workdir", tmp_path / "run", *sets)
@@ -96,13 +81,32 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, overrides, expected):
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
-def test_a_missing_configuration_and_a_folder_that_is_no_run(tmp_path):
-    result = call(RESREP, "train", tmp_path / "none.yaml", "--workdir", tmp_path / "run")
-    assert result.returncode == 2 and "cannot be read" in result.stderr
+# In this process: a command of its own that gets as far as the model takes a quarter of a minute.
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["model.name=resnet_20"], "did you mean `resnet20`"),
+        (['model.name="\\e]0;title\\a\\e[2J"'], r"\x1b]0;title\x07\x1b[2J"),
+        (["prune.exclude=[" + ",".join(f"stage{s}_block{b}_conv1" for s in (1, 2, 3) for b in (1, 2, 3)) + "]"],
+         "no convolution can be pruned"),
+        (["base=null", "model.weights=/nowhere/weights.h5"], "weights /nowhere/weights.h5: cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_input_that_the_model_shows_to_be_bad_is_one_line_and_exit_code_2(tmp_path, capsys, overrides, expected):
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    assert main(["train", str(DIGITS_CONFIG), "--workdir", str(tmp_path / "run"), *sets]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_a_missing_configuration_and_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "none.yaml"), "--workdir", str(tmp_path / "run")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("mine")
-    for command in (["train", DIGITS_CONFIG, "--workdir", tmp_path], ["merge", tmp_path], ["report", tmp_path]):
-        result = call(RESREP, *command)
-        assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for command in (["train", str(DIGITS_CONFIG), "--workdir"], ["merge"], ["report"]):
+        assert main([*command, str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1, error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -166,18 +170,17 @@ print(keras.__version__)
     np.testing.assert_allclose(np.load(outputs), load_model(workdir / "slim" / "model.h5")(images), atol=1e-4)
 
 
-def test_evaluate_merge_inspect_and_report(finished_run):
+def test_evaluate_merge_inspect_and_report(finished_run, capsys):
     workdir, _ = finished_run
     report = json.loads((workdir / "slim" / "report.json").read_text())
-    result = call(RESREP, "evaluate", workdir / "slim", "--config", workdir / "config.yaml")
+    assert main(["evaluate", str(workdir / "slim"), "--config", str(workdir / "config.yaml")]) == 0
     expected = f"top-1 {report['slim']['top1']:.2f} %, top-5 {report['slim']['top5']:.2f} % on 360 images"
-    assert expected in result.stdout, result.stderr
+    assert expected in capsys.readouterr().out
     before = (workdir / "slim" / "model.h5").stat().st_mtime_ns
-    result = call(RESREP, "merge", workdir)
-    assert result.returncode == 0, result.stderr
+    assert main(["merge", str(workdir)]) == 0
     assert (workdir / "slim" / "model.h5").stat().st_mtime_ns > before
-    result = call(RESREP, "report", workdir)
-    assert "Largest difference" in result.stdout and (workdir / "report.html").exists(), result.stderr
+    assert main(["report", str(workdir)]) == 0
+    assert "Largest difference" in capsys.readouterr().out and (workdir / "report.html").exists()
     curve = read_curves(workdir / "tensorboard")["time/collective_seconds"]
     assert curve and all(0 < seconds < 10 for _, seconds in curve), "both ranks made the collective"
     result = call(RESREP, "inspect", DIGITS_CONFIG)
@@ -185,13 +188,15 @@ def test_evaluate_merge_inspect_and_report(finished_run):
     assert result.stderr == ""
 
 
-def test_inspect_promises_no_target_that_training_refuses(tmp_path):
+def test_inspect_promises_no_target_that_training_refuses(tmp_path, capsys):
     sets = ["--set", "prune.round_to=8", "--set", "prune.min_channels=3"]
-    shown = " ".join(call(RESREP, "inspect", DIGITS_CONFIG, *sets).stdout.split())
+    assert main(["inspect", str(DIGITS_CONFIG), *sets]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
     sets += ["--set", "prune.target_macs_fraction=0.01"]
-    refused = call(RESREP, "train", DIGITS_CONFIG, "--workdir", tmp_path / "run", *sets)
+    assert main(["train", str(DIGITS_CONFIG), "--workdir", str(tmp_path / "run"), *sets]) == 2
+    refused = capsys.readouterr().err
     lowest = float(re.search(r"lowest possible [\d,]+ \(([\d.]+) %\)", shown)[1])
-    assert float(re.search(r"expected more than ([\d.]+)", refused.stderr)[1]) == pytest.approx(lowest / 100, abs=1e-3)
+    assert float(re.search(r"expected more than ([\d.]+)", refused)[1]) == pytest.approx(lowest / 100, abs=1e-3)
 
 
 def read_scalars(folder):
@@ -211,41 +216,39 @@ def test_tensorboard_has_the_curves(finished_run):
     _, steps = read_scalars(finished_run[0] / "tensorboard")
     for tag in (
         "train/loss", "train/top1", "train/learning_rate", "train/images_per_second", "validation/top1",
-        "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "width/stage1_block1_conv1",
-        "row_norms/stage1_block1_conv1", "config",
+        "prune/macs_fraction_by_mask", "prune/macs_fraction_living", "width/conv0", "row_norms/conv0", "config",
     ):  # fmt: skip
         assert steps[tag], tag
     assert steps["train/loss"] == list(range(10, 10 * len(steps["train/loss"]) + 1, 10))
 
 
-def test_another_architecture_and_damaged_checkpoints_leave_the_run_as_it_is(finished_run, tmp_path):
+def test_another_architecture_and_damaged_checkpoints_leave_the_run_as_it_is(finished_run, tmp_path, capsys):
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
 
     def content():  # fmt: skip
         return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
 
     before = content()
-    result = call(*train_command(workdir, "model.name=resnet32"))
-    assert (
-        result.returncode == 2
-        and "model.name is python:tests.networks:small_resnet there and resnet32 here" in result.stderr
-    )
+    assert main(train_command(workdir, "model.name=resnet32")[1:]) == 2
+    expected = "model.name is python:tests.networks:small_network there and resnet32 here"
+    assert expected in capsys.readouterr().err
     assert content() == before
     for arrays in workdir.glob("checkpoints/step-*/state.npz"):
         arrays.write_bytes(arrays.read_bytes()[:1000])
     # With its slim model the run is finished, and the checkpoints are not read.
     shutil.rmtree(workdir / "slim")
     before = content()
-    result = call(*train_command(workdir))
-    assert result.returncode == 2 and "it is damaged, its files do not have the checksums" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert "going back to the checkpoint before it" in result.stdout
+    assert main(train_command(workdir)[1:]) == 2
+    printed = capsys.readouterr()
+    assert "it is damaged, its files do not have the checksums" in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert "going back to the checkpoint before it" in printed.out
     assert content() == before
 
 
 @pytest.mark.ranks
-def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, undisturbed_small_run):
-    command = train_command(tmp_path / "run", *SMALL)
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, finished_run):
+    command = train_command(tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000040"
     runs.signal_one_rank(signal.SIGKILL, 2, command, checkpoint, tmp_path / "killed.log")
     assert not (tmp_path / "run" / "slim").exists()
@@ -254,7 +257,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, undistur
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert "Resumed at step" in log
-    runs.assert_equal_weights(tmp_path / "run", undisturbed_small_run)
+    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
     _, steps = read_scalars(tmp_path / "run" / "tensorboard")
     for tag, points in steps.items():
         assert points == sorted(set(points)), f"{tag} overlaps: {points}"
@@ -262,8 +265,8 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, undistur
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, undisturbed_small_run):
-    command = train_command(tmp_path / "run", *SMALL)
+def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_nothing(tmp_path, finished_run):
+    command = train_command(tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     start = time.monotonic()
     runs.signal_one_rank(signal.SIGTERM, 2, command, folder / "step-00000040", tmp_path / "stopped.log")
@@ -275,11 +278,11 @@ def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint_and_loses_noth
     code, log = run_ranks(2, command, tmp_path / "resumed.log")
     assert code == 0, log[-3000:]
     assert f"Resumed at step {stopped_at}" in log
-    runs.assert_equal_weights(tmp_path / "run", undisturbed_small_run)
+    runs.assert_equal_weights(tmp_path / "run", finished_run[0])
 
 
 def test_a_file_named_stop_ends_a_single_process_with_its_own_code(tmp_path):
-    command = train_command(tmp_path / "run", *SMALL)
+    command = train_command(tmp_path / "run")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         runs.wait_for(tmp_path / "run" / "base" / "checkpoints" / "step-00000020", process, tmp_path / "log")
         (tmp_path / "run" / "stop").touch()
@@ -304,8 +307,7 @@ def test_the_launch_script_keeps_the_signal_from_horovodrun(tmp_path):
 
 
 def test_a_single_process_needs_no_launcher(tmp_path):
-    settings = [*SMALL, "train.num_epochs=3", "prune.mask_stop_fraction=0.9"]
-    result = call(*train_command(tmp_path / "run", *settings))
+    result = call(*train_command(tmp_path / "run", "train.num_epochs=3", "prune.mask_stop_fraction=0.9"))
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "run" / "slim" / "report.json").read_text())
     assert report["certificate"]["max_relative_difference"] <= 1e-4

@@ -77,7 +77,15 @@ def test_the_multiply_adds_of_all_heads_count():
     assert graph.macs.per_channel(graph.widths)[1] == pixels * 9 * (8 + 10) + 5
 
 
-@pytest.mark.parametrize("name", ["signals", "mobile_signals", "volumes", "finer_volumes", "unet"])
+# Keras 3 starts anew for each of them.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "signals",
+        "volumes",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("mobile_signals", "finer_volumes", "unet")),
+    ],
+)
 def test_its_file_is_read_here_and_by_keras_3(tmp_path, name):
     model, _, images = built(name)
     resrep_dist.save_model(model, tmp_path / "model.h5")
