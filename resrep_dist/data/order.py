@@ -162,8 +162,11 @@ def _changed(source: ImageSource, config: DataConfig, own: range, seed: int, bat
 
 def _prefetch(batches: tf.data.Dataset, num_threads: int | None) -> tf.data.Dataset:
     options = tf.data.Options()
+    # Where it tunes itself, an iterator that is dropped waits for the thread that does it, for up to a minute and with
+    # Python's lock held, so that no other thread of the rank shows that it is alive. Seen with TensorFlow 2.21.
+    options.autotune.enabled = False
     if num_threads is not None:
-        options.autotune.cpu_budget = num_threads
+        options.threading.private_threadpool_size = num_threads
     batches = batches.prefetch(_NUM_PREFETCHED).with_options(options)
     gpus = tf.config.list_logical_devices("GPU")
     # Copied to the device while it computes the step before. It has to be the last transformation.

@@ -124,6 +124,17 @@ def test_evaluation_takes_every_sample_once(sources, num_ranks):
     np.testing.assert_array_equal(source.first_images(9), np.concatenate([images for images, _ in seen])[:9])
 
 
+def test_no_iterator_tunes_itself():
+    """One that does can hold Python's lock for a minute when it is dropped."""
+    source = random_source()
+    training = training_batches(
+        source, global_batch_size=8, augmentation="none", seed=0, rank=0, num_ranks=1, first_step=0, num_threads=3
+    )
+    for batches in (training, evaluation_batches(source, 8, 0, 1, num_threads=3)):
+        options = batches._dataset.options()
+        assert options.autotune.enabled is False and options.threading.private_threadpool_size == 3
+
+
 def test_the_first_images_of_an_epoch_are_those_of_its_order_without_augmentation(sources):
     source, _, _ = sources
     order = sample_indices(tf.range(50, dtype=tf.int64), 50, seed=3).numpy()
