@@ -4,7 +4,7 @@
 #   bash launch/test.sh                 everything that is not marked slow, faults, nccl_build or gpu
 #   bash launch/test.sh --all           the slow tests too, but for those of Slurm and --faults
 #   bash launch/test.sh --slurm         all tests with a Slurm of their own: as root, 10 minutes
-#   bash launch/test.sh --faults        real harm to real runs, for an hour or more; writes faults.json; NUM_KILLS=20
+#   bash launch/test.sh --faults        real harm to real runs, for two hours; writes faults.json; NUM_KILLS=20
 #   bash launch/test.sh --nccl-build    compiles Horovod with NCCL in an environment of its own; needs nvcc, but no GPU
 #   bash launch/test.sh -m gpu          what needs a GPU (a later -m counts)
 #   bash launch/test.sh --coverage      the default tests, and the lines of resrep_dist that they do not run

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from docs.drawings.rooms import ROOT
+from docs.drawings.packages import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

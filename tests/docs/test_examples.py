@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docs.drawings.rooms import ROOT
+from docs.drawings.packages import ROOT
 from resrep_dist.cli.main import build_parser
 from resrep_dist.config import build_config, load_config
 from tests.docs.examples import ARRAYS, FILES, examples, of

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docs.drawings.rooms import ROOT
+from docs.drawings.packages import ROOT
 from tests.docs.examples import examples
 
 PAGE = "docs/quick_start.md"

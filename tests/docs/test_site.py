@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import resrep_dist
-from docs.drawings import concepts, overlap, rooms
-from docs.drawings.rooms import ROOT
+from docs.drawings import concepts, overlap, packages
+from docs.drawings.packages import ROOT
 from docs.hooks.references import command_line
 from resrep_dist.cli.main import build_parser
 from resrep_dist.config import Config
@@ -75,7 +75,8 @@ def test_the_references_hold_every_key_command_and_name(site):
 
 
 def test_the_drawings_are_current():
-    assert rooms.draw() == (concepts.IMAGES / "rooms.svg").read_text(encoding="utf-8"), "python -m docs.drawings.rooms"
+    drawn = (concepts.IMAGES / "packages.svg").read_text(encoding="utf-8")
+    assert packages.draw() == drawn, "python -m docs.drawings.packages"
     for name, draw in concepts.DRAWINGS.items():
         assert draw() == (concepts.IMAGES / name).read_text(encoding="utf-8"), "python -m docs.drawings.concepts"
     assert overlap.draw() == (concepts.IMAGES / "overlap.svg").read_text(

@@ -1,4 +1,4 @@
-"""Draws the rooms of the package and which imports which: python -m docs.drawings.rooms
+"""Draws the subpackages and which imports which: python -m docs.drawings.packages
 
 The order is import-linter's contract in `pyproject.toml`, the arrows are the imports that the code has.
 """
@@ -18,7 +18,7 @@ else:
 
 _PACKAGE = "resrep_dist"
 ROOT = Path(__file__).parents[2]
-# Rooms of settings, errors and one number: their arcs would hide the others, and say little.
+# Settings, errors and one number: their arcs would hide the others, and say little.
 _WITHOUT_ARCS = ("config", "errors", "version")
 _TEXTS = {
     "cli": "commands, exit codes",
@@ -45,21 +45,21 @@ _TEXTS = {
 
 
 def rows() -> list[list[str]]:
-    """The rooms from top to bottom; rooms of one row do not import each other."""
+    """The subpackages from top to bottom; those of one row do not import each other."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    return [[room.strip() for room in row.split("|")] for row in layers]
+    return [[package.strip() for package in row.split("|")] for row in layers]
 
 
 def imports() -> set[tuple[str, str]]:
-    """Pairs of rooms: the first imports the second."""
+    """Pairs of subpackages: the first imports the second."""
     graph = grimp.build_graph(_PACKAGE, cache_dir=None)
     pairs = set()
     for importer in graph.modules:
         for imported in graph.find_modules_directly_imported_by(importer):
             pair = tuple(".".join(name.split(".")[1:2]) for name in (importer, imported))
-            if pair[0] != pair[1] and all(room in _TEXTS for room in pair):
+            if pair[0] != pair[1] and all(package in _TEXTS for package in pair):
                 pairs.add(pair)
     return pairs
 
@@ -69,26 +69,26 @@ def draw() -> str:
     places = {}
     shapes = []
     for i, row in enumerate(rows()):
-        for j, room in enumerate(row):
+        for j, package in enumerate(row):
             width = 270 / len(row) - 6 * (len(row) - 1)
             x, y = 250 + j * (width + 12), 12 + 46 * i
             # Two in a row have no space for their texts.
-            lines = (room, _TEXTS[room]) if len(row) == 1 else (room,)
+            lines = (package, _TEXTS[package]) if len(row) == 1 else (package,)
             shapes.append(box(x, y, width, 38, *lines))
-            places[room] = (x, y + 19, j)
-    for room, below in sorted(imports()):
+            places[package] = (x, y + 19, j)
+    for package, below in sorted(imports()):
         if below not in _WITHOUT_ARCS:
-            shapes.append(_arc(places[room], places[below]))
+            shapes.append(_arc(places[package], places[below]))
     bottom = 12 + 46 * len(rows())
     *others, last = _WITHOUT_ARCS
-    shapes.append(text(385, bottom + 14, "An arc ends with a dot at the room that is imported.", size=12))
+    shapes.append(text(385, bottom + 14, "An arc ends with a dot at the subpackage that is imported.", size=12))
     caption = f"The arcs to {', '.join(others)} and {last} are left out."
     shapes.append(text(385, bottom + 30, caption, size=12))
     return drawing(770, bottom + 44, *shapes)
 
 
 def _arc(start: tuple[float, float, int], end: tuple[float, float, int]) -> str:
-    """From room to room: on the left to the next rows, on the right if a room of two lies on that side."""
+    """From one to the other: on the left to the next rows, on the right if one of two lies on that side."""
     on_right = start[2] == 1 or end[2] == 1
     reach = 16 + 0.36 * (end[1] - start[1])
     x, away = (520, reach) if on_right else (250, -reach)
@@ -101,4 +101,4 @@ def _arc(start: tuple[float, float, int], end: tuple[float, float, int]) -> str:
 
 
 if __name__ == "__main__":
-    (IMAGES / "rooms.svg").write_text(draw(), encoding="utf-8")
+    (IMAGES / "packages.svg").write_text(draw(), encoding="utf-8")
