@@ -56,7 +56,7 @@ class MaskSchedule:
         """Return the schedule in one sentence, and which of its numbers were chosen."""
         dies = f"in about {self.death_steps:,} steps" if self.death_steps else "not within the phase"
         return (
-            f"Masks change at {self.num_updates:,} updates, every {self.interval_steps:,} steps from step "
+            f"Mask updates: {self.num_updates:,}, one every {self.interval_steps:,} steps from step "
             f"{self.first_step:,} to {self.last_step:,} of {self.num_steps:,}; the target needs at least "
             f"{self.num_needed_updates:,}; a row of norm 1 that is masked first dies {dies}."
             + (f" Chosen: {self.choices()}." if self.chosen else "")

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from resrep_dist.checkpoints.same_data import check_data_of_ranks
 from resrep_dist.config import Config
 from resrep_dist.data.loading import load_sources
 from resrep_dist.data.source import ImageSource, Source
@@ -21,7 +22,7 @@ from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.start import copy_newest_state
 from resrep_dist.runs.workdir import earlier_choices, open_workdir
-from resrep_dist.training.phase import plan_phase, pruning_of
+from resrep_dist.training.phase import fingerprints, plan_phase, pruning_of
 from resrep_dist.training.start_checks import check_images, check_loss_and_metrics, note_widths
 
 from tensorflow import keras
@@ -62,6 +63,7 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     agree_on_costs(cluster, config.prune)
     graph = cluster.everywhere(lambda: _checked_graph(model, config))
     train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
+    check_data_of_ranks(cluster, fingerprints(train_data, validation_data))
     if graph:
         config = with_numbers(config, graph, len(train_data), workdir, cluster)
     cluster.from_root(lambda: open_workdir(config, workdir))

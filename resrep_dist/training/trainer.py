@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from resrep_dist.checkpoints.same_data import check_data_of_ranks
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
@@ -62,6 +63,7 @@ class Trainer:
 
     Raises:
         ConfigError: If data, model and settings do not fit together.
+        DataError: If the ranks have different data.
         ModelError: If the graph has nothing to prune.
     """
 
@@ -87,6 +89,8 @@ class Trainer:
         if graph:
             # Before a rank reads its own table, and stops alone at what is wrong with it.
             agree_on_costs(self.cluster, config.prune)
+        data: Any = {"data": fingerprints(train_data, validation_data), "accepts_changed_data": accepts_changed_data}
+        check_data_of_ranks(self.cluster, data["data"])
         check_start(config, model, graph, train_data, validation_data, self.cluster.size)
         self._plan = plan_phase(config, graph, len(train_data))
         self.config = config = self._plan.resolved(config)
@@ -102,7 +106,6 @@ class Trainer:
         self.description = "prune" if graph else "base" if config.prune else "train"
         folder = workdir / "base" if workdir and self.description == "base" else workdir
         checkpoints, num_kept = folder / "checkpoints" if folder else None, config.checkpoint.num_kept
-        data: Any = {"data": fingerprints(train_data, validation_data), "accepts_changed_data": accepts_changed_data}
         self.checkpoints = CheckpointWriter(checkpoints, num_kept, self.cluster, graph, config.to_dict(), **data)
         self._best = BestCheckpoint(folder, self.cluster, graph, config)
         sweep_row = str(workdir.resolve()) if workdir and folder == workdir else None

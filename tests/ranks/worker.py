@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from resrep_dist import errors
 from resrep_dist.checkpoints.digest import Digest
 from resrep_dist.data.order import training_batches
+from resrep_dist.data.source import Source
 from resrep_dist.distributed import cluster as cluster_module
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
@@ -236,6 +238,25 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
     shared = trainer._live.evaluator.top1(source, 50, cluster)
     alone = trainer._live.evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
+
+
+def other_data(cluster: Cluster, folder: Path) -> None:
+    """A rank that lacks samples ends all of them before the first step; pixels that were computed otherwise do not."""
+    config, model = small_config(), small_network()
+    whole, few, nudged = random_source(64), random_source(40), random_source(64)
+    if cluster.rank == 1:
+        few = Source(few.images[:-1], few.labels[:-1], 10)
+        nudged = Source(np.nextafter(nudged.images, 9), nudged.labels, 10)
+    for name, data in (("training", (few, whole)), ("validation", (whole, few))):
+        try:
+            Trainer(model, trace(model), config, *data, cluster=cluster)
+            raise AssertionError("it went on")
+        except UserError as error:
+            found = (
+                f"rank 1, has other data .*: {name} set: number of samples 40 there and 39 here; .*labels differs; give"
+            )
+            assert re.search(found if cluster.rank == 1 else "1 of 2 ranks could not start", str(error)), error
+    Trainer(model, trace(model), config, nudged, whole, cluster=cluster)
 
 
 def root_error(cluster: Cluster, folder: Path) -> None:
