@@ -59,10 +59,13 @@ class Multiply(Join):
 
     @staticmethod
     def _note_gates(index: int, inputs: Sequence[Segments], is_gate: Sequence[bool], channels: ChannelSets) -> None:
-        gated = {segments[index].variable for segments, gate in zip(inputs, is_gate, strict=True) if not gate}
-        for segments, gate in zip(inputs, is_gate, strict=True):
-            producer = channels.producers[segments[index].variable] if gate and index < len(segments) else None
-            if producer and segments[index].variable not in gated:
+        # An input that is divided in another way may have fewer segments.
+        beside = [(segments[index].variable, gate) for segments, gate in zip(inputs, is_gate, strict=True)
+                  if index < len(segments)]  # fmt: skip
+        gated = {variable for variable, gate in beside if not gate}
+        for variable, gate in beside:
+            producer = channels.producers[variable]
+            if gate and producer and variable not in gated:
                 channels.possible_gates.add(producer.name)
 
 

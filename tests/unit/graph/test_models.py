@@ -4,7 +4,8 @@ from resrep_dist.errors import ModelError
 from resrep_dist.graph import trace
 from resrep_dist.graph.rebuilding import flatten
 from resrep_dist.layers.insertion import insert_compactors
-from tests.networks import randomise
+from resrep_dist.merging import merge
+from tests.networks import randomise, with_dead_channels
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_a_shared_convolution_stays_and_a_shared_activation_does_no_harm():
         "a": "its channels reach shared, which is used at several places",
         "shared": "it is used at several places; one layer for each place could be pruned",
     }
+
+
+def assert_merged_exactly(model, graph):
+    images = tf.random.stateless_normal([8, *model.input_shape[1:]], [0, 1]).numpy()
+    _, certificate = merge(with_dead_channels(model, graph), graph, images, tolerance=1e-5)
+    kept = [certificate.channels[group.name]["kept"] // group.num_parts for group in graph.groups]
+    assert sum(kept) < sum(graph.widths)
+
+
+def test_a_gate_on_a_concatenation_stays_with_it_and_the_rest_is_pruned():
+    inputs = keras.Input([8, 8, 3])
+    x = [layers.Conv2D(8, size, padding="same", activation="relu", name=f"by{size}")(inputs) for size in (1, 3)]
+    x = layers.Concatenate()(x)
+    x = layers.Multiply(name="gated")([x, layers.Conv2D(16, 1, activation="sigmoid", name="gate")(x)])
+    model = keras.Model(inputs, head(layers.Conv2D(4, 1, name="last")(x)))
+    randomise(model)
+    graph = trace(model)
+    assert [group.name for group in graph.groups] == ["last"]
+    reason = "its channels meet differently divided ones in the Multiply gated"
+    assert graph.refused == dict.fromkeys(["by1", "by3", "gate"], reason)
+    assert_merged_exactly(model, graph)
 
 
 @keras.utils.register_keras_serializable("tests")
