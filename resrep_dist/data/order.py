@@ -9,11 +9,12 @@ import functools
 from typing import Any
 
 from resrep_dist.config import DataConfig
+from resrep_dist.data.batches import Batches
 from resrep_dist.data.hashing import mix as mix_bits
 from resrep_dist.data.hashing import right_shift
 from resrep_dist.data.mixing import is_mixing, mix, with_partners
 from resrep_dist.data.rand_augment import rand_augment
-from resrep_dist.data.source import ImageSource, NamedErrors
+from resrep_dist.data.source import ImageSource
 
 import numpy as np
 import tensorflow as tf
@@ -83,7 +84,7 @@ def training_batches(
     first_step: int,
     num_threads: int | None = None,
     config: DataConfig | None = None,
-) -> NamedErrors:
+) -> Batches:
     """Return this rank's part of every global batch, without end.
 
     Args:
@@ -115,18 +116,21 @@ def training_batches(
     def indices_of(number: int) -> np.ndarray:
         return read_indices_of(number)[start - first : end - first]
 
-    steps = tf.data.Dataset.range(first_step, tf.int64.max).map(places)
-    batches = source.load(steps, last - first, augmentation, seed)
-    if config is not None and (is_mixed or config.rand_augment is not None):
-        change = functools.partial(_changed, source, config, range(start - first, end - first), seed)
-        batches = tf.data.Dataset.zip((batches, steps))
-        batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return NamedErrors(_prefetch(batches, num_threads), source, indices_of, read_indices_of)
+    def batches_from(number: int) -> tf.data.Dataset:
+        steps = tf.data.Dataset.range(first_step + number, tf.int64.max).map(places)
+        batches = source.load(steps, last - first, augmentation, seed)
+        if config is not None and (is_mixed or config.rand_augment is not None):
+            change = functools.partial(_changed, source, config, range(start - first, end - first), seed)
+            batches = tf.data.Dataset.zip((batches, steps))
+            batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return _prefetch(batches, num_threads)
+
+    return Batches(batches_from, source, indices_of, read_indices_of)
 
 
 def evaluation_batches(
     source: ImageSource, batch_size: int, rank: int, num_ranks: int, num_threads: int | None = None
-) -> NamedErrors:
+) -> Batches:
     """Return this rank's part of a whole set in batches; over all ranks every sample is there once.
 
     Args:
@@ -144,9 +148,12 @@ def evaluation_batches(
     def indices_of(number: int) -> range:
         return range(start + number * batch_size, min(end, start + (number + 1) * batch_size))
 
-    indices = tf.data.Dataset.range(start, end).batch(batch_size)
-    batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
-    return NamedErrors(_prefetch(batches, num_threads), source, indices_of)
+    def batches_from(number: int) -> tf.data.Dataset:
+        indices = tf.data.Dataset.range(start + number * batch_size, end).batch(batch_size)
+        batches = source.load(tf.data.Dataset.zip((indices, indices)), batch_size, "none", 0)
+        return _prefetch(batches, num_threads)
+
+    return Batches(batches_from, source, indices_of)
 
 
 def _changed(source: ImageSource, config: DataConfig, own: range, seed: int, batch: Any, place: Any) -> Any:

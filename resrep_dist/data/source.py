@@ -4,14 +4,13 @@ import abc
 import dataclasses
 import functools
 import hashlib
-import itertools
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.data.augmentation import augment, normalize
+from resrep_dist.data.batches import Batches
 from resrep_dist.data.normalization import Normalization
-from resrep_dist.errors import DataError, SampleError
+from resrep_dist.errors import DataError
 
 import numpy as np
 import tensorflow as tf
@@ -105,10 +104,13 @@ class ImageSource(abc.ABC):
         Raises:
             SampleError: If one of them cannot be read.
         """
-        places = tf.data.Dataset.from_tensor_slices((indices, indices)).batch(32)
-        batches = self.load(places, 32, "none", 0)
-        named = NamedErrors(batches, self, lambda number: indices[32 * number : 32 * (number + 1)])
-        return np.concatenate([images.numpy() for images, _ in named])
+
+        def batches_from(number: int) -> tf.data.Dataset:
+            places = tf.data.Dataset.from_tensor_slices((indices[32 * number :],) * 2).batch(32)
+            return self.load(places, 32, "none", 0)
+
+        batches = Batches(batches_from, self, lambda number: indices[32 * number : 32 * (number + 1)])
+        return np.concatenate([images.numpy() for images, _ in batches])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,59 +232,3 @@ def checksum_of(values: np.ndarray | Sequence[str]) -> str:
     if isinstance(values, np.ndarray):
         return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]
     return hashlib.sha256("\0".join(values).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-class NamedErrors:
-    """The batches of a dataset, with errors that name the sample that cannot be read.
-
-    Batches that can be read take no extra time. The samples of a batch that cannot are read again, one by one.
-
-    Args:
-        dataset: The batches.
-        source: Their source.
-        indices_of: Returns the indices of the samples of a batch, given its number counted from 0.
-        read_indices_of: The same of all samples that are read for it, if they are more. None for `indices_of`.
-    """
-
-    def __init__(
-        self,
-        dataset: tf.data.Dataset,
-        source: ImageSource,
-        indices_of: Callable[[int], Sequence[int] | np.ndarray],
-        read_indices_of: Callable[[int], Sequence[int] | np.ndarray] | None = None,
-    ) -> None:
-        self._dataset, self._source, self.indices_of = dataset, source, indices_of
-        self._read_indices_of = read_indices_of or indices_of
-
-    def __iter__(self) -> Iterator[Any]:
-        iterator = iter(self._dataset)
-        for number in itertools.count():
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except tf.errors.OpError as error:
-                raise self._explain(self._read_indices_of(number), error) from None
-            yield batch
-
-    def _explain(self, indices: Sequence[int] | np.ndarray, error: tf.errors.OpError) -> SampleError:
-        for index in indices:
-            try:
-                self._source.check(int(index))
-            except tf.errors.OpError as cause:
-                return SampleError(f"{self._source.describe(int(index))}: {_reason(cause)}; fix or replace the file")
-        first = self._source.describe(int(indices[0]))
-        return SampleError(
-            f"{first} and the {len(indices) - 1} samples after it: one could not be read ({_reason(error)}), but all "
-            "can be read now; check the disk and network, and start the same command again to resume"
-        )
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """Return TensorFlow's message without the names of its nodes, on one line."""
-    noise = (
-        r"\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\]( name:)?|"
-        r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "
-    )
-    text = re.sub(noise, " ", error.message, flags=re.DOTALL)
-    return " ".join(text.split())[:200] or type(error).__name__

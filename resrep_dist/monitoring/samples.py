@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.data.source import NamedErrors
+from resrep_dist.data.batches import Batches
 from resrep_dist.monitoring.hooks import Hook, Watched
 
 
@@ -30,7 +30,7 @@ class SampleLog(Hook):
         Returns:
             The same batches.
         """
-        assert isinstance(batches, NamedErrors)
+        assert isinstance(batches, Batches)
         rank, size, first_step = trainer.cluster.rank, trainer.cluster.size, trainer.step
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"from-step-{first_step:08d}-rank-{rank}-of-{size}.csv"

@@ -3,8 +3,9 @@
 from resrep_dist.checkpoints.average import WeightAverage
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import DataConfig, TrainingConfig
+from resrep_dist.data.batches import Batches
 from resrep_dist.data.order import training_batches
-from resrep_dist.data.source import ImageSource, NamedErrors
+from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
@@ -72,7 +73,7 @@ class LiveModel:
         if self.pruner:
             self.pruner.follow(state)
 
-    def batches(self, source: ImageSource, data: DataConfig) -> NamedErrors:
+    def batches(self, source: ImageSource, data: DataConfig) -> Batches:
         """Return this rank's part of each batch of training, from the current step on.
 
         Args:

@@ -13,7 +13,8 @@ from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
 from resrep_dist.config.tasks import score_of
-from resrep_dist.data.source import ImageSource, NamedErrors
+from resrep_dist.data.batches import Batches
+from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
 from resrep_dist.errors import StoppedError, UserError
@@ -279,7 +280,7 @@ class Trainer:
         shrinker.log(self.step, before, figures)
         self._hooks.on_shrink(self, figures)
 
-    def _training_batches(self) -> NamedErrors:
+    def _training_batches(self) -> Batches:
         """Return this rank's part of each batch, from the current step on."""
         return self._live.batches(self._train_data, self.config.data)
 

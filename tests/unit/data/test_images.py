@@ -1,6 +1,7 @@
 """What is done to images, and the images that are trouble: cut off, not JPEG, gray, CMYK."""
 
 import itertools
+import re
 
 from resrep_dist.data.augmentation import augment, is_mirrored, normalize
 from resrep_dist.data.encoded import _random_window, center_crop, decode, random_resized_crop
@@ -9,7 +10,7 @@ from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from resrep_dist.data.order import evaluation_batches, training_batches
 from resrep_dist.data.source import Source
 from resrep_dist.data.tfrecord import imagenet_records
-from resrep_dist.errors import DataError, SampleError
+from resrep_dist.errors import SampleError
 from tests.images import (
     CMYK_JPEG,
     NUM_CLASSES,
@@ -155,14 +156,37 @@ def test_a_bad_record_is_named(tmp_path, record, reason):
         run_through(train)
 
 
-def test_a_sample_that_can_be_read_the_second_time_is_an_error_all_the_same(tmp_path):
-    train, _ = image_folders(write_image_folders(tmp_path, 20, 10), 16, 0.875)
+def test_a_sample_that_can_be_read_the_second_time_costs_a_message_and_no_batch(tmp_path, caplog):
+    source, _ = image_folders(write_image_folders(tmp_path, 20, 10), 16, 0.875)
+    order = {"global_batch_size": 5, "augmentation": "resized_crop_flip", "seed": 0, "rank": 0, "num_ranks": 1}
+    expected = list(itertools.islice(training_batches(source, **order, first_step=0), 8))
     path = tmp_path / "train/n00000001/00007.JPEG"
     good = path.read_bytes()
     path.write_bytes(good[:100])
-    check, train.check = train.check, lambda index: (path.write_bytes(good), check(index))
-    with pytest.raises(DataError, match=r"one could not be read .*, but all can be read now"):
-        run_through(train)
+    check, source.check = source.check, lambda index: (path.write_bytes(good), check(index))
+    received = list(itertools.islice(training_batches(source, **order, first_step=0), 8))
+    for (images, labels), (expected_images, expected_labels) in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)
+    (message,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert re.search(r"00\d+\.JPEG and the 4 samples after it: one could not be read .*; they are read again", message)
+
+
+def test_a_batch_that_fails_again_and_again_ends_the_run(tmp_path):
+    source, _ = image_folders(write_image_folders(tmp_path, 20, 10), 16, 0.875)
+    path = tmp_path / "train/n00000001/00007.JPEG"
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    check = source.check
+
+    def repaired_for_a_moment(index):
+        path.write_bytes(good)
+        check(index)
+        path.write_bytes(good[:100])
+
+    source.check = repaired_for_a_moment
+    with pytest.raises(SampleError, match=r"one could not be read .*, but each can be read alone; .* 4 times in a row"):
+        run_through(source)
 
 
 def test_files_and_arrays_are_padded_with_the_same_black(tmp_path):

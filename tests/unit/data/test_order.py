@@ -131,7 +131,7 @@ def test_no_iterator_tunes_itself():
         source, global_batch_size=8, augmentation="none", seed=0, rank=0, num_ranks=1, first_step=0, num_threads=3
     )
     for batches in (training, evaluation_batches(source, 8, 0, 1, num_threads=3)):
-        options = batches._dataset.options()
+        options = batches._dataset_from(0).options()
         assert options.autotune.enabled is False and options.threading.private_threadpool_size == 3
 
 
