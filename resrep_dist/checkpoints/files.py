@@ -71,11 +71,13 @@ class CheckpointFolder:
         if target.exists() and not _damage(target):
             # It has the same state. If it were replaced, there would be no newest checkpoint for a moment.
             return target
-        self.delete_partial()
         partial = target.with_name(f"{target.name}.partial")
         try:
+            for interrupted in _listed(self._folder, ".partial"):
+                _remove(interrupted)
+            existing = _listed(self._folder)
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
-            for passed_over in (path for path in self._existing() if path.name >= target.name):
+            for passed_over in (path for path in existing if path.name >= target.name):
                 # The run has resumed from an earlier step because these are damaged. They must not be the newest.
                 os.replace(passed_over, _unused(passed_over.with_name(f"{passed_over.name}.damaged")))
             os.replace(partial, target)
@@ -83,7 +85,7 @@ class CheckpointFolder:
         except OSError as error:
             _remove(partial)
             raise CheckpointWriteError(_describe(target, error, sum(a.nbytes for a in arrays.values()))) from None
-        for old in self._existing()[: -self._num_kept]:
+        for old in [*(path for path in existing if path.name < target.name), target][: -self._num_kept]:
             _remove(old)
         return target
 
@@ -100,7 +102,8 @@ class CheckpointFolder:
             The position of the checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: If all are damaged, or the newest is of another model. Nothing is loaded then.
+            CheckpointError: If all are damaged, the newest is of another model, or the folder cannot be listed; nothing
+                is loaded then.
         """
         existing = self._existing()
         for path in reversed(existing):
@@ -113,14 +116,23 @@ class CheckpointFolder:
         return None
 
     def newest_step(self) -> int | None:
-        """Return the step of the newest checkpoint, damaged or not; None if there is none."""
+        """Return the step of the newest checkpoint, damaged or not; None if there is none.
+
+        Raises:
+            CheckpointError: If the folder cannot be listed.
+        """
         existing = self._existing()
         return int(existing[-1].name.removeprefix("step-")) if existing else None
 
     def newest_position(self) -> dict[str, Any] | None:
-        """Return the position of the newest checkpoint; None if there is none, or it cannot be read."""
+        """Return the position of the newest checkpoint; None if there is none, or it cannot be read.
+
+        Raises:
+            CheckpointError: If the folder cannot be listed.
+        """
+        existing = self._existing()
         try:
-            return next((_read_position(path) for path in reversed(self._existing())), None)
+            return _read_position(existing[-1]) if existing else None
         except (OSError, ValueError, RecursionError):
             return None
 
@@ -131,7 +143,7 @@ class CheckpointFolder:
             step: The step.
 
         Raises:
-            CheckpointError: If there is none. The message has the steps that there are.
+            CheckpointError: If there is none, or the folder cannot be listed. The message has the steps that there are.
         """
         path, existing = self._folder / f"step-{step:08d}", self._existing()
         if path not in existing:
@@ -153,12 +165,22 @@ class CheckpointFolder:
         """Delete incomplete checkpoints.
 
         They remain if a run was killed, or if a read-only disk prevented their deletion.
+
+        Raises:
+            CheckpointError: If the folder cannot be listed.
         """
-        for partial in self._folder.glob("step-*.partial"):
+        for partial in self._existing(".partial"):
             _remove(partial)
 
-    def _existing(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if not path.suffix)
+    def _existing(self, suffix: str = "") -> list[Path]:
+        try:
+            return _listed(self._folder, suffix)
+        except OSError as error:
+            # If the folder was taken for empty, the run would start anew and set aside the checkpoints in it.
+            raise CheckpointError(
+                f"checkpoint folder {self._folder}: cannot be listed ({error.strerror or error}); expected a folder "
+                "that can be read; fix its permissions or its disk"
+            ) from None
 
 
 def snapshot(variables: Mapping[str, "tf.Variable"]) -> dict[str, np.ndarray]:
@@ -259,6 +281,16 @@ def _sums(folder: Path) -> str:
                 digest.update(chunk)
         lines.append(f"{digest.hexdigest()}  {name}\n")
     return "".join(lines)
+
+
+def _listed(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the checkpoints in a folder by step, or what has a suffix; nothing if there is no folder."""
+    try:
+        # `Path.glob` also returns nothing for a folder that cannot be listed.
+        found = [folder / name for name in os.listdir(folder) if name.startswith("step-")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(path for path in found if path.suffix == suffix)
 
 
 def _describe(target: Path, error: OSError, num_bytes: int) -> str:

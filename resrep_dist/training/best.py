@@ -10,6 +10,7 @@ from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config import Config
 from resrep_dist.config.tasks import Score
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import CheckpointError
 from resrep_dist.graph import Graph
 from resrep_dist.pruning.pruner import Pruner
 
@@ -50,8 +51,9 @@ class BestCheckpoint:
         if pruner is not None and not pruner.is_pruned():
             return
         if not self._has_read:
-            earlier = self._cluster.from_root(lambda: self._earlier_score(score.key))
-            self._score, self._has_read = earlier, True
+            self._score, self._has_read = self._cluster.from_root(lambda: self._earlier_score(score.key))
+        if not self._has_read:
+            return
         if self._score is not None and score.value <= self._score:
             return
         self._score = score.value
@@ -61,8 +63,14 @@ class BestCheckpoint:
         writer.save(state, **note)
         writer.wait()
 
-    def _earlier_score(self, key: str) -> float | None:
+    def _earlier_score(self, key: str) -> tuple[float | None, bool]:
+        """Return the score of the checkpoint of an earlier start, None without one, and whether that is known."""
         assert self._folder is not None
-        position: dict[str, Any] | None = CheckpointFolder(self._folder).newest_position()
+        try:
+            position = CheckpointFolder(self._folder).newest_position()
+        except CheckpointError as error:
+            # A better one may be in it, which must not be replaced.
+            _log.error("%s; this evaluation is not compared with the best one, trying again at the next", error)
+            return None, False
         score = position.get(key) if position else None
-        return float(score) if isinstance(score, int | float) else None
+        return float(score) if isinstance(score, int | float) else None, True

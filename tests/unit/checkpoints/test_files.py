@@ -1,4 +1,7 @@
+import errno
+import functools
 import hashlib
+import os
 import random
 import resource
 import subprocess
@@ -25,6 +28,18 @@ def save(folder, variables, *steps):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def refuse(monkeypatch, folder, number, *calls):
+    """Make system calls fail in a folder, as those to a network file system do that does not answer."""
+
+    def fail(call, path=".", *arguments, **options):
+        if str(path).startswith(str(folder)):
+            raise OSError(number, os.strerror(number), str(path))
+        return call(path, *arguments, **options)
+
+    for name in calls:
+        monkeypatch.setattr(os, name, functools.partial(fail, getattr(os, name)))
 
 
 def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path, variables):
@@ -107,6 +122,25 @@ def test_a_run_never_starts_anew_where_all_checkpoints_are_damaged(tmp_path, var
         (path / "state.npz").unlink()
     with pytest.raises(CheckpointError, match=r"step-00000005: it is damaged, state.npz cannot be read"):
         folder.restore_newest(variables)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, variables, monkeypatch, number):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5, 15)
+    (tmp_path / "step-00000020.partial").mkdir()
+    before = names(tmp_path)
+    with monkeypatch.context() as patch:
+        refuse(patch, tmp_path, number, "listdir", "scandir")
+        refused = rf"folder {tmp_path}: cannot be listed \({os.strerror(number)}\); .* its permissions or its disk$"
+        others = (folder.newest_step, folder.newest_position, folder.delete_partial)
+        for ask in (lambda: folder.restore_newest(variables), *others):
+            with pytest.raises(CheckpointError, match=refused):
+                ask()
+        with pytest.raises(CheckpointWriteError, match=rf"cannot be written \({os.strerror(number)}\)"):
+            save(folder, variables, 10)
+    assert names(tmp_path) == before, "nothing good was set aside"
+    assert folder.restore_newest(variables)["step"] == 15
 
 
 def test_damaged_checkpoints_ahead_are_set_aside_when_the_run_passes_them(tmp_path, variables):

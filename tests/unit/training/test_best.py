@@ -1,9 +1,12 @@
 """The best checkpoint is that of the best evaluation whose target is reached."""
 
+import errno
 import io
 import logging
+import os
 import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import resrep_dist
 from resrep_dist.checkpoints.files import CheckpointFolder
@@ -14,6 +17,7 @@ from resrep_dist.monitoring.monitor import configure_logging
 from resrep_dist.training.best import BestCheckpoint
 from tests.networks import random_source, small_config, small_network, train_state
 
+import pytest
 from rich.console import Console
 
 
@@ -22,26 +26,61 @@ def best_position(folder):
     return (position["step"], position["top1"]) if position else None
 
 
-def test_only_a_state_that_reaches_the_target_counts_and_only_a_better_one_replaces_it(tmp_path):
-    graph = resrep_dist.trace(small_network())
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("resrep_dist"), "propagate", True)
+    return caplog
+
+
+@pytest.fixture
+def graph():
+    return resrep_dist.trace(small_network())
+
+
+@pytest.fixture
+def consider(graph):
+    """A function that lets a best checkpoint consider an evaluation."""
     state = train_state(insert_compactors(small_network(), graph), graph)
 
-    def consider(step, top1, left=0.5, alive=0):
+    def consider(best, step, top1, left=0.5, alive=0):
         state.step = step
         pruner = SimpleNamespace(is_pruned=lambda: left <= 0.5 and alive == 0)
         best.consider(state, score_of({"top1": top1}), pruner)
+
+    return consider
+
+
+def test_only_a_state_that_reaches_the_target_counts_and_only_a_better_one_replaces_it(tmp_path, graph, consider):
+    def after(*evaluation, **pruned):
+        consider(best, *evaluation, **pruned)
         return best_position(tmp_path)
 
     best = BestCheckpoint(tmp_path, Cluster(), graph, small_config())
-    assert consider(10, 99.0, left=0.6) is None, "the target is 0.5"
-    assert consider(20, 99.0, alive=3) is None
-    assert consider(30, 80.0) == (30, 80.0)
-    assert consider(40, 80.0) == consider(50, 70.0) == (30, 80.0)
-    assert consider(60, 90.0) == (60, 90.0)
+    assert after(10, 99.0, left=0.6) is None, "the target is 0.5"
+    assert after(20, 99.0, alive=3) is None
+    assert after(30, 80.0) == (30, 80.0)
+    assert after(40, 80.0) == after(50, 70.0) == (30, 80.0)
+    assert after(60, 90.0) == (60, 90.0)
     best = BestCheckpoint(tmp_path, Cluster(), graph, small_config())  # the run resumes
-    assert consider(70, 85.0) == (60, 90.0)
-    assert consider(80, 91.0) == (80, 91.0)
+    assert after(70, 85.0) == (60, 90.0)
+    assert after(80, 91.0) == (80, 91.0)
     assert len(list((tmp_path / "best").iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_checkpoint_and_is_asked_again(
+    tmp_path, graph, consider, monkeypatch, log
+):
+    consider(BestCheckpoint(tmp_path, Cluster(), graph, small_config()), 10, 80.0)
+    best = BestCheckpoint(tmp_path, Cluster(), graph, small_config())  # the run resumes
+    with monkeypatch.context() as patch:
+        for call in ("listdir", "scandir"):
+            patch.setattr(os, call, Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+        consider(best, 20, 70.0)
+    assert "best: cannot be listed (Permission denied)" in log.text and "not compared" in log.text
+    consider(best, 30, 75.0)
+    assert best_position(tmp_path) == (10, 80.0)
+    consider(best, 40, 85.0)
+    assert best_position(tmp_path) == (40, 85.0)
 
 
 def test_every_evaluation_is_printed_and_the_best_one_is_kept(tmp_path):
