@@ -68,11 +68,12 @@ class CheckpointFolder:
             CheckpointWriteError: If it cannot be written; earlier checkpoints are left as they are.
         """
         target = self._folder / f"step-{step:08d}"
-        if target.exists() and not _damage(target):
-            # It has the same state. If it were replaced, there would be no newest checkpoint for a moment.
-            return target
         partial = target.with_name(f"{target.name}.partial")
+        # All of it: on a network disk even `exists` can fail.
         try:
+            if target.exists() and not _damage(target):
+                # It has the same state. If it were replaced, there would be no newest checkpoint for a moment.
+                return target
             for interrupted in _listed(self._folder, ".partial"):
                 _remove(interrupted)
             existing = _listed(self._folder)
@@ -294,11 +295,14 @@ def _listed(folder: Path, suffix: str = "") -> list[Path]:
 
 
 def _describe(target: Path, error: OSError, num_bytes: int) -> str:
-    existing = next((folder for folder in target.parents if folder.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
+    try:
+        existing = next((folder for folder in target.parents if folder.exists()), Path("/"))
+        free = f"{shutil.disk_usage(existing).free:,} are free there"
+    except OSError:
+        free = "the free space is unknown"
     return (
         f"checkpoint {target}: cannot be written ({error.strerror or error}); it needs {num_bytes:,} bytes, "
-        f"{free:,} are free there; the checkpoint before it is untouched"
+        f"{free}; the checkpoint before it is untouched"
     )
 
 
@@ -311,8 +315,8 @@ def _unused(path: Path) -> Path:
 
 def _remove(path: Path) -> None:
     """Delete a checkpoint, or a file or link in its place; the target of a link is not deleted."""
-    if path.is_symlink() or path.is_file():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.is_symlink() or path.is_file():
             path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 

@@ -161,7 +161,7 @@ class CheckpointWriter:
         start = time.monotonic()
         try:
             self._folder.save(step, arrays, position)
-        except CheckpointWriteError as error:
+        except (CheckpointWriteError, OSError) as error:
             _log.error("%s; trying again at the next interval", error)
             return None
         return time.monotonic() - start

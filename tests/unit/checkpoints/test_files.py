@@ -173,6 +173,20 @@ def test_what_cannot_be_written_leaves_the_one_before_whole_and_says_what_it_nee
     assert folder.restore_newest(variables)["step"] == 5
 
 
+@pytest.mark.parametrize("calls", [["stat", "lstat", "statvfs"], ["stat", "lstat", "statvfs", "listdir", "mkdir"]])
+def test_a_disk_that_does_not_answer_costs_one_checkpoint_and_says_why(tmp_path, variables, monkeypatch, calls):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, variables, 5)
+    with monkeypatch.context() as patch:
+        refuse(patch, tmp_path, errno.ESTALE, *calls)
+        said = r"step-00000010: cannot be written \(Stale file handle\); it needs 16 bytes, the free space is unknown"
+        with pytest.raises(CheckpointWriteError, match=said):
+            save(folder, variables, 10)
+    save(folder, variables, 10)
+    assert names(tmp_path) == ["step-00000005", "step-00000010"]
+    assert folder.restore_newest(variables)["step"] == 10
+
+
 def test_another_models_checkpoint_is_refused_by_name(tmp_path, variables):
     path = save(CheckpointFolder(tmp_path), variables, 5)
     variables["a/kernel"] = tf.Variable([[1.0, 2.0, 3.0]])

@@ -1,9 +1,12 @@
 """Checkpoints that are written while the training goes on, on disks that are slow or full."""
 
+import errno
 import logging
 import os
 import threading
+from unittest.mock import Mock
 
+from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.distributed.cluster import Cluster
@@ -114,6 +117,34 @@ def test_a_failure_is_said_at_once_and_the_save_after_the_third_ends_the_run(tmp
         run.save(40)
     assert error.value.exit_code == 6
     assert log.text.count("cannot be written") == 3, "no fourth was tried"
+
+
+@pytest.mark.parametrize("call", ["stat", "listdir"])
+def test_a_disk_that_does_not_answer_ends_the_run_after_the_third_failure_too(tmp_path, run, log, monkeypatch, call):
+    (tmp_path / "checkpoints").mkdir()
+    original = getattr(os, call)
+
+    def fail(path=".", *arguments, **options):
+        if str(path).startswith(str(tmp_path)):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        for number, step in enumerate((10, 20, 30), start=1):
+            run.save(step)
+            run.checkpoints.wait()
+            assert log.text.count("cannot be written (Stale file handle)") == number
+        with pytest.raises(CheckpointWriteError, match=r"step 30: 3 checkpoint\(s\) in a row"):
+            run.save(40)
+
+
+def test_an_error_of_the_disk_that_nothing_else_caught_is_a_failed_write(run, log, monkeypatch):
+    monkeypatch.setattr(CheckpointFolder, "save", Mock(side_effect=ConnectionError("the server is gone")))
+    run.save(10)
+    run.checkpoints.wait()
+    assert "the server is gone; trying again at the next interval" in log.text
+    assert run.checkpoints.write_seconds is None
 
 
 def test_one_success_starts_the_count_anew(tmp_path, run):
