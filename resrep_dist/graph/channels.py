@@ -155,6 +155,18 @@ class ChannelSets:
             variable = self._parents[variable]
         return variable
 
+    def are_divided_alike(self, first: int, second: int) -> bool:
+        """Return True unless the layers of two sets divide their channels into different numbers of parts.
+
+        Args:
+            first: Index of a set.
+            second: Index of the other set.
+        """
+        roots = (self.find(first), self.find(second))
+        # Channels without a producer are never divided, nor removed.
+        is_fixed = any(self.producers[root] is None for root in roots)
+        return is_fixed or self.num_parts[roots[0]] == self.num_parts[roots[1]]
+
     def join(self, first: int, second: int) -> None:
         """Join two sets: from now on their channels are kept or removed together.
 

@@ -83,7 +83,8 @@ def join_all(inputs: Sequence[Segments], channels: ChannelSets, name: str) -> No
     """Join the sets of channels that are combined one by one.
 
     An input with a single channel is broadcast over all others; it is kept. Inputs that are divided in different ways
-    are kept too, and a division is requested for the next trace if it could help.
+    are kept too, and a division is requested for the next trace if it could help. It does not help where one layer
+    divides its channels and another has all of them in each part, as those of a flattened tensor are at each pixel.
 
     Args:
         inputs: Channels of each input.
@@ -91,17 +92,21 @@ def join_all(inputs: Sequence[Segments], channels: ChannelSets, name: str) -> No
         name: Description of the layer, for the reason that the user reads.
     """
     widest = max(inputs, key=total_width)
+    differently_divided = f"its channels meet differently divided ones in {name}"
     for segments in inputs:
         if [segment.width for segment in segments] == [segment.width for segment in widest]:
             for ours, theirs in zip(widest, segments, strict=True):
-                channels.join(ours.variable, theirs.variable)
+                if channels.are_divided_alike(ours.variable, theirs.variable):
+                    channels.join(ours.variable, theirs.variable)
+                else:
+                    channels.keep([ours, theirs], differently_divided)
         elif total_width(segments) == 1:
             channels.keep(segments, f"it is a single channel that meets many in {name}")
         else:
             for one, other in ((segments, widest), (widest, segments)):
                 if len({channels.find(segment.variable) for segment in other}) == 1:
                     channels.request_parts(one, len(other))
-            channels.keep([*segments, *widest], f"its channels meet differently divided ones in {name}")
+            channels.keep([*segments, *widest], differently_divided)
 
 
 def _states_beside(index: int, inputs: Sequence[Segments]) -> list[State]:

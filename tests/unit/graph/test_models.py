@@ -115,6 +115,22 @@ def test_a_gate_on_a_concatenation_stays_with_it_and_the_rest_is_pruned():
     assert_merged_exactly(model, graph)
 
 
+@pytest.mark.parametrize("join, activation", [(layers.Add, "relu"), (layers.Multiply, "sigmoid")])
+def test_pixels_that_meet_the_units_of_a_dense_layer_stay(join, activation):
+    inputs = keras.Input([8, 8, 3])
+    x = layers.Conv2D(6, 3, activation="relu", name="first")(inputs)
+    x = layers.Flatten()(layers.Conv2D(4, 3, 2, activation="relu", name="pixels")(x))
+    # Divided into 4 parts to meet the pixels, but it has all 16 channels and the convolution 4.
+    x = join(name="join")([x, layers.Dense(16, activation, name="units")(x)])
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    randomise(model)
+    graph = trace(model, residual_groups=True)
+    assert [group.name for group in graph.groups] == ["first"]
+    reason = f"its channels meet differently divided ones in the {join.__name__} join"
+    assert graph.refused == {"pixels": reason}
+    assert_merged_exactly(model, graph)
+
+
 @keras.utils.register_keras_serializable("tests")
 class Unknown(layers.Layer):
     def build(self, shape):
