@@ -38,6 +38,7 @@ class CheckpointWriter:
         config: Configuration of the run, saved with each checkpoint for the record.
         data: For each set its fingerprint, saved with each checkpoint and compared when a run resumes.
         accepts_changed_data: True to resume with other data than before, which is logged.
+        next_try: When the caller saves again, for the log if a write fails.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class CheckpointWriter:
         *,
         data: Mapping[str, Any] | None = None,
         accepts_changed_data: bool = False,
+        next_try: str = "at the next interval",
     ) -> None:
         self._folder = CheckpointFolder(folder, num_kept) if folder else None
         self._cluster, self._graph, self._config = cluster, graph, config
-        self._data, self._accepts_changed_data = data, accepts_changed_data
+        self._data, self._accepts_changed_data, self._next_try = data, accepts_changed_data, next_try
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[float | None] | None = None
         # Step of the last checkpoint passed to the thread, and the number of failed writes in a row before it.
@@ -162,7 +164,7 @@ class CheckpointWriter:
         try:
             self._folder.save(step, arrays, position)
         except (CheckpointWriteError, OSError) as error:
-            _log.error("%s; trying again at the next interval", error)
+            _log.error("%s; trying again %s", error, self._next_try)
             return None
         return time.monotonic() - start
 

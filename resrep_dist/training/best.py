@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 BEST_NAME = "best"
 """Name of the folder of the best checkpoint, beside that of the newest ones."""
 
+_NEXT_TRY = "at the next evaluation that is better than the one kept"
+
 
 class BestCheckpoint:
     """Keeps one checkpoint: that of the evaluation with the highest score, such as top-1.
@@ -56,12 +58,18 @@ class BestCheckpoint:
             return
         if self._score is not None and score.value <= self._score:
             return
-        self._score = score.value
         # A writer of its own for each, so that failures do not add up: a full disk must not end the run for this.
-        writer = CheckpointWriter(self._folder, 1, self._cluster, self._graph, self._config)
+        writer = CheckpointWriter(self._folder, 1, self._cluster, self._graph, self._config, next_try=_NEXT_TRY)
         note: dict[str, Any] = {score.key: score.value}
         writer.save(state, **note)
-        writer.wait()
+
+        def is_written() -> bool:
+            writer.wait()
+            return writer.write_seconds is not None
+
+        # All ranks have to know: by the score each decides whether it takes part in the next save.
+        if self._cluster.from_root(is_written):
+            self._score = score.value
 
     def _earlier_score(self, key: str) -> tuple[float | None, bool]:
         """Return the score of the checkpoint of an earlier start, None without one, and whether that is known."""

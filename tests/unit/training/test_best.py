@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import resrep_dist
 from resrep_dist.checkpoints.files import CheckpointFolder
+from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.config.tasks import score_of
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.layers.insertion import insert_compactors
@@ -81,6 +82,30 @@ def test_a_folder_that_cannot_be_listed_keeps_its_checkpoint_and_is_asked_again(
     assert best_position(tmp_path) == (10, 80.0)
     consider(best, 40, 85.0)
     assert best_position(tmp_path) == (40, 85.0)
+
+
+def test_one_that_could_not_be_written_is_not_the_best(tmp_path, graph, consider, log):
+    best = BestCheckpoint(tmp_path, Cluster(), graph, small_config())
+    (tmp_path / "best").write_text("a file stands where the folder should be")
+    consider(best, 10, 90.0)
+    assert "best/step-00000010: cannot be written" in log.text
+    assert log.text.rstrip().endswith("trying again at the next evaluation that is better than the one kept")
+    (tmp_path / "best").unlink()
+    consider(best, 20, 80.0)
+    assert best_position(tmp_path) == (20, 80.0)
+
+
+def test_rank_0_waits_for_its_disk_in_a_collective_with_the_long_limit(tmp_path, graph, consider, monkeypatch):
+    """The other ranks wait there too: they must not take a slow disk for a stall, and learn what came of the write."""
+    cluster, waits, wait = Cluster(), [], CheckpointWriter.wait
+
+    def wait_and_note(writer):
+        waits.append(cluster.watchdog._is_patient)
+        wait(writer)
+
+    monkeypatch.setattr(CheckpointWriter, "wait", wait_and_note)
+    consider(BestCheckpoint(tmp_path, cluster, graph, small_config()), 10, 90.0)
+    assert best_position(tmp_path) == (10, 90.0) and waits and all(waits)
 
 
 def test_every_evaluation_is_printed_and_the_best_one_is_kept(tmp_path):
