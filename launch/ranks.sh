@@ -18,7 +18,12 @@ export HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=0
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
-export RESREP_SCRIPT=$script # the ranks then trust a file `stop` of any age
+# The file `stop` belongs to the job that holds the folder, and that may be another one. So a signal to this script
+# becomes a file with a name of its own; hidden, since a folder with no other files still counts as empty. A file `stop`
+# from before the start of this script, set-up included, was meant for an earlier run.
+RESREP_START_TIME=$((EPOCHSECONDS - SECONDS))
+RESREP_STOP=.stop-$(uname -n)-$$-$RESREP_START_TIME
+export RESREP_START_TIME RESREP_STOP
 unset RESREP_TERMINAL
 first_host=${HOSTS:-localhost}
 own_names=" localhost 127.0.0.1 $(uname -n) $(hostname -s 2>/dev/null || true) $(hostname -I 2>/dev/null || true) "
@@ -54,7 +59,7 @@ stop() {
     if [[ $asked ]]; then killed=1; kill -TERM -- "-$ranks"; return; fi
     asked=$1
     mkdir -p "$WORKDIR"
-    touch "$WORKDIR/stop"
+    touch "$WORKDIR/$RESREP_STOP"
     echo "$script: $1, stopping after a checkpoint; a second signal stops at once" >&2
 }
 
@@ -81,7 +86,6 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
     local name environment=("PATH=$PWD/.venv/bin:$PATH") own=("${!OMPI_@}" "${!SLURM_@}")
     if [[ $1 == horovodrun ]]; then own=(); fi
     for name in "${names[@]}" "${own[@]}"; do environment+=("$name=${!name}"); done
-    rm -f "$WORKDIR/stop" # meant for an earlier start
     trap 'stop INT' INT
     trap 'stop TERM' TERM
     trap 'stop USR1' USR1
@@ -102,6 +106,7 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
         wait $! || true # a signal ends this wait, and the trap runs
     done
     wait "$ranks" && code=0 || code=$?
+    rm -f "$WORKDIR/$RESREP_STOP" # refused ranks have not done it
     exec 4>&- 5>&-
     for _ in {1..20}; do # the last lines are printed before this script is left
         kill -0 "${filters[@]}" 2>/dev/null || break

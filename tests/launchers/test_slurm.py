@@ -128,7 +128,6 @@ def test_before_its_time_is_up_a_job_is_requeued_and_resumes_and_scancel_leaves_
     newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert not newest.suffix and int(newest.name[5:]) > step
     # Usable: one process goes on from it, without a launcher.
-    (tmp_path / "run" / "stop").unlink(missing_ok=True)
     command = [RESREP, "train", str(REPOSITORY / "configs/digits_resnet20.yaml"), "--workdir", str(tmp_path / "run")]
     with subprocess.Popen([*command, *sets(LONG)], stdout=subprocess.PIPE, text=True) as alone:
         try:

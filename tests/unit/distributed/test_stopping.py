@@ -49,9 +49,29 @@ def test_a_file_asks_too_and_handlers_are_put_back(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_under_a_script_that_has_deleted_an_earlier_runs_file_any_other_counts(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESREP_SCRIPT", "slurm.sbatch")
-    (tmp_path / "stop").touch()
-    os.utime(tmp_path / "stop", (time.time() - 3600,) * 2)
+def test_under_a_script_its_start_says_which_file_is_of_an_earlier_run(tmp_path, monkeypatch):
+    start_time = time.time() - 3600  # the ranks started late
+    monkeypatch.setenv("RESREP_START_TIME", str(int(start_time)))
+    for age_seconds, counts in ((60, False), (5, True), (-60, True)):
+        (tmp_path / "stop").touch()
+        os.utime(tmp_path / "stop", (start_time - age_seconds,) * 2)
+        with StopRequest(tmp_path) as stop:
+            assert stop.is_set() == counts, age_seconds
+        assert os.listdir(tmp_path) == []
+
+
+def test_the_file_of_the_own_script_asks_and_that_of_another_does_not(tmp_path, monkeypatch):
+    own, other = tmp_path / ".stop-host-7-1", tmp_path / ".stop-host-8-1"
+    monkeypatch.setenv("RESREP_STOP", own.name)
+    other.touch()
     with StopRequest(tmp_path) as stop:
-        assert stop.is_set(), "the ranks started late"
+        assert not stop.is_set()
+        own.touch()
+        time.sleep(LOOK_SECONDS)
+        assert stop.is_set()
+    assert os.listdir(tmp_path) == [other.name]
+    # Asked while the ranks started, which took a while.
+    own.touch()
+    os.utime(own, (time.time() - 3600,) * 2)
+    with StopRequest(tmp_path) as stop:
+        assert stop.is_set()

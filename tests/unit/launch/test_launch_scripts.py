@@ -16,7 +16,7 @@ SCRIPT = "set -euo pipefail\nsource launch/ranks.sh\nstart_ranks {launcher}\n"
 LAUNCHER = """#!/bin/bash
 env
 echo END
-while [[ ! -e run/stop ]]; do sleep 0.1; done
+while [[ ! -e run/$RESREP_STOP ]]; do sleep 0.1; done
 {end}
 """
 
@@ -68,6 +68,22 @@ def test_after_a_wish_to_stop_the_ranks_code_counts(start, launcher, end, code):
     process = start(launcher, end)
     read_environment(process)
     assert stop(process) == code
+
+
+def test_a_second_start_on_a_folder_in_use_leaves_alone_what_stops_the_first(start, tmp_path):
+    first = start("mpirun", "exit 0")
+    read_environment(first)
+    wish = tmp_path / "run" / "stop"
+    wish.parent.mkdir()
+    wish.touch()
+    second = start("horovodrun", "exit 2")
+    read_environment(second)
+    assert wish.exists(), "the first may not have seen it yet"
+    wish.unlink()
+    assert stop(second) == 2
+    assert first.poll() is None and os.listdir(wish.parent) == []
+    assert stop(first) == 0
+    assert os.listdir(wish.parent) == []
 
 
 def test_in_an_allocation_of_one_node_the_ranks_code_counts_too(start):
