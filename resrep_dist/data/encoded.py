@@ -11,6 +11,7 @@ import abc
 from typing import Any
 
 from resrep_dist.data.augmentation import PADDING, augment, is_mirrored
+from resrep_dist.data.batches import NUM_PARALLEL_BATCHES
 from resrep_dist.data.normalization import IMAGENET, Normalization
 from resrep_dist.data.source import ImageSource
 
@@ -78,9 +79,10 @@ class EncodedSource(ImageSource):
                 images = self._normalize(augment(images, augmentation, positions, seed))
             return images, labels
 
-        parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-        samples = places.map(fetch, **parallel).unbatch().map(sample, **parallel)
-        return samples.batch(batch_size, **parallel).map(finish)
+        few: dict[str, Any] = {"num_parallel_calls": NUM_PARALLEL_BATCHES, "deterministic": True}
+        samples = places.map(fetch, **few).unbatch()
+        samples = samples.map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return samples.batch(batch_size, **few).map(finish)
 
 
 def random_resized_crop(encoded: tf.Tensor, image_size: int, position: tf.Tensor, seed: int) -> tf.Tensor:

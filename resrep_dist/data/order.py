@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 from resrep_dist.config import DataConfig
-from resrep_dist.data.batches import Batches
+from resrep_dist.data.batches import NUM_PARALLEL_BATCHES, Batches
 from resrep_dist.data.hashing import mix as mix_bits
 from resrep_dist.data.hashing import right_shift
 from resrep_dist.data.mixing import is_mixing, mix, with_partners
@@ -122,7 +122,7 @@ def training_batches(
         if config is not None and (is_mixed or config.rand_augment is not None):
             change = functools.partial(_changed, source, config, range(start - first, end - first), seed)
             batches = tf.data.Dataset.zip((batches, steps))
-            batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            batches = batches.map(change, num_parallel_calls=NUM_PARALLEL_BATCHES, deterministic=True)
         return _prefetch(batches, num_threads)
 
     return Batches(batches_from, source, indices_of, read_indices_of)

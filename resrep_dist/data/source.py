@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resrep_dist.data.augmentation import augment, normalize
-from resrep_dist.data.batches import Batches
+from resrep_dist.data.batches import NUM_PARALLEL_BATCHES, Batches
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.errors import DataError
 
@@ -197,7 +197,7 @@ class Source(ImageSource):
                 chosen = normalize(chosen, self.mean, self.std)
             return chosen, of_chosen
 
-        return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return places.map(batch, num_parallel_calls=NUM_PARALLEL_BATCHES, deterministic=True)
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from resrep_dist.data.augmentation import augment
+from resrep_dist.data.batches import NUM_PARALLEL_BATCHES
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import ImageSource
 
@@ -45,7 +46,7 @@ class Synthetic(ImageSource):
             images = augment(tf.gather(pixels, indices % _NUM_DIFFERENT), augmentation, positions, seed)
             return self.normalization(images), indices % self.num_classes
 
-        return places.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return places.map(batch, num_parallel_calls=NUM_PARALLEL_BATCHES, deterministic=True)
 
 
 def synthetic(

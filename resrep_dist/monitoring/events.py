@@ -18,6 +18,8 @@ def drop_events_after(folder: Path, step: int) -> None:
     """
     from tensorboard.compat.proto.event_pb2 import Event
 
+    # TensorBoard reads every file with `tfevents` in its name, what a killed start has left behind as well.
+    partial = folder / "shortened.partial"
     for path in sorted(folder.glob("events.out.tfevents.*")):
         kept, num_dropped = [], 0
         try:
@@ -30,7 +32,6 @@ def drop_events_after(folder: Path, step: int) -> None:
             # The last record of a killed run may be incomplete. Nothing after it can be read.
             num_dropped += 1
         if num_dropped:
-            partial = path.with_name(f"{path.name}.partial")
             with tf.io.TFRecordWriter(str(partial)) as writer:
                 for record in kept:
                     writer.write(record)

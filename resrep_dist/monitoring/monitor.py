@@ -13,7 +13,7 @@ from typing import Any
 from resrep_dist.distributed.environment import launched_size, launcher_terminal
 from resrep_dist.errors import one_line
 from resrep_dist.monitoring.dashboard import subrun_of
-from resrep_dist.monitoring.events import drop_events_after as drop_events_after
+from resrep_dist.monitoring.events import drop_events_after
 
 import numpy as np
 import tensorflow as tf
@@ -118,8 +118,9 @@ class Monitor:
         """
         self._start_time, self._start_step = time.monotonic(), step
         if self.folder is not None:
-            for folder in (self.folder, *(path for path in self.folder.glob("*") if path.is_dir())):
-                drop_events_after(folder, step)
+            with self._tolerant():
+                for folder in (self.folder, *(path for path in self.folder.glob("*") if path.is_dir())):
+                    drop_events_after(folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             if write_head is not None:
                 with self._tolerant(), self._writer.as_default(step=step):

@@ -6,13 +6,15 @@ import resource
 import resrep_dist
 from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError
 from resrep_dist.graph import Graph
-from resrep_dist.monitoring.monitor import Monitor, drop_events_after
+from resrep_dist.monitoring.events import drop_events_after
+from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.training.evaluation import Evaluator
 from tests.networks import random_source, small_config, small_network
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
 
 
 def make_trainer(workdir=None, **changes):
@@ -176,3 +178,26 @@ def test_curves_are_cut_at_the_step_of_a_checkpoint(tmp_path):
     events.Reload()
     assert [event.step for event in events.Tensors("loss")] == [0, 1, 2, 3, 4]
     np.testing.assert_allclose([tf.make_ndarray(e.tensor_proto) for e in events.Tensors("loss")], range(5))
+
+
+def test_a_start_that_dies_while_it_cuts_the_curves_does_not_harm_the_next(tmp_path, monkeypatch):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with writer.as_default():
+        for step in range(10):
+            tf.summary.scalar("loss", float(step), step=step)
+    writer.close()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*paths):
+        raise Killed
+
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        context.setattr("resrep_dist.monitoring.events.os.replace", kill)
+        drop_events_after(tmp_path, 4)
+    assert len(list(tmp_path.glob("*tfevents*"))) == 1, "TensorBoard would draw both"
+    drop_events_after(tmp_path, 4)
+    (path,) = tmp_path.glob("*tfevents*")
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    assert max(Event.FromString(record).step for record in records) == 4
