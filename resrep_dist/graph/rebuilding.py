@@ -177,8 +177,7 @@ class _Rebuilding:
         replacement = operator_as_layer(node)
         if replacement is not None:
             tensors = [tensor for tensor in tf.nest.flatten((args, kwargs)) if is_symbolic(tensor)]
-            # The layer of an operator replaces one call.
-            clone = type(replacement).from_config({**replacement.get_config(), "name": name})
+            clone = self._in_place_of(layer, replacement, name)
             return self._call_back(layer, clone, CallInputs((tensors if len(tensors) > 1 else tensors[0],), {}))
         if training is not None and layer._expects_training_arg and kwargs.get("training") is None:
             kwargs["training"] = training
@@ -189,6 +188,19 @@ class _Rebuilding:
         for split in behind:
             outputs = split(outputs)
         return outputs
+
+    def _in_place_of(self, layer: keras.layers.Layer, replacement: keras.layers.Layer, name: str) -> keras.layers.Layer:
+        """Return the layer that replaces an operator: one for all calls, such as those of an inner model's calls."""
+        config = {**replacement.get_config(), "name": name}
+        if id(layer) not in self._clones:
+            self._clones[id(layer)] = [type(replacement).from_config(config)]
+        clone = self._clones[id(layer)][0]
+        if type(clone) is not type(replacement) or clone.get_config() != config:
+            raise ModelError(
+                f"layer {layer.name}: it is called with different numbers or shapes, which one layer cannot hold; "
+                "write each call as an operation of its own, such as x + 1"
+            )
+        return clone
 
 
 class _Tensor:

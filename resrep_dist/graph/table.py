@@ -79,7 +79,7 @@ def kind_of(node: Any, is_shared: bool, excluded: Collection[str]) -> Kind:
         if type(layer) in _CONVOLUTIONS:
             return weighted.Fixed("which is channels_first", reason)
         return _opaque(layer, f"a channels_first {type(layer).__name__}")
-    if is_shared and (layer.weights or type(layer) is _layers.Reshape):
+    if is_shared and (layer.weights or _has_widths(layer)):
         if type(layer) in _CONVOLUTIONS:
             reason = "it is used at several places; one layer for each place could be pruned"
             return weighted.Fixed("which is used at several places", reason)
@@ -166,6 +166,12 @@ def is_channelwise_batch_norm(node: Any) -> bool:
 def is_depthwise_by_groups(layer: keras.layers.Layer) -> bool:
     """Return True for a Conv2D whose every output channel is made of the one input channel of the same number."""
     return type(layer) is _layers.Conv2D and 1 < layer.groups == layer.filters == layer.input_shape[-1]
+
+
+def _has_widths(layer: keras.layers.Layer) -> bool:
+    """True for a layer without weights whose options change with the number of channels."""
+    is_rescaling_each = type(layer) is _layers.Rescaling and np.ndim(layer.scale) + np.ndim(layer.offset) > 0
+    return type(layer) is _layers.Reshape or is_rescaling_each
 
 
 def _is_per_channel(node: Any) -> bool:

@@ -131,6 +131,46 @@ def test_pixels_that_meet_the_units_of_a_dense_layer_stay(join, activation):
     assert_merged_exactly(model, graph)
 
 
+def test_arithmetic_in_an_inner_model_that_is_called_twice_becomes_one_layer_for_both():
+    image, other = keras.Input([8, 8, 4]), keras.Input([8, 8, 4])
+    y = tf.nn.relu(layers.Conv2D(4, 3, padding="same", name="shared")(image))
+    block = keras.Model([image, other], (y + image) * tf.nn.sigmoid(other) - 0.5, name="block")
+    x = inputs = keras.Input([8, 8, 3])
+    for number in range(2):
+        x = block([layers.Conv2D(4, 3, padding="same", name=f"{name}{number}")(x) for name in "ab"])
+    model = keras.Model(inputs, head(layers.Conv2D(6, 3, name="last")(x)))
+    randomise(model)
+    assert_equal_outputs(model, flatten(model))
+    graph = trace(model, residual_groups=True)
+    assert [group.name for group in graph.groups] == ["last"]
+    assert_merged_exactly(model, graph)
+
+
+@pytest.mark.parametrize("numbers", [1.0, np.arange(4.0)])
+def test_a_number_for_each_channel_that_is_added_at_two_places_keeps_the_channels_of_both(numbers):
+    image = keras.Input([8, 8, 4])
+    add = keras.Model(image, image + numbers, name="add")
+    x = inputs = keras.Input([8, 8, 3])
+    for name in "ab":
+        x = add(layers.Conv2D(4, 1, name=name)(x))
+    model = keras.Model(inputs, head(layers.Conv2D(4, 1, name="last")(x)))
+    randomise(model)
+    graph = trace(model)
+    is_one = np.ndim(numbers) == 0
+    assert [group.name for group in graph.groups] == (["a", "b", "last"] if is_one else ["last"])
+    reason = f"its channels reach {add.layers[-1].name}, a Rescaling that is used at several places"
+    assert graph.refused == ({} if is_one else {"a": reason, "b": reason})
+    assert_merged_exactly(model, graph)
+
+
+def test_an_operator_that_is_called_with_other_numbers_is_refused():
+    inputs = keras.Input([8, 8, 3])
+    x = inputs + 1.0
+    model = keras.Model(inputs, head(x.node.layer(layers.Conv2D(4, 3)(x), 2.0)))
+    with pytest.raises(ModelError, match="called with different numbers or shapes, .* such as x [+] 1"):
+        trace(model)
+
+
 @keras.utils.register_keras_serializable("tests")
 class Unknown(layers.Layer):
     def build(self, shape):
