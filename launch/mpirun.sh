@@ -13,14 +13,20 @@
 # OMPI_MCA_...     further settings of Open MPI, as in OMPI_MCA_plm_rsh_args="-p 2222"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh
-source launch/ranks.sh
-
+# Before the set-up, which builds Horovod without MPI where there is none.
 if ! command -v mpirun >/dev/null; then
     echo 'mpirun.sh: mpirun is missing; Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev; then run this again.' >&2
     echo 'Or start the ranks without MPI: bash launch/local.sh' >&2
     exit 2
 fi
+bash launch/setup.sh
+if [[ $(cat .venv/setup.features 2>/dev/null) == *mpi=0 ]]; then
+    echo 'mpirun.sh: Horovod in .venv has no MPI. While no job is at work in it: RESREP_MPI=1 bash launch/setup.sh' >&2
+    echo 'Or start the ranks without MPI: bash launch/local.sh' >&2
+    exit 2
+fi
+source launch/ranks.sh
+
 # The transport is the plain one: NCCL brings its own, and openib is gone from Open MPI 5.
 launcher=(mpirun -np "${RANKS:-2}" --tag-output --mca pml ob1 --mca btl '^openib')
 if [[ ${HOSTS:-} ]]; then launcher+=(-H "$HOSTS"); fi

@@ -4,14 +4,16 @@
 #   bash launch/setup.sh
 #   bash launch/setup.sh --wheel DIR    also writes Horovod's wheel below DIR, for machines that have no compiler
 #
-# Needs Linux, Python 3.10 to 3.13, g++, make and a package registry. Running it again costs nothing, and takes nothing
-# away that .venv has: a shell may see less of the machine than the one before. For another MPI remove .venv first.
+# Needs Linux, Python 3.10 to 3.13, g++, make and a package registry. Running it again costs nothing. A finished .venv
+# keeps its MPI and NCCL, or goes on without: a shell may see less of the machine than the one before, or more, as on a
+# compute node without a network. Where mpicxx or nvcc came later, RESREP_MPI=1 or RESREP_NCCL=1 builds Horovod again; no
+# job may be at work in .venv. For another MPI remove .venv first.
 # Horovod's wheel is kept in ~/.cache/resrep-dist, and a further .venv of the same kind takes it from there.
 # Variables, all optional:
 #   PYTHON          the Python to use; otherwise python3.12, 3.13, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
-#   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise 1 where mpicxx is found
-#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise 1 where a GPU and nvcc are found
+#   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise as .venv has it, at first 1 where mpicxx is found
+#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise as .venv has it, at first 1 where a GPU and nvcc are found
 #   RESREP_WHEELS   a folder that --wheel wrote: a wheel in it that fits is taken, and no compiler is needed
 #   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail
@@ -71,8 +73,9 @@ if [[ ! ${RESREP_DEVICE:-} && $built == cpu* && $device == gpu ]]; then
         'RESREP_DEVICE=cpu, set for every launch, keeps it.'
 fi
 if [[ ! ${RESREP_DEVICE:-} && $built == gpu* ]]; then device=gpu; fi
-if [[ ! ${RESREP_NCCL:-} && $built == *nccl=1* && $device == gpu ]]; then nccl=1; fi
-if [[ ! ${RESREP_MPI:-} && $built == *mpi=1* ]]; then mpi=1; fi
+# What the shell sees counts where nothing is built yet; NCCL is seen anew for another device.
+if [[ ! ${RESREP_NCCL:-} && $built == "$device nccl="* ]]; then nccl=${built#*nccl=} nccl=${nccl%% *}; fi
+if [[ ! ${RESREP_MPI:-} && $built == *mpi=* ]]; then mpi=${built#*mpi=}; fi
 features="$device nccl=$nccl mpi=$mpi"
 # shellcheck source=launch/horovod/wheel.sh
 source launch/horovod/wheel.sh
@@ -84,8 +87,7 @@ if [[ ! $wheel_target ]] && [[ ! ${PYTHON:-} || $("$PYTHON" -V 2>/dev/null) == $
 exec 9<>launch/setup.sh
 if has flock && ! flock -n 9; then
     echo 'set-up: another one is at work here; waiting for it'
-    flock 9 || true
-    if [[ ! $wheel_target ]] && finished; then exit 0; fi
+    flock 9 && exec bash launch/setup.sh ${wheel_target:+--wheel "$wheel_target"} # .venv is another one now
 fi
 
 # --- What must be here before anything is fetched -------------------------------------------------------

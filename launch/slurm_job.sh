@@ -16,7 +16,7 @@ if ((SLURM_NTASKS == 2 && 2 < SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-0})
     echo "$script: 2 tasks, as the file says, fewer than --ntasks-per-node allows; give --ntasks as well" >&2
 fi
 if [[ ! -x .venv/bin/resrep ]]; then
-    echo "$script: no .venv in $PWD; run \`bash launch/setup.sh\` there, on a machine with mpicxx, then submit again" >&2
+    echo "$script: no .venv in $PWD; run \`RESREP_MPI=1 bash launch/setup.sh\` there, then submit again" >&2
     exit 2
 fi
 

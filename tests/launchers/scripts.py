@@ -38,7 +38,7 @@ def has_mpi() -> bool:
 
 needs_mpi = pytest.mark.skipif(
     not has_mpi(),
-    reason="Horovod here has no MPI: apt-get install openmpi-bin libopenmpi-dev, then bash launch/test.sh",
+    reason="Horovod here has no MPI: apt-get install openmpi-bin libopenmpi-dev, then RESREP_MPI=1 bash launch/test.sh",
 )
 
 

@@ -1,9 +1,12 @@
 """launch/horovod: which wheel of Horovod the set-up takes, and what is changed in its sources before a build."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.ranks.launcher import REPOSITORY
 
@@ -155,6 +158,72 @@ def test_nccl_is_refused_on_cpus_and_without_nvcc(set_up, shell, tmp_path):
     assert run.returncode == 2 and "RESREP_DEVICE=gpu RESREP_NCCL=1" in run.stderr
     run = set_up(RESREP_NCCL="1", RESREP_DEVICE="gpu", CUDA_HOME="/nowhere")
     assert run.returncode == 2 and "there is no /nowhere/bin/nvcc" in run.stderr and "CUDA_HOME=" in run.stderr
+
+
+# Stands in for a Python: makes an environment with itself and a uv, and knows no other module.
+PYTHON = """#!{bin}/bash
+case "$*" in
+    *version_info*) echo 3.11.9 ;;
+    *" venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    *" uv=="*)
+        printf '#!{bin}/bash\\necho "$*" >>{calls}; cp "$0" .venv/bin/resrep\\n' >.venv/bin/uv
+        chmod +x .venv/bin/uv ;;
+    *" config "*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def set_up_to_the_end(set_up, shell, tmp_path):
+    """Runs the set-up with wheels for everything; returns what it did, without a time."""
+    for tool in ("chmod", "touch", "basename"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    shell.add_tool("python3.11", "")
+    (tmp_path / "bin" / "python3.11").write_text(PYTHON.format(bin=tmp_path / "bin", calls=tmp_path / "calls"))
+    for features in ("device=cpu", "device=cpu mpi=1", "device=gpu", "device=gpu nccl=1"):
+        shell('mkdir -p "wheels/$build.1" && echo a wheel >"wheels/$build.1/horovod-0.whl"', features)
+
+    def set_up_to_the_end(**settings):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        run = set_up(RESREP_WHEELS="wheels", **settings)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert ("ready" in run.stdout) == (tmp_path / "calls").exists()
+        return run.stdout.partition("Horovod with ")[2].strip(")\n") or run.stdout
+
+    return set_up_to_the_end
+
+
+@pytest.mark.parametrize(
+    "tool, variable, device, name", [("mpicxx", "RESREP_MPI", "cpu", "MPI"), ("nvcc", "RESREP_NCCL", "gpu", "NCCL")]
+)
+def test_a_shell_that_sees_more_or_less_than_the_first_one_builds_nothing(
+    set_up_to_the_end, shell, tmp_path, tool, variable, device, name
+):
+    there, asked = {"RESREP_DEVICE": device, "CUDA_HOME": "/nowhere"}, {variable: "1"}
+    assert set_up_to_the_end(**there) == "Gloo"
+    shell.add_tool(tool, tool)
+    assert set_up_to_the_end(**there) == ""
+    assert set_up_to_the_end(**there, **asked) == f"Gloo, {name}"
+    (tmp_path / "bin" / tool).unlink()
+    assert set_up_to_the_end(**there) == ""
+    # What the first one sees counts.
+    shell.add_tool(tool, tool)
+    shutil.rmtree(tmp_path / ".venv")
+    assert set_up_to_the_end(**there) == f"Gloo, {name}"
+
+
+def test_a_set_up_that_has_waited_for_another_one_takes_what_that_has_built(set_up_to_the_end, shell, tmp_path):
+    venv, away = tmp_path / ".venv", tmp_path / "away"
+    assert set_up_to_the_end() == "Gloo"
+    venv.rename(away)
+    shell.add_tool("mpicxx", "mpicxx")
+    with (tmp_path / "launch" / "setup.sh").open() as file, ThreadPoolExecutor() as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = pool.submit(set_up_to_the_end)
+        time.sleep(1.0)
+        away.rename(venv)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert waiting.result() == "set-up: another one is at work here; waiting for it\n"
 
 
 @pytest.mark.parametrize("arguments", [["--wheel"], ["--whell", "folder"], ["--wheel", "folder", "more"]])

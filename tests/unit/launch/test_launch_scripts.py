@@ -179,3 +179,17 @@ def test_mpirun_gives_each_rank_its_cores_where_there_are_gpus(tmp_path, variabl
         ["bash", "launch/mpirun.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
     assert process.returncode == 0 and f"--map-by {expected} -x" in process.stdout, process.stderr + process.stdout
+
+
+def test_mpirun_says_what_to_do_where_horovod_has_no_mpi(tmp_path):
+    (tmp_path / "launch").mkdir()
+    shutil.copy(REPOSITORY / "launch" / "mpirun.sh", tmp_path / "launch")
+    # As a set-up that finds no mpicxx.
+    (tmp_path / "launch" / "setup.sh").write_text("mkdir .venv; echo cpu nccl=0 mpi=0 >.venv/setup.features\n")
+    (tmp_path / "mpirun").write_text("#!/bin/bash\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.run(
+        ["bash", "launch/mpirun.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 2 and "RESREP_MPI=1 bash launch/setup.sh" in process.stderr
