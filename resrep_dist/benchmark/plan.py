@@ -88,21 +88,21 @@ def plan(
 
     Args:
         steps: The result of `benchmark_steps` on one rank.
-        ranks: Numbers of ranks.
+        ranks: Numbers of ranks, in any order.
         bandwidth_gbit: Bandwidth of a link in one direction, 1e9 bits per second.
         latency_microseconds: Latency of a message.
         overlap: As in `plan_step_seconds`.
 
     Returns:
-        `rows`, one for each arm, compression and number of ranks, with `step_ms`, `allreduce_ms`, `images_per_second`
-        and `efficiency`, the fraction of the step that is computation; and the setting.
+        `rows`, one for each arm, compression and number of ranks, which ascends, with `step_ms`, `allreduce_ms`,
+        `images_per_second` and `efficiency`, the fraction of the step that is computation; and the setting.
     """
     rows = [
         {"arm": arm, "compression": compression, "num_ranks": num_ranks}
         | _predict(figures, compression, num_ranks, bandwidth_gbit, latency_microseconds, overlap)
         for arm, figures in steps["arms"].items()
         for compression in COMPRESSIONS
-        for num_ranks in ranks
+        for num_ranks in sorted(set(ranks))
     ]
     for row in rows:
         row["images_per_second"] = row["num_ranks"] * steps["global_batch_size_images"] / (row["step_ms"] / 1000.0)

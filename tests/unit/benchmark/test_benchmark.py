@@ -1,9 +1,10 @@
 import dataclasses
 import json
 import math
+import re
 
 from resrep_dist.benchmark import benchmark_data, write_benchmark
-from resrep_dist.benchmark.plan import plan, plan_step_seconds, ring_allreduce_seconds
+from resrep_dist.benchmark.plan import plan, plan_step_seconds, print_plan, ring_allreduce_seconds
 from resrep_dist.benchmark.replay import stages
 from resrep_dist.benchmark.widths import channels_of, choose_channels, even_channels, read_log
 from resrep_dist.cli.main import main
@@ -19,6 +20,7 @@ from tests.images import write_image_folders, write_records
 from tests.networks import small_config
 
 import pytest
+from rich.console import Console
 
 SMALL = {"name": "python:tests.networks:small_classifier"}
 
@@ -245,6 +247,18 @@ def test_float16_halves_the_bytes_of_the_gradients_only():
     # Two messages of 1 ms, and two more for what is not a gradient.
     full, half = plan(steps, [2], bandwidth_gbit=0.008, latency_microseconds=1000.0)["rows"]
     assert math.isclose(full["allreduce_ms"], 1002.0) and math.isclose(half["allreduce_ms"], 604.0)
+
+
+def test_figures_are_under_their_number_of_ranks_in_whatever_order_it_was_given(capsys):
+    result = plan({**STEPS, "arms": {"plain": ARM}}, [64, 8, 8], bandwidth_gbit=0.08)
+    assert [row["num_ranks"] for row in result["rows"]] == [8, 64, 8, 64]
+    print_plan(Console(width=120), result)
+    lines = capsys.readouterr().out.splitlines()
+    headings, figures = (
+        [cell.strip() for cell in re.split("[┃│]", line)[3:-1]] for line in lines if "arm" in line or "float32" in line
+    )
+    assert headings == ["8 ranks", "64 ranks"]
+    assert figures == [f"{row['step_ms']:.1f} ({100 * row['efficiency']:.0f} %)" for row in result["rows"][:2]]
 
 
 @pytest.mark.parametrize(
