@@ -3,8 +3,9 @@
 #
 #   docker build --target cpu -t resrep:cpu --build-arg COMMIT="$(git rev-parse HEAD)" .
 #   docker build --target gpu -t resrep:gpu --build-arg COMMIT="$(git rev-parse HEAD)" .
-#   docker run --rm --gpus all --shm-size=1g -v /data:/data:ro -v "$PWD/runs:/runs" -e RANKS=8 -e WORKDIR=/runs/r50 \
-#       -e CONFIG=configs/resnet50_imagenet.yaml resrep:gpu bash launch/mpirun.sh --set data.path=/data/imagenet
+#   docker run --rm --gpus all --shm-size=1g -v /data:/data:ro -v "$PWD/weights:/weights:ro" -v "$PWD/runs:/runs" \
+#       -e RANKS=8 -e WORKDIR=/runs/r50 -e CONFIG=configs/resnet50_imagenet.yaml resrep:gpu bash launch/mpirun.sh \
+#       --set data.path=/data/imagenet --set model.weights=/weights/resnet50.safetensors
 #
 # They run as user 1001, who must be able to write to the run's folder. COMMIT is what TensorBoard shows of a run.
 ARG SYSTEM=ubuntu:noble-20260217

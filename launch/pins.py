@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 DEVICES = ("cpu", "gpu")
-EXTRAS = ("prune", "report", "onnx", "dev", "docs", "horovod-build")
+EXTRAS = ("prune", "torch-weights", "report", "onnx", "dev", "docs", "horovod-build")
 """What `launch/setup.sh` installs, with one of the devices."""
 _BLOCK = re.compile(r"(?<=\nconstraint-dependencies = \[\n).*?(?=\n\]\n)", re.DOTALL)
 

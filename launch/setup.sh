@@ -189,7 +189,7 @@ uv_install() { # uv reads UV_*, not pip's settings: hand over a mirror that pip 
 install_packages() {
     local dev=dev,docs,
     if [[ ${RESREP_SEAL:-0} == 1 ]]; then dev=; fi
-    uv_install --editable ".[$device,prune,report,onnx,${dev}horovod-build]"
+    uv_install --editable ".[$device,prune,torch-weights,report,onnx,${dev}horovod-build]"
 }
 
 install_horovod() {

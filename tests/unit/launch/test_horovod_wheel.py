@@ -1,7 +1,9 @@
 """launch/horovod: which wheel of Horovod the set-up takes, and what is changed in its sources before a build."""
 
 import fcntl
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +226,22 @@ def test_a_set_up_that_has_waited_for_another_one_takes_what_that_has_built(set_
         away.rename(venv)
         fcntl.flock(file, fcntl.LOCK_UN)
         assert waiting.result() == "set-up: another one is at work here; waiting for it\n"
+
+
+def test_an_image_reads_the_weights_that_configurations_name_and_lacks_only_what_developers_need(
+    set_up_to_the_end, tmp_path, monkeypatch
+):
+    def extras(**settings):
+        shutil.rmtree(tmp_path / ".venv", ignore_errors=True)
+        set_up_to_the_end(**settings)
+        return re.search(r"--editable \.\[cpu,(.*)\]", (tmp_path / "calls").read_text())[1].split(",")
+
+    monkeypatch.syspath_prepend(str(REPOSITORY / "launch"))
+    pinned = set(importlib.import_module("pins").EXTRAS)
+    sys.modules.pop("pins")
+    assert set(extras()) == pinned
+    # Those of ImageNet are .safetensors files.
+    assert "torch-weights" in pinned and set(extras(RESREP_SEAL="1")) == pinned - {"dev", "docs"}
 
 
 @pytest.mark.parametrize("arguments", [["--wheel"], ["--whell", "folder"], ["--wheel", "folder", "more"]])
