@@ -1,6 +1,6 @@
 """Takes the compactors out of a model in training, once nothing is left to prune."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from resrep_dist.distributed.cluster import Cluster
@@ -82,19 +82,13 @@ def calibrate(models: Sequence[keras.Model], graph: Graph, batches: Iterable[tf.
     if not pairs:
         return
     batch_norms = [model.get_layer(name) for model in models for _, name in pairs]
-    inner = [keras.Model(model.inputs, [model.get_layer(name).output for name, _ in pairs]) for model in models]
-
-    @tf.function(reduce_retracing=True)
-    def moments(images: tf.Tensor) -> list[tf.Tensor]:
-        outputs = tf.nest.flatten([model(images, training=False) for model in inner])
-        outputs = [tf.cast(output, tf.float64) for output in outputs]
-        both = [tf.nn.moments(output, list(range(output.shape.rank - 1))) for output in outputs]
-        return [tf.stack([mean, variance + tf.square(mean)]) for mean, variance in both]
-
+    # One model after the other, since the outputs of all layers are in memory at once.
+    functions = [_moments_of(model, [name for name, _ in pairs]) for model in models]
     count, sums = 0.0, [0.0] * len(batch_norms)
     for images in batches:
         count += len(images)
-        sums = [total + len(images) * value for total, value in zip(sums, moments(images), strict=True)]
+        values = [value for moments in functions for value in moments(images)]
+        sums = [total + len(images) * value for total, value in zip(sums, values, strict=True)]
     *summed, total_count = cluster.sum([*sums, tf.constant(count, tf.float64)], "calibration")
     for batch_norm, value in zip(batch_norms, summed, strict=True):
         mean, square = (value / total_count).numpy()
@@ -103,6 +97,19 @@ def calibrate(models: Sequence[keras.Model], graph: Graph, batches: Iterable[tf.
         batch_norm.moving_variance.assign(np.maximum(square - mean**2, 0.0))
         batch_norm.gamma.assign(scale * np.sqrt(batch_norm.moving_variance.numpy() + batch_norm.epsilon))
         batch_norm.beta.assign(offset + scale * mean)
+
+
+def _moments_of(model: keras.Model, names: Sequence[str]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """Return a function of images that gives mean and mean square of the outputs of layers, float64 [2, C] each."""
+    inner = keras.Model(model.inputs, [model.get_layer(name).output for name in names])
+
+    @tf.function(reduce_retracing=True)
+    def moments(images: tf.Tensor) -> list[tf.Tensor]:
+        outputs = [tf.cast(output, tf.float64) for output in tf.nest.flatten(inner(images, training=False))]
+        both = [tf.nn.moments(output, list(range(output.shape.rank - 1))) for output in outputs]
+        return [tf.stack([mean, variance + tf.square(mean)]) for mean, variance in both]
+
+    return moments
 
 
 def _fold_into(plain: keras.Model, model: keras.Model, live: Graph, layer: PrunableLayer) -> None:

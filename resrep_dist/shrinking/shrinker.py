@@ -121,6 +121,8 @@ class Shrinker:
         folded = folded_layers(self._graph)
         velocities = {name: v for name, v in velocities.items() if name.rpartition("/")[0] not in folded}
         after = state.for_model(models[0], channels, velocities, *models[1:])
+        # Each rank has folded for itself, and processors of other kinds may round differently.
+        after.share(self._cluster)
         assert validation_data is not None
         outcome = self._cluster.from_root(lambda: self._prove(state, after, validation_data))
         state.early_merge = after.early_merge = outcome

@@ -1,5 +1,7 @@
 """The state of a phase, and the objects that are compiled for its model."""
 
+from collections.abc import Iterator
+
 from resrep_dist.checkpoints.average import WeightAverage
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.config import DataConfig, TrainingConfig
@@ -17,6 +19,7 @@ from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.phase import PhasePlan
 from resrep_dist.training.step import TrainStep
 
+import tensorflow as tf
 from tensorflow import keras
 
 
@@ -50,6 +53,7 @@ class LiveModel:
         teacher: Teacher | None = None,
     ) -> None:
         self._metrics, self._task, self._seed, self._cluster = training.metrics, plan.task, plan.seed, cluster
+        self._num_micro_batches = training.gradient_accumulation_steps
         self.step = TrainStep(cluster, training, plan.global_batch_size, plan.seed, teacher, plan.task)
         if graph:
             channels = channels or KeptChannels.all_of(graph)
@@ -91,6 +95,15 @@ class LiveModel:
             num_threads=self._cluster.num_cores,
             config=data,
         )
+
+    def micro_batches(self, images: tf.Tensor) -> Iterator[tf.Tensor]:
+        """Divide this rank's part of a batch into parts that are no larger than what a step computes at once.
+
+        Args:
+            images: [B, height, width, channels].
+        """
+        size = -(-len(images) // self._num_micro_batches)
+        return (images[start : start + size] for start in range(0, len(images), size))
 
     def evaluate(self, source: ImageSource, batch_size: int) -> dict[str, float]:
         """Evaluate the model, or the one with averaged weights if there is one. A collective.

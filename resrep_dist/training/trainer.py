@@ -117,6 +117,7 @@ class Trainer:
         self.validation_top1: float | None = None
         self.collective_seconds: float | None = None
         self._saved_step: int | None = None
+        self._is_whole = True
         self._batches: Iterator[Any] = iter(())
 
     @property
@@ -180,10 +181,22 @@ class Trainer:
             self._hooks.on_end(self)
 
     def start(self) -> None:
-        """Continue from the newest checkpoint, or start from scratch if there is none. A collective."""
+        """Continue from the newest checkpoint, or start from scratch if there is none. A collective.
+
+        Raises:
+            UserError: If the model was shrunk meanwhile; the checkpoint needs the whole one.
+        """
+        if not self._is_whole:
+            raise UserError(
+                f"step {self.step}: this Trainer has shrunk its model; make a new one with the same arguments, which "
+                "goes on from the newest checkpoint"
+            )
         if self._teacher:
             self._teacher.share(self.cluster)
+        whole = self.state
+        self._live.step.forget_stop()
         self._live.follow(self.checkpoints.restore(self._state_at))
+        self._is_whole = self.state is whole
         if self.step:
             _log.info("Resumed at step %d.", self.step)
         if "refused" in (self.state.early_merge or {}):
@@ -261,12 +274,14 @@ class Trainer:
             return
         self._agree()
         before, start = shrinker.macs_fraction(self.state), time.perf_counter()
-        batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
         channels = KeptChannels.from_json(pruner.graph, saved)
-        smaller = shrinker.shrink(self.state, channels, (images for images, _ in batches), self._validation_data)
+        batches = itertools.islice(self._training_batches(), self.config.shrink.num_calibration_batches)
+        parts = (part for images, _ in batches for part in self._live.micro_batches(images))
+        smaller = shrinker.shrink(self.state, channels, parts, self._validation_data)
         if smaller is self.state:
             return
         self._live.follow(smaller)
+        self._is_whole = False
         # Models and graphs contain reference cycles, so Python would keep the larger ones in memory for a while.
         gc.collect()
         built = time.perf_counter()

@@ -6,6 +6,7 @@ import shutil
 import resrep_dist
 from resrep_dist.config import build_config
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.errors import UserError
 from resrep_dist.graph import trace
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
@@ -95,6 +96,8 @@ def test_a_run_is_merged_when_the_target_is_met_and_trains_on(whole):
     assert trainer.graph.macs.total(trainer.state.channels.widths) <= 0.6 * trainer.graph.macs.total(
         trainer.graph.widths
     )
+    with pytest.raises(UserError, match="step 150: this Trainer has shrunk its model; make a new one"):
+        trainer.start()
     velocities = [v.numpy() for v in trainer.state.velocities.values()]
     assert len(velocities) == len(trainer.model.trainable_variables) and all(v.any() for v in velocities)
 
@@ -135,6 +138,22 @@ def test_other_ways_to_compute_a_step_go_on_in_the_merged_model(training):
     assert "certificate" in trainer.state.early_merge and not has_compactors(trainer.model)
     policy = {layer.dtype_policy.name for layer in trainer.model.layers if layer.name.startswith("conv")}
     assert policy == {training.get("precision", "float32")}
+
+
+def test_statistics_are_measured_on_parts_as_small_as_those_of_a_step(monkeypatch):
+    sizes = []
+
+    def observed(models, graph, batches, cluster):
+        parts = list(batches)
+        sizes.extend(len(part) for part in parts)
+        calibrate(models, graph, parts, cluster)
+
+    monkeypatch.setattr(shrinker_module, "calibrate", observed)
+    trainer = make_trainer(gradient_accumulation_steps=3)
+    trainer.run()
+    assert "certificate" in trainer.state.early_merge
+    num_batches, batch_size = trainer.config.shrink.num_calibration_batches, trainer.config.data.global_batch_size
+    assert sum(sizes) == num_batches * batch_size and max(sizes) == -(-batch_size // 3)
 
 
 def test_a_merge_that_changes_the_outputs_is_refused_and_the_run_goes_on(monkeypatch, caplog, tmp_path):

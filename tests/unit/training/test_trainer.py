@@ -4,7 +4,8 @@ import logging
 import resource
 
 import resrep_dist
-from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError
+from resrep_dist.distributed.stopping import StopRequest
+from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError, StoppedError
 from resrep_dist.graph import Graph
 from resrep_dist.monitoring.events import drop_events_after
 from resrep_dist.monitoring.monitor import Monitor
@@ -40,6 +41,17 @@ def test_a_models_owner_prunes_it_in_a_few_lines():
     kept = [entry["kept"] for entry in certificate.channels.values()]
     assert kept == trainer.pruner.unmasked_widths()
     assert trainer.graph.macs.total(kept) <= 0.8 * trainer.graph.macs.total(trainer.graph.widths)
+
+
+def test_a_trainer_that_was_stopped_goes_on_when_it_is_run_again(tmp_path):
+    trainer = make_trainer(tmp_path, prune={"lasso_strength": 1e-6, "max_extension_epochs": 0})
+    with StopRequest(tmp_path) as stop:
+        (tmp_path / "stop").touch()
+        with pytest.raises(StoppedError):
+            trainer.run(stop)
+    assert 0 < trainer.step < trainer.num_steps
+    trainer.run()
+    assert trainer.step == trainer.num_steps
 
 
 def test_the_extension_is_bounded_and_what_is_alive_stays():
