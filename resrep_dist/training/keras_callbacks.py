@@ -85,15 +85,10 @@ class ChannelMasks(keras.callbacks.Callback):
             logs: Not used; part of the Keras interface.
 
         Raises:
-            UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks, or
-                the target cannot be reached.
+            UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks, the
+                model was compiled with `steps_per_execution`, or the target cannot be reached.
         """
-        optimizer = self.model.optimizer
-        if not isinstance(optimizer, ResRepOptimizer):
-            raise UserError(
-                f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
-                "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
-            )
+        optimizer = _optimizer_of(self.model)
         self._cluster = self._cluster or optimizer.cluster
         num_averaged = optimizer.cluster.size if optimizer.cluster else 1
         if num_averaged != self.cluster.size:
@@ -252,6 +247,32 @@ class PruningCurves(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Close the curves."""
         self._monitor.close()
+
+
+def _optimizer_of(model: keras.Model) -> ResRepOptimizer:
+    """The optimizer of a model that was compiled as the callbacks need it.
+
+    Raises:
+        UserError: If it was not.
+    """
+    optimizer, num_steps = model.optimizer, getattr(model, "_steps_per_execution", None)
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        raise UserError(
+            "the policy mixed_float16: `fit` does not support it, expected float32 or mixed_bfloat16; the Trainer "
+            "does, with training.precision: mixed_float16"
+        )
+    if not isinstance(optimizer, ResRepOptimizer):
+        raise UserError(
+            f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
+            "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
+        )
+    if num_steps is not None and int(num_steps) > 1:
+        # Keras calls the callbacks once for all of them, so masks and checkpoints would be left out.
+        raise UserError(
+            f"steps_per_execution: received {int(num_steps)}, expected 1, since masks are chosen between steps; leave "
+            "it out of model.compile"
+        )
+    return optimizer
 
 
 def _started(masks: ChannelMasks, callback: keras.callbacks.Callback) -> TrainState:
