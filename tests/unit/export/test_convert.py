@@ -91,7 +91,8 @@ def test_an_onnx_file_says_how_it_is_used(tmp_path):
     import onnxruntime
 
     config = small_config(data={"source": "imagefolder", "path": "photos", "normalization": "imagenet"})
-    usage = usage_of(config, random_source(8)) | {"classes": ["cat", "dog"]}
+    source = dataclasses.replace(random_source(8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    usage = usage_of(config, source) | {"classes": ["cat", "dog"]}
     path = export_model(network(), "onnx", tmp_path, IMAGES, 1e-4, usage).path
     by_runtime = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
     assert json.loads(by_runtime["usage"]) == usage

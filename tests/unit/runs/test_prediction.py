@@ -1,5 +1,6 @@
 """The slim model tells how to use it, and is used so."""
 
+import dataclasses
 import json
 
 from resrep_dist.cli.main import main
@@ -13,6 +14,9 @@ from tests.networks import random_source, randomise, small_config, small_network
 import numpy as np
 import pytest
 import tensorflow as tf
+
+# A source that normalizes its images, as those of pixels do.
+PIXELS = dataclasses.replace(random_source(20), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def finished(tmp_path):
     document = small_config().to_dict()
     files = {"source": "imagefolder", "path": "photos", "augmentation": "none"}
     document["data"] |= files | {"normalization": "caffe", "crop_fraction": 1.0}
-    usage = usage_of(build_config(document), random_source(20))
+    usage = usage_of(build_config(document), PIXELS)
     (tmp_path / "run" / "slim" / "report.json").write_text(json.dumps({"usage": usage}))
     return tmp_path / "run", model, usage
 
@@ -56,8 +60,12 @@ def test_what_cannot_be_predicted_is_refused(finished, photo, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match="text.jpg: cannot be read"):
         predict(workdir, [tmp_path / "text.jpg"])
-    digits = usage_of(small_config(), random_source(20))
-    assert digits["pixels"]["mean"] is None
-    (workdir / "slim" / "report.json").write_text(json.dumps({"usage": digits}))
-    with pytest.raises(UserError, match="does not say which pixels the model expects"):
-        predict(workdir, [path])
+    # Digits, and an npz of floats from 0 to 1, which is used as it is.
+    floats = small_config(data={"source": "npz", "path": "floats.npz", "normalization": "none"})
+    for config in (small_config(), floats):
+        usage = usage_of(config, random_source(20))
+        assert [usage["pixels"][name] for name in ("range", "mean", "std")] == [None] * 3
+        (workdir / "slim" / "report.json").write_text(json.dumps({"usage": usage}))
+        with pytest.raises(UserError, match="does not say which pixels the model expects"):
+            predict(workdir, [path])
+    assert usage_of(floats, PIXELS)["pixels"]["range"] == [0, 255]
