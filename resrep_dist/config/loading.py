@@ -149,7 +149,9 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         raise _error(f"--set {override}: expected section.key=value, as in --set train.num_epochs=10")
     section = document
     for part in parts[:-1]:
-        section = section.setdefault(part, {})
+        # A section that is null, as in the configuration that a run records, begins as an empty one.
+        section[part] = {} if section.get(part) is None else section[part]
+        section = section[part]
         if not isinstance(section, dict):
             raise _error(f"--set {override}: `{part}` is a value, not a section")
     section[parts[-1]] = _parse_yaml(text, f"--set {override}")

@@ -57,6 +57,15 @@ def test_an_unknown_model_is_said_before_its_missing_base_and_a_look_at_it_needs
     assert load_config(DIGITS_CONFIG, ["base=null"], to_start=False).base is None
 
 
+def test_a_setting_goes_into_a_section_that_is_null_and_not_into_a_value(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(load_config(DIGITS_CONFIG).to_yaml())
+    assert "distillation:\n" in path.read_text()
+    assert load_config(path, ["train.distillation.weight=0.3"]).train.distillation.weight == 0.3
+    with pytest.raises(ConfigError, match="--set seed.x=1: `seed` is a value, not a section"):
+        load_config(path, ["seed.x=1"])
+
+
 def test_a_missing_file_a_missing_section_and_a_double_key(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
