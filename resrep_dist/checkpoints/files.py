@@ -6,19 +6,18 @@ renamed, so an incomplete folder is never taken for a checkpoint. Only rank 0 us
 collective.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
-import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrep_dist.checkpoints.arrays import read_arrays
+from resrep_dist.checkpoints.disk import flush_folder, free_space, remove, unused, write_file
 from resrep_dist.errors import CheckpointError, CheckpointWriteError, DamagedCheckpointError, one_line
 
 import numpy as np
@@ -75,19 +74,19 @@ class CheckpointFolder:
                 # It has the same state. If it were replaced, there would be no newest checkpoint for a moment.
                 return target
             for interrupted in _listed(self._folder, ".partial"):
-                _remove(interrupted)
+                remove(interrupted)
             existing = _listed(self._folder)
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
             for passed_over in (path for path in existing if path.name >= target.name):
                 # The run has resumed from an earlier step because these are damaged. They must not be the newest.
-                os.replace(passed_over, _unused(passed_over.with_name(f"{passed_over.name}.damaged")))
+                os.replace(passed_over, unused(passed_over.with_name(f"{passed_over.name}.damaged")))
             os.replace(partial, target)
-            _flush_folder(self._folder)
+            flush_folder(self._folder)
         except OSError as error:
-            _remove(partial)
+            remove(partial)
             raise CheckpointWriteError(_describe(target, error, sum(a.nbytes for a in arrays.values()))) from None
         for old in [*(path for path in existing if path.name < target.name), target][: -self._num_kept]:
-            _remove(old)
+            remove(old)
         return target
 
     def restore_newest(self, variables: "Variables | VariablesAt", is_whole: bool = True) -> dict[str, Any] | None:
@@ -171,7 +170,7 @@ class CheckpointFolder:
             CheckpointError: If the folder cannot be listed.
         """
         for partial in self._existing(".partial"):
-            _remove(partial)
+            remove(partial)
 
     def _existing(self, suffix: str = "") -> list[Path]:
         try:
@@ -246,15 +245,15 @@ def _read_position(path: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
-    _remove(folder)
+    remove(folder)
     folder.mkdir(parents=True)
     state = io.BytesIO()
     # Any: in the types of NumPy a value may also be that of allow_pickle.
     np.savez(state, **dict[str, Any](arrays))
-    _write_file(folder / "state.npz", state.getbuffer())
-    _write_file(folder / "position.json", json.dumps(position, indent=1).encode())
-    _write_file(folder / _SUMS, _sums(folder).encode())
-    _flush_folder(folder)
+    write_file(folder / "state.npz", state.getbuffer())
+    write_file(folder / "position.json", json.dumps(position, indent=1).encode())
+    write_file(folder / _SUMS, _sums(folder).encode())
+    flush_folder(folder)
 
 
 def _damage(path: Path) -> str:
@@ -295,42 +294,7 @@ def _listed(folder: Path, suffix: str = "") -> list[Path]:
 
 
 def _describe(target: Path, error: OSError, num_bytes: int) -> str:
-    try:
-        existing = next((folder for folder in target.parents if folder.exists()), Path("/"))
-        free = f"{shutil.disk_usage(existing).free:,} are free there"
-    except OSError:
-        free = "the free space is unknown"
     return (
         f"checkpoint {target}: cannot be written ({error.strerror or error}); it needs {num_bytes:,} bytes, "
-        f"{free}; the checkpoint before it is untouched"
+        f"{free_space(target)}; the checkpoint before it is untouched"
     )
-
-
-def _unused(path: Path) -> Path:
-    number = 0
-    while (candidate := path if not number else path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return candidate
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint, or a file or link in its place; the target of a link is not deleted."""
-    with contextlib.suppress(OSError):
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_file(path: Path, data: bytes | memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

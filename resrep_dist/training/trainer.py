@@ -17,7 +17,7 @@ from resrep_dist.data.batches import Batches
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.stopping import StopRequest
-from resrep_dist.errors import StoppedError, UserError
+from resrep_dist.errors import CheckpointError, StoppedError, UserError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.defaults import default_hooks
@@ -117,7 +117,6 @@ class Trainer:
         self.validation_top1: float | None = None
         self.collective_seconds: float | None = None
         self._saved_step: int | None = None
-        self._is_whole = True
         self._batches: Iterator[Any] = iter(())
 
     @property
@@ -184,19 +183,12 @@ class Trainer:
         """Continue from the newest checkpoint, or start from scratch if there is none. A collective.
 
         Raises:
-            UserError: If the model was shrunk meanwhile; the checkpoint needs the whole one.
+            CheckpointError: If the checkpoint cannot be used, or the model was shrunk since and lacks its channels.
         """
-        if not self._is_whole:
-            raise UserError(
-                f"step {self.step}: this Trainer has shrunk its model; make a new one with the same arguments, which "
-                "goes on from the newest checkpoint"
-            )
         if self._teacher:
             self._teacher.share(self.cluster)
-        whole = self.state
         self._live.step.forget_stop()
         self._live.follow(self.checkpoints.restore(self._state_at))
-        self._is_whole = self.state is whole
         if self.step:
             _log.info("Resumed at step %d.", self.step)
         if "refused" in (self.state.early_merge or {}):
@@ -262,7 +254,14 @@ class Trainer:
             self._live.step.request_stop()
 
     def _state_at(self, channels: KeptChannels | None) -> TrainState:
-        return self._shrinker.at(self.state, channels) if self._shrinker and channels else self.state
+        if self._shrinker is None or channels is None:
+            return self.state
+        if self.graph and self.state.channels not in (channels, KeptChannels.all_of(self.graph)):
+            raise CheckpointError(
+                f"step {self.step}: this Trainer has shrunk its model, and the checkpoint is of another width; make a "
+                "new Trainer with the same arguments, which goes on from the checkpoint"
+            )
+        return self._shrinker.at(self.state, channels)
 
     def _shrink(self, shrinker: Shrinker, pruner: Pruner, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Continue with a smaller model if rank 0 decides that it saves enough. A collective."""
@@ -281,7 +280,6 @@ class Trainer:
         if smaller is self.state:
             return
         self._live.follow(smaller)
-        self._is_whole = False
         # Models and graphs contain reference cycles, so Python would keep the larger ones in memory for a while.
         gc.collect()
         built = time.perf_counter()

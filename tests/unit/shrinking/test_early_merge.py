@@ -6,7 +6,7 @@ import shutil
 import resrep_dist
 from resrep_dist.config import build_config
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import UserError
+from resrep_dist.errors import CheckpointError
 from resrep_dist.graph import trace
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.layers.costs import training_macs
@@ -96,8 +96,6 @@ def test_a_run_is_merged_when_the_target_is_met_and_trains_on(whole):
     assert trainer.graph.macs.total(trainer.state.channels.widths) <= 0.6 * trainer.graph.macs.total(
         trainer.graph.widths
     )
-    with pytest.raises(UserError, match="step 150: this Trainer has shrunk its model; make a new one"):
-        trainer.start()
     velocities = [v.numpy() for v in trainer.state.velocities.values()]
     assert len(velocities) == len(trainer.model.trainable_variables) and all(v.any() for v in velocities)
 
@@ -118,6 +116,24 @@ def test_it_resumes_bit_for_bit_from_before_and_after_the_merge(whole, tmp_path)
         assert resumed.state.keys() == trainer.state.keys()
         for name, variable in resumed.state.items():
             np.testing.assert_array_equal(variable.numpy(), trainer.state[name].numpy(), err_msg=name)
+
+
+def test_a_trainer_that_has_merged_its_model_cannot_go_back_to_the_whole_one(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.start()
+    trainer.train_until(10)
+    trainer.checkpoints.wait()
+    widths = trainer.state.channels.widths
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "kept")
+    while trainer.state.channels.widths == widths:
+        trainer.train_until(trainer.step + 10)
+    trainer.checkpoints.wait()
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.move(tmp_path / "kept", tmp_path / "checkpoints")
+    with pytest.raises(
+        CheckpointError, match=f"step {trainer.step}: this Trainer has shrunk its model, .* new Trainer"
+    ):
+        trainer.start()
 
 
 def test_what_was_merged_in_training_is_merged_at_the_end(whole):
