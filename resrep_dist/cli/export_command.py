@@ -7,7 +7,7 @@ from typing import Any
 
 from resrep_dist.cli.options import add_command, add_overrides, model_file, start_terminal
 from resrep_dist.errors import UserError, one_line
-from resrep_dist.models.result_folder import EXPORT_NAME, run_of
+from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, run_of
 
 _FORMATS = ("saved_model", "tflite", "tflite_float16", "onnx")
 _EIGHT_BIT_FORMATS = ("tflite_int8", "onnx_int8")
@@ -61,20 +61,38 @@ def _export(options: argparse.Namespace) -> int:
     config = load_config(config_path, options.overrides)
     console = start_terminal()
     from resrep_dist.data.loading import load_sources
+    from resrep_dist.export.record import require_earlier_exports
     from resrep_dist.models.files import file_sha256, load_model
     from resrep_dist.reporting.table import find_report, read_report
 
-    model = load_model(path, open_size=config.model.image_size)
-    sources = load_sources(config.data, config.model, config.task)
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)
+    if not _is_of_a_run(output):
+        require_earlier_exports(output, map(_file_name, options.formats))
+    model = load_model(path, open_size=config.model.image_size)
+    sources = load_sources(config.data, config.model, config.task)
     usage = read_report(run).get("usage") if run and find_report(run) else None
     if usage:
         output.mkdir(parents=True, exist_ok=True)
         (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
     _write(console, options, config, model, file_sha256(path), sources, output, usage)
     return 0
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Return whether a folder is a run's: what older versions exported there is in no record, and is not the user's."""
+    folder = folder.absolute()
+    is_run = (folder.parent / "config.yaml").exists() and any((folder.parent / name).is_dir() for name in NAMES)
+    return is_run and folder.name in (*NAMES, EXPORT_NAME, "base")
+
+
+def _file_name(format_name: str) -> str:
+    from resrep_dist.export.convert import FORMATS
+    from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS
+
+    is_float = format_name in FORMATS
+    return FORMATS[format_name][0] if is_float else EIGHT_BIT_FORMATS[format_name].file_name
 
 
 def _check(options: argparse.Namespace) -> None:

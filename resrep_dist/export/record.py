@@ -1,8 +1,10 @@
 """The record beside exported files, `export.json`: for each file how it compares with the Keras model."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,44 @@ def record_export(export: Any, num_bytes: int, model_sha256: str) -> Path:
     exported = figures.pop("path")
     path = exported.parent / RECORD_NAME
     partial = path.with_name(f".{RECORD_NAME}.partial")
-    try:
+    with _reading_or_writing(path):
         document = _read(path)
         document[exported.name] = {"size_bytes": num_bytes, "model_sha256": model_sha256, **figures}
         partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
         os.replace(partial, path)
+    return path
+
+
+def require_earlier_exports(folder: Path, names: Iterable[str]) -> None:
+    """Check that files which are about to be exported replace nothing but earlier exports.
+
+    Args:
+        folder: Their folder, which need not exist.
+        names: Their names.
+
+    Raises:
+        UserError: If one of them exists and the record of the folder does not name it, or the record cannot be read.
+    """
+    record = folder / RECORD_NAME
+    # A link is replaced too, whatever it points to.
+    for path in (folder / name for name in names if os.path.lexists(folder / name)):
+        with _reading_or_writing(record):
+            is_export = path.name in _read(record)
+        if not is_export:
+            raise UserError(
+                f"{path}: it is in the way and is no earlier export, since {RECORD_NAME} beside it does not name it; "
+                "give another --output, or move it"
+            )
+
+
+@contextlib.contextmanager
+def _reading_or_writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read or written ({one_line(error)}); delete it, or give another --output"
         ) from None
-    return path
 
 
 def _read(path: Path) -> dict[str, Any]:

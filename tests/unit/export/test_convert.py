@@ -225,6 +225,27 @@ def test_no_export_goes_into_a_folder_that_a_merge_replaces(run_folder, capsys, 
     assert {path.name for path in run_folder.glob("[sf]*/*")} == {"model.h5"}
 
 
+def test_only_an_earlier_export_is_replaced(run_folder, capsys, tmp_path):
+    save_model(network(), tmp_path / "mine" / "model.h5")
+    (tmp_path / "mine" / "saved_model").mkdir()
+    (tmp_path / "mine" / "saved_model" / "notes.txt").write_text("mine")
+    arguments = ["export", str(tmp_path / "mine"), "--config", str(run_folder / "config.yaml"), "--format", "tflite"]
+    assert main([*arguments, "--format", "saved_model"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/mine/saved_model: it is in the way and is no earlier export" in error
+    assert "give another --output, or move it" in error and error.count("\n") == 1
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model.h5", "saved_model"}
+    assert (tmp_path / "mine" / "saved_model" / "notes.txt").read_text() == "mine"
+    for _ in range(2):
+        assert main(arguments) == 0
+    # In a run's folders there may be exports of versions that kept no record.
+    for folder in ("base", "slim", "export"):
+        (run_folder / folder).mkdir(exist_ok=True)
+        (run_folder / folder / "model.tflite").write_text("old")
+        assert main(["export", str(run_folder), "--format", "tflite", "--output", str(run_folder / folder)]) == 0
+        assert (run_folder / folder / "model.tflite").read_bytes() != b"old"
+
+
 def test_what_cannot_be_written_is_said_in_one_line_and_what_was_there_stays(run_folder, capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     arguments = ["export", str(run_folder), "--format", "tflite", "--output", str(tmp_path / "file")]
