@@ -8,6 +8,7 @@ from resrep_dist.graph.rebuilding import nodes as nodes
 from resrep_dist.graph.rebuilding import rebuild as rebuild
 from resrep_dist.graph.rebuilding import require_functional as require_functional
 from resrep_dist.graph.rebuilding import with_input_size as with_input_size
+from resrep_dist.graph.stored_order import stored_order as stored_order
 from resrep_dist.graph.structure import Graph as Graph
 from resrep_dist.graph.structure import Group as Group
 from resrep_dist.graph.structure import PrunableLayer as PrunableLayer

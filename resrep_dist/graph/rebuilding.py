@@ -12,6 +12,7 @@ from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
 from resrep_dist.graph.configurations import activity_regularization, config_of
 from resrep_dist.graph.operators import operator_as_layer
+from resrep_dist.graph.stored_order import remember_order
 from resrep_dist.graph.tensor_functions import is_symbolic
 
 import tensorflow as tf
@@ -107,13 +108,16 @@ def rebuild(
         keras.Input(batch_shape=shape, dtype=_dtype_of(t), name=(names or {}).get(t.node.layer.name, t.node.layer.name))
         for t, shape in zip(model.inputs, shapes, strict=True)
     ]
-    outputs = _Rebuilding(model, call or _call_clone, names or {}).run(model, inputs, None)
+    rebuilding = _Rebuilding(model, call or _call_clone, names or {})
+    outputs = rebuilding.run(model, inputs, None)
     # Several inputs and outputs are a list or a dict; of one alone Keras makes a tensor.
     packed = [
         tf.nest.pack_sequence_as(structure, tensors)
         for structure, tensors in ((model._nested_inputs, inputs), (model._nested_outputs, outputs))
     ]
-    return keras.Model(*packed, name=model.name)
+    rebuilt = keras.Model(*packed, name=model.name)
+    remember_order(rebuilt, model, rebuilding.names)
+    return rebuilt
 
 
 def copy_weights(source: keras.Model, target: keras.Model, skip: Collection[str] = ()) -> None:
@@ -153,7 +157,7 @@ def require_functional(model: keras.Model) -> None:
 
 class _Rebuilding:
     def __init__(self, model: keras.Model, call: Call, names: Mapping[str, str]) -> None:
-        self._names = {id(layer): names.get(name, name) for layer, name in _flat_names(model)}
+        self.names = {id(layer): names.get(name, name) for layer, name in _flat_names(model)}
         self._call_back = call
         self._clones: dict[int, list[keras.layers.Layer]] = {}
 
@@ -173,7 +177,7 @@ class _Rebuilding:
 
     def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool | None) -> Any:
         layer = node.layer
-        name = self._names[id(layer)]
+        name = self.names[id(layer)]
         replacement = operator_as_layer(node)
         if replacement is not None:
             tensors = [tensor for tensor in tf.nest.flatten((args, kwargs)) if is_symbolic(tensor)]

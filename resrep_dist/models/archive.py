@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +43,51 @@ class Archive:
         self._root = _get(weights, "model_weights", h5py.Group) if _has(weights, "model_weights") else weights
         self._bytes_left = num_bytes
 
-    def arrays(self, layers: Sequence[tuple[str, str]]) -> dict[str, list[np.ndarray]]:
+    def arrays(
+        self, layers: Sequence[tuple[str, str]], weighted: Set[str] | None = None
+    ) -> dict[str, list[np.ndarray]]:
         """Read the arrays of all layers that have any, by the layer's name.
 
         Args:
             layers: (class name, layer name) of all layers of the model, in its order. The files of Keras 3 identify
-                layers by class and position; they are read by name if the file has the names of all layers.
+                layers by class and position; they are read by name if the file has the names.
+            weighted: Names of the layers with weights, whose names are needed for that. None for those of all layers.
 
         Raises:
             ModelError: If the arrays cannot be read or are larger than the file.
         """
+        names = [name for _, name in layers]
         if not _has(self._root, "layers"):
             return {name: self._legacy_arrays(name) for name in self._legacy_names()}
         stored = _get(self._root, "layers", h5py.Group)
-        by_name = {name: key for key in stored if (name := _stored_name(stored, key)) is not None}
-        if not {name for _, name in layers} <= by_name.keys():
-            by_name = dict(zip([name for _, name in layers], _positions(layers), strict=True))
-        found = {name: self._numbered_arrays(stored, key) for name, key in by_name.items() if _has(stored, key)}
+        keys = self._keys_by_name()
+        is_by_name = keys.keys() >= set(names) if weighted is None else self.has_names(weighted)
+        if not is_by_name:
+            keys = dict(zip(names, _positions(layers), strict=True))
+        found = {name: self._numbered_arrays(stored, key) for name, key in keys.items() if _has(stored, key)}
         return {name: arrays for name, arrays in found.items() if arrays}
+
+    def has_names(self, weighted: Set[str]) -> bool:
+        """Return True if `arrays` finds the layers by their names, False if by their order.
+
+        Args:
+            weighted: Names of all layers with weights.
+        """
+        if not _has(self._root, "layers"):
+            return set(self._legacy_names()) == weighted
+        stored = _get(self._root, "layers", h5py.Group)
+        keys = self._keys_by_name()
+        return {name for name, key in keys.items() if len(_get(stored, f"{key}/vars", h5py.Group))} == weighted
+
+    def num_layers(self) -> int:
+        """Return the number of layers in the file, with and without weights; an inner model is one."""
+        if not _has(self._root, "layers"):
+            return len(_list_attribute(self._root, "layer_names"))
+        return len(_get(self._root, "layers", h5py.Group))
+
+    def _keys_by_name(self) -> dict[str, str]:
+        stored = _get(self._root, "layers", h5py.Group)
+        return {name: key for key in stored if (name := _stored_name(stored, key)) is not None}
 
     def _legacy_names(self) -> list[str]:
         return [name for name in _list_attribute(self._root, "layer_names") if self._weight_names(name)]

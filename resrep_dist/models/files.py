@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from resrep_dist.errors import ModelError, one_line
+from resrep_dist.graph import stored_order
 from resrep_dist.models.architecture import layers_of, rebuild_model
 from resrep_dist.models.archive import open_archive
 from resrep_dist.models.keras3 import make_readable_by_keras3, with_keras3_meaning
@@ -57,7 +58,7 @@ def load_model(path: Path | str, open_size: int | None = None) -> keras.Model:
             arrays = archive.arrays(layers_of(archive.document))
             shapes = {name: [array.shape for array in stored] for name, stored in arrays.items()}
             model = rebuild_model(archive.document, shapes, is_keras_3=archive.is_keras_3, open_size=open_size)
-            _assign(model, arrays)
+            _assign(model, arrays, [layer.name for layer in model.layers])
     except ModelError as error:
         raise _refusal(f"model {path}: {error}") from None
     return model
@@ -81,11 +82,13 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
     Args:
         model: The model, changed in place.
-        path: A Keras file (`.h5`, `.keras`, `.weights.h5`), whose layers are found by name if it has all layers of the
-            model, otherwise by their order, as in Keras. Or a `.safetensors` file, see `load_torch_weights`.
+        path: A Keras file (`.h5`, `.keras`, `.weights.h5`), whose layers are found by name if it has the names of all
+            layers of the model with weights, otherwise by their order in the model that this one was rebuilt from, as
+            Keras would. Or a `.safetensors` file, see `load_torch_weights`.
 
     Raises:
-        ModelError: If the file is missing or damaged, or is of another model.
+        ModelError: If the file is missing or damaged, or is of another model, or has neither the names nor an order
+            that is known.
         UserError: If the file is `.safetensors` and the library safetensors is not installed.
     """
     _require_file(path, f"weights {path}")
@@ -94,8 +97,10 @@ def load_weights(model: keras.Model, path: Path) -> None:
         return
     try:
         with open_archive(path) as archive:
-            arrays = archive.arrays([(type(layer).__name__, layer.name) for layer in model.layers])
-            _assign(model, arrays)
+            order, weighted = stored_order(model), {layer.name for layer in model.layers if layer.weights}
+            if not archive.has_names(weighted):
+                _require_known_order(model, [name for _, name in order], archive.num_layers())
+            _assign(model, archive.arrays(order, weighted), [name for _, name in order])
     except ModelError as error:
         raise _refusal(f"weights {path}: do not fit {model.name}: {error}") from None
 
@@ -118,12 +123,30 @@ def _refusal(message: str) -> ModelError:
     return ModelError(one_line(message, 600))
 
 
-def _assign(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
+def _require_known_order(model: keras.Model, order: Sequence[str], num_stored: int) -> None:
+    """Refuse a file without the names of a model whose layers have another order than in a file of Keras.
+
+    It may be a file of that model or of the flat one, which have different numbers of layers.
+    """
+    own = [layer.name for layer in model.layers]
+    weighted = {layer.name for layer in model.layers if layer.weights}
+    is_one_order = [name for name in order if name in weighted] == [name for name in own if name in weighted]
+    is_as_built = num_stored == len(order) != len(own)
+    if not is_one_order and not is_as_built:
+        raise ModelError(
+            f"its layers lack the model's names, and the order of {num_stored} layers is not known: the model as built "
+            f"has {len(order)}, taken apart {len(own)}; save the weights as .h5, with the model's names of layers"
+        )
+
+
+def _assign(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]], order: Sequence[str]) -> None:
+    """Set the weights of all layers by name, or in an order of names if the file has others."""
     layers = [layer for layer in model.layers if layer.weights]
-    if {layer.name for layer in layers} != arrays.keys():
+    weighted = {layer.name for layer in layers}
+    if weighted != arrays.keys():
         if len(layers) != len(arrays):
             raise ModelError(f"the file has weights for {len(arrays)} layers, the model has {len(layers)} with weights")
-        arrays = {layer.name: stored for layer, stored in zip(layers, arrays.values(), strict=True)}
+        arrays = dict(zip([name for name in order if name in weighted], arrays.values(), strict=True))
     for layer in layers:
         expected = [tuple(weight.shape) for weight in layer.weights]
         found = [array.shape for array in arrays[layer.name]]

@@ -1,7 +1,7 @@
 """What a rebuilt model keeps of the one that it is made from."""
 
 import resrep_dist
-from resrep_dist.graph import rebuild
+from resrep_dist.graph import flatten, rebuild, stored_order
 from resrep_dist.models.files import load_model
 from tests.networks import randomise, with_dead_channels
 
@@ -49,3 +49,16 @@ def test_inputs_and_outputs_that_have_names_keep_them_from_the_trace_to_the_file
     assert resrep_dist.compare_in_keras3(trained, tmp_path / "slim.h5", images).max_relative_difference < 1e-5
     exported = resrep_dist.export_model(slim, "tflite", tmp_path, images, tolerance=1e-4)
     assert exported.relative_differences.keys() == {"box", "kind"}
+
+
+def test_a_copy_knows_the_order_of_the_first_model_under_its_own_names():
+    image = keras.Input([4, 4, 3], name="a")
+    inner = keras.Model(image, layers.Conv2D(3, 1, name="b")(image), name="inner")
+    x = inputs = keras.Input([4, 4, 3], name="image")
+    x = layers.Conv2D(3, 1, activation="relu", name="a")(inner(x))
+    model = keras.Model(inputs, layers.Conv2D(2, 1, activation="tanh", name="b")(x))
+    order = [("InputLayer", "image"), ("Conv2D", "inner_b"), ("Conv2D", "a"), ("Conv2D", "b")]
+    assert stored_order(flatten(model)) == order
+    swapped = rebuild(rebuild(model), names={"a": "b", "b": "a"})
+    assert stored_order(swapped) == [*order[:2], ("Conv2D", "b"), ("Conv2D", "a")]
+    assert stored_order(flatten(swapped)) == stored_order(swapped)

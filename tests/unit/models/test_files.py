@@ -7,9 +7,11 @@ import sys
 import zipfile
 
 import resrep_dist
+from resrep_dist.config import ModelConfig
 from resrep_dist.errors import ModelError
-from resrep_dist.graph import trace
+from resrep_dist.graph import flatten, trace
 from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model, load_weights, save_model
 from tests import keras_files
 from tests.networks import randomise, small_network
@@ -91,6 +93,53 @@ def test_weights_go_in_by_order_where_the_names_are_others(folder):
         load_weights(model, folder / f"{version}_sequential.h5")
         outputs = model.predict(keras_files.images(), verbose=0)
         assert np.abs(outputs - np.load(folder / f"{version}_sequential.npy")).max() < 1e-5
+
+
+def uneven(image_size=16, num_classes=10):
+    """Branches of equal shapes whose layers change places when activations become layers."""
+    layers = keras.layers
+    inputs = keras.Input((image_size, image_size, 3))
+    stem = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(stem)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(stem))
+    y = layers.Conv2D(8, 3, padding="same")(y)
+    x = layers.GlobalAveragePooling2D()(layers.Concatenate()([x, y]))
+    return keras.Model(inputs, layers.Dense(num_classes, activation="softmax")(x))
+
+
+def test_weights_without_names_go_where_keras_puts_them_although_the_flat_model_has_another_order(tmp_path):
+    keras.layers.Conv2D(4, 3)
+    keras.layers.Dense(4)
+    theirs = uneven()
+    randomise(theirs)
+    theirs.save(tmp_path / "model.keras")
+    for name in ("weights.weights.h5", "weights.h5"):
+        theirs.save_weights(tmp_path / name)
+    expected = keras.Model(theirs.input, theirs.layers[-2].output).predict(keras_files.images(), verbose=0)
+    kernel, bias = theirs.layers[-1].get_weights()
+    config = ModelConfig("python:tests.unit.models.test_files:uneven", 10, 16)
+    for name in ("model.keras", "weights.weights.h5", "weights.h5"):
+        flat = build_model(config)
+        # The `.h5` has names, but others.
+        assert not {layer.name for layer in flat.layers} >= {layer.name for layer in theirs.layers if layer.weights}
+        load_weights(flat, tmp_path / name)
+        np.testing.assert_allclose(
+            flat.predict(keras_files.images(), verbose=0), expected @ kernel + bias, atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_weights_without_names_of_a_flat_model_in_another_order_are_refused(tmp_path, ending):
+    flat = flatten(uneven())
+    flat.save(tmp_path / "flat.keras")
+    flat.save_weights(tmp_path / "flat.weights.h5")
+    received = flatten(uneven())
+    before = received.get_weights()
+    with pytest.raises(ModelError, match="the order of 13 layers is not known: .* has 10, taken apart 13; save .* .h5"):
+        load_weights(received, tmp_path / f"flat.{ending}")
+    for old, new in zip(before, received.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize(
