@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resrep_dist.cli.options import KEYS, add_command, add_overrides, add_running, positive, start_terminal
+from resrep_dist.cli.options import (
+    KEYS,
+    add_command,
+    add_overrides,
+    add_running,
+    positive,
+    positive_number,
+    start_terminal,
+)
 
 
 def add_first_commands(commands: Any) -> None:
@@ -71,7 +79,9 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=_fraction, default=0.5, help="multiply-adds that may be left, as a fraction (default: 0.5)"
     )
-    parser.add_argument("--epochs", type=float, help="length of the pruning (default: by the number of images)")
+    parser.add_argument(
+        "--epochs", type=positive_number, help="length of the pruning (default: by the number of images)"
+    )
 
 
 def _fraction(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"received {text}, expected 1 or more")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """Parse the value of an option that must be a number greater than 0.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not, or is not finite.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"received {text}, expected a number greater than 0, such as 20")
     return number
 
 

@@ -12,6 +12,7 @@ from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
+from resrep_dist.training.start_checks import require_one_input_and_output
 
 import numpy as np
 from tensorflow import keras
@@ -150,7 +151,7 @@ def propose(
 
     Raises:
         DataError: If the data is of no known kind.
-        ModelError: If the model's file cannot be read.
+        ModelError: If the model's file cannot be read, or it has several inputs or outputs.
     """
     found = find_data(Path(data))
     is_file = model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model
@@ -158,9 +159,10 @@ def propose(
     size, scaling, loaded = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None, None
     if is_file:
         loaded = load_model(Path(model), open_size=size)
-        size, scaling = image_size or loaded.input_shape[1], scaling_layer(loaded)
+        require_one_input_and_output(loaded)
+        size, scaling = image_size or loaded.inputs[0].shape[1], scaling_layer(loaded)
     batch_size = proposed_batch_size(found.num_images)
-    epochs = num_epochs or proposed_epochs(found.num_images, batch_size)
+    epochs = proposed_epochs(found.num_images, batch_size) if num_epochs is None else num_epochs
     num_steps = max(1, round(epochs * found.num_images / batch_size))
     return "\n".join(
         [

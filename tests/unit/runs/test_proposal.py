@@ -1,6 +1,7 @@
 """The first hour: a model and a folder of images are all that a user gives."""
 
 import json
+from pathlib import Path
 
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
@@ -12,6 +13,7 @@ from tests.networks import random_source, small_network
 
 import numpy as np
 import pytest
+from tensorflow import keras
 
 
 @pytest.fixture
@@ -66,6 +68,32 @@ def test_data_of_no_known_kind_is_refused_with_what_was_found(tmp_path, photos):
     (tmp_path / "broken.npz").write_bytes(b"no zip")
     with pytest.raises(DataError, match="expected x_train, y_train, x_test and y_test"):
         find_data(tmp_path / "broken.npz")
+
+
+def test_a_file_with_several_inputs_or_outputs_is_refused_in_one_line(arrays, tmp_path, capsys):
+    images, sizes = keras.Input([16, 16, 3]), keras.Input([4])
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3)(images))
+    both = keras.layers.Concatenate()([pooled, sizes])
+    for inputs, outputs, expected in (
+        ([images, sizes], keras.layers.Dense(10)(both), "received 2 inputs and 1 outputs"),
+        (images, [keras.layers.Dense(10)(pooled), keras.layers.Dense(2)(pooled)], "received 1 inputs and 2 outputs"),
+    ):
+        path = str(tmp_path / "several.h5")
+        save_model(keras.Model(inputs, outputs), Path(path))
+        for call in (["init", str(arrays), path], ["prune", path, "--data", str(arrays), "--workdir", f"{path}.run"]):
+            assert main(call) == 2
+            shown = capsys.readouterr()
+            assert expected in shown.err and "prune it in Keras' own" in shown.err and "image_size" not in shown.out
+            assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "nan", "inf", "many"])
+@pytest.mark.parametrize("call", [["init", "digits", "resnet20"], ["prune", "resnet20", "--data", "digits"]])
+def test_epochs_that_are_no_length_are_refused(call, epochs, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*call, f"--epochs={epochs}"])
+    assert left.value.code == 2
+    assert f"--epochs: received {epochs}, expected a number greater than 0" in capsys.readouterr().err
 
 
 def test_init_prints_a_configuration_that_loads(arrays, tmp_path, capsys):
