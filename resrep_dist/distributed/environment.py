@@ -124,7 +124,7 @@ def require_one_cluster(num_ranks: int) -> None:
     raise UserError(
         f"{launcher} started {launched_size()} processes, but Horovod sees {num_ranks}, so each would train alone; "
         f"{fix} (`resrep doctor` shows what it was built with; with Open MPI's headers here, "
-        "`bash launch/setup.sh` builds it with MPI)"
+        "`RESREP_MPI=1 bash launch/setup.sh` builds it with MPI)"
     )
 
 
