@@ -20,7 +20,8 @@ from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 
 _log = logging.getLogger(__name__)
-_MAX_FAILED_CHECKPOINTS = 3
+MAX_FAILED_CHECKPOINTS = 3
+"""Number of checkpoints in a row whose failed writes end a run."""
 _NEW = {"step": 0, "num_chosen": 0, "layout": None, "early_merge": None}
 
 
@@ -111,7 +112,7 @@ class CheckpointWriter:
         }
         # The result of the previous write is sent with this one, so no rank waits for the disk.
         failed = self._cluster.from_root(lambda: self._hand_over(state, position, is_last))
-        if failed["num"] >= _MAX_FAILED_CHECKPOINTS or (is_last and failed["num"]):
+        if failed["num"] >= MAX_FAILED_CHECKPOINTS or (is_last and failed["num"]):
             raise CheckpointWriteError(
                 f"step {failed['step']}: {failed['num']} checkpoint(s) in a row could not be written, "
                 "see the errors above; fix that and start the same command again"
@@ -140,7 +141,7 @@ class CheckpointWriter:
             self._wait_and_say(state.step)
         self.wait()
         # The last one is written even after failures, since there will be no other.
-        if is_last or self._num_failed < _MAX_FAILED_CHECKPOINTS:
+        if is_last or self._num_failed < MAX_FAILED_CHECKPOINTS:
             self._step = state.step
             self._writing = self._executor.submit(self._write, state.step, snapshot(state), position)
         if is_last:

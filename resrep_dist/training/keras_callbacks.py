@@ -12,15 +12,17 @@ The random layers of the model, such as Dropout, draw numbers that follow from s
 `randomness.py`: a resumed fit draws what an undisturbed one does, and two ranks draw different masks.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.variables import batch_norm_statistics
+from resrep_dist.checkpoints.writer import MAX_FAILED_CHECKPOINTS
 from resrep_dist.config import PruneConfig
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import UserError
+from resrep_dist.errors import CheckpointWriteError, UserError
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.dashboard import write_layout
@@ -32,6 +34,8 @@ from resrep_dist.pruning.targets import require_reachable_target
 from resrep_dist.training.randomness import draw_by_position_in_fit
 
 from tensorflow import keras
+
+_log = logging.getLogger(__name__)
 
 
 class ChannelMasks(keras.callbacks.Callback):
@@ -173,7 +177,7 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int, num_kept: int = 3) -> None:
         super().__init__()
         self._checkpoints, self._masks = CheckpointFolder(Path(folder), num_kept), masks
-        self._interval_steps = interval_steps
+        self._interval_steps, self._num_failed = interval_steps, 0
 
     def saved_step(self) -> int:
         """Return the step of the newest checkpoint, or 0 if there is none. A collective."""
@@ -192,7 +196,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Save the final state."""
-        self._save()
+        self._save(is_last=True)
 
     def _saved_step(self) -> int:
         # Without variables the checkpoint is verified, but nothing is loaded.
@@ -203,11 +207,20 @@ class Checkpoints(keras.callbacks.Callback):
         position = self._checkpoints.restore_newest(state)
         return position["num_chosen"] if position else state.num_chosen
 
-    def _save(self) -> None:
+    def _save(self, is_last: bool = False) -> None:
         self._masks.agree()
         state = _started(self._masks, self)
-        position = {"num_chosen": state.num_chosen}
-        self._masks.cluster.from_root(lambda: self._checkpoints.save(state.step, snapshot(state), position).name)
+        self._masks.cluster.from_root(lambda: self._write(state, is_last))
+
+    def _write(self, state: TrainState, is_last: bool) -> None:
+        try:
+            self._checkpoints.save(state.step, snapshot(state), {"num_chosen": state.num_chosen})
+            self._num_failed = 0
+        except CheckpointWriteError as error:
+            self._num_failed += 1
+            if is_last or self._num_failed >= MAX_FAILED_CHECKPOINTS:
+                raise
+            _log.error("%s; trying again at the next interval", error)
 
 
 class PruningCurves(keras.callbacks.Callback):

@@ -1,8 +1,11 @@
 """Keras' own way: compile and fit."""
 
+import contextlib
+
 import resrep_dist
+from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.errors import ModelError, UserError
+from resrep_dist.errors import CheckpointWriteError, ModelError, UserError
 from resrep_dist.training.keras_callbacks import ChannelMasks, PruningCurves
 from tests.fitting import fit
 from tests.networks import small_config, small_network, sources_of
@@ -57,6 +60,26 @@ def test_fit_gives_the_trainers_result_with_curves_and_resumes(tmp_path, trained
     for tag in ("train/loss", "train/learning_rate", "prune/macs_fraction_living", "row_norms/conv1"):
         assert steps[tag] == list(range(5, 41, 5)), tag
     assert steps["validation/accuracy"] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("num_failures", [2, 3])
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_and_the_third_failure_ends_the_fit(
+    tmp_path, monkeypatch, caplog, num_failures
+):
+    save, steps = CheckpointFolder.save, []
+
+    def failing(folder, step, *arguments):
+        steps.append(step)
+        if len(steps) <= num_failures:
+            raise CheckpointWriteError(f"step {step}: the disk is full")
+        return save(folder, step, *arguments)
+
+    monkeypatch.setattr(CheckpointFolder, "save", failing)
+    outcome = pytest.raises(CheckpointWriteError, match="step 30") if num_failures == 3 else contextlib.nullcontext()
+    with outcome:
+        fit(small_network(), CONFIG, sources_of(CONFIG)[0], 40, Cluster(), tmp_path)
+    assert steps == ([10, 20, 30] if num_failures == 3 else [10, 20, 30, 40, 40])
+    assert caplog.text.count("the disk is full; trying again at the next interval") == 2
 
 
 def test_the_lasso_term_of_the_curves_has_the_optimizers_strength():
