@@ -134,7 +134,7 @@ def _between(lowest: float, highest: float = math.inf) -> Callable[[str], float]
 
 
 def _plan(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     console = start_terminal()
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
@@ -158,7 +158,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _benchmark_data(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     console = start_terminal()
     from resrep_dist import benchmark
 
@@ -179,7 +179,7 @@ def _names_of_arms(text: str | None, default: Sequence[str], others: Sequence[st
 
 
 def _benchmark_steps(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     console = start_terminal()
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster
@@ -197,7 +197,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
 
 
 def _benchmark_replay(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     console = start_terminal()
     from resrep_dist import benchmark
     from resrep_dist.distributed.cluster import Cluster

@@ -58,7 +58,7 @@ def _export(options: argparse.Namespace) -> int:
         )
     from resrep_dist.config import load_config
 
-    config = load_config(config_path, options.overrides)
+    config = load_config(config_path, options.overrides, to_start=False)
     console = start_terminal()
     from resrep_dist.data.loading import load_sources
     from resrep_dist.export.record import require_earlier_exports

@@ -147,7 +147,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    config = config_of(options)
+    config = config_of(options, to_start=False)
     path = model_file(options.model)
     console = start_terminal()
     from resrep_dist.config.tasks import named_scores

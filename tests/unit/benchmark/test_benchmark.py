@@ -23,6 +23,8 @@ import pytest
 from rich.console import Console
 
 SMALL = {"name": "python:tests.networks:small_classifier"}
+# What starts no run takes a configuration with which none could start.
+NO_WEIGHTS = ["--set", "base=null"]
 
 
 @pytest.mark.parametrize("source", ["imagefolder", "tfrecord"])
@@ -43,7 +45,7 @@ def test_the_command_writes_its_section_and_keeps_the_others(tmp_path, capsys):
     write_benchmark(tmp_path, {"other": {"seconds": 1}})
     config = tmp_path / "config.yaml"
     config.write_text(small_config(data={"source": "synthetic"}).to_yaml())
-    arguments = ["--output", str(tmp_path), "--num-images", "64", "--num-rounds", "2"]
+    arguments = ["--output", str(tmp_path), "--num-images", "64", "--num-rounds", "2", *NO_WEIGHTS]
     assert main(["benchmark", "data", str(config), *arguments]) == 0
     document = json.loads((tmp_path / "benchmark.json").read_text())
     assert document["other"] == {"seconds": 1} and document["data"]["source"] == "synthetic"
@@ -57,7 +59,7 @@ def test_some_arms_of_the_steps_are_measured_alone_by_name(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(small_config(model=SMALL).to_yaml())
     arguments = ["benchmark", "steps", str(path), "--output", str(tmp_path), "--num-steps", "1", "--num-rounds", "1"]
-    assert main([*arguments, "--arms", "one_group,stock_keras,stock_horovod"]) == 0
+    assert main([*arguments, "--arms", "one_group,stock_keras,stock_horovod", *NO_WEIGHTS]) == 0
     document = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(document["arms"]) == ["stock_horovod", "plain", "stock_keras", "one_group"]
     assert document["steps"]["other"] == {} and all(ratio["time"] > 0 for ratio in document["ratios"].values())
@@ -202,7 +204,7 @@ def test_a_replay_is_measured_by_the_command(tmp_path, capsys):
     narrow = even_channels(graph, macs_goal(graph, 0.4)).widths
     log = write_log(tmp_path / "log", [(0, graph.widths), (50, narrow), (100, narrow)])
     arguments = [str(log), str(tmp_path / "config.yaml"), "--output", str(tmp_path), "--num-rounds", "1"]
-    assert main(["benchmark", "replay", *arguments]) == 0
+    assert main(["benchmark", "replay", *arguments, *NO_WEIGHTS]) == 0
     result = json.loads((tmp_path / "benchmark.json").read_text())["replay"]
     macs, shrinks = result["macs_vs_plain"], result["num_shrinks"]
     assert macs["off"] > macs["exact"] > macs["merge"] > 0 and shrinks == {"off": 0, "exact": 1, "merge": 1}
@@ -281,7 +283,8 @@ def test_the_command_plans_from_measured_steps(tmp_path, capsys, steps, more, co
     (tmp_path / "config.yaml").write_text(small_config().to_yaml())
     benchmark = tmp_path / "benchmark.json"
     benchmark.write_text(json.dumps({"steps": {**STEPS, **steps}, "arms": {"plain": ARM, "slim": ARM}}))
-    options = ["--ranks", "1,4", "--bandwidth", "1", "--benchmark", str(benchmark), "--output", str(tmp_path), *more]
+    options = ["--ranks", "1,4", "--bandwidth", "1", "--benchmark", str(benchmark), "--output", str(tmp_path)]
+    options += [*NO_WEIGHTS, *more]
     try:
         received = main(["plan", str(tmp_path / "config.yaml"), *options])
     except SystemExit as error:

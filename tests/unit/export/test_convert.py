@@ -196,7 +196,8 @@ def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
     config = str(run_folder / "config.yaml")
     figures = []
     for name in ("slim/model.h5", "export/model.tflite", "export/saved_model"):
-        assert main(["evaluate", str(run_folder / name), "--config", config]) == 0
+        # Nothing is trained, so the configuration need not say where weights come from.
+        assert main(["evaluate", str(run_folder / name), "--config", config, "--set", "base=null"]) == 0
         figures.append(capsys.readouterr().out.split(" on 360 images")[0])
     assert len(set(figures)) == 1 and "top-1" in figures[0]
     elsewhere = tmp_path / "alone" / "model.h5"
@@ -204,7 +205,8 @@ def test_the_commands_export_and_evaluate_a_run(run_folder, capsys, tmp_path):
     elsewhere.write_bytes((run_folder / "slim" / "model.h5").read_bytes())
     assert main(["export", str(elsewhere), "--format", "tflite"]) == 2
     assert "--config: missing" in capsys.readouterr().err
-    sets = ["--config", config, "--set", "merge.num_images=300", "--output", str(tmp_path / "out")]
+    sets = ["--config", config, "--set", "base=null", "--set", "merge.num_images=300"]
+    sets += ["--output", str(tmp_path / "out")]
     assert main(["export", str(elsewhere), "--format", "tflite", *sets]) == 0
     assert "on 300 images" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "out" / "model.tflite").exists()
 
