@@ -10,7 +10,8 @@ from typing import Any
 from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, export_model, size_bytes
 from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, write_eight_bits
-from resrep_dist.export.inference import Inference, from_keras, open_model_file
+from resrep_dist.export.encoding import encoding_once
+from resrep_dist.export.inference import Inference, from_keras, open_program, with_one_output
 from resrep_dist.export.record import RECORD_NAME
 from resrep_dist.models.files import file_sha256
 from resrep_dist.models.result_folder import EXPORT_NAME
@@ -31,7 +32,7 @@ class InferenceFile:
     model: str
     """`base` or `slim`."""
     inference: Inference
-    """The open file."""
+    """The open file, see `open_for_timing`."""
     size_bytes: int | None
     """Size of the file, bytes; None if it was not written."""
     score: float | None = None
@@ -77,7 +78,20 @@ def _written(model: keras.Model, name: str, format_name: str, folder: Path) -> I
         path = folder / EIGHT_BIT_FORMATS[format_name].file_name
         # How long an operation takes does not depend on the scale of its integers, so noise calibrates it as well.
         write_eight_bits(model, format_name, path, noise_for(model, _NUM_CALIBRATION_IMAGES))
-    return InferenceFile(format_name, name, open_model_file(path), size_bytes(path))
+    return InferenceFile(format_name, name, open_for_timing(path), size_bytes(path))
+
+
+def open_for_timing(path: Path) -> Inference:
+    """Open an exported file so that `run` is the file alone, with none of our conversions of its integers.
+
+    Args:
+        path: The file. If it has integers at its ends, `run` encodes an array when it is first given, and gives
+            integers.
+    """
+    program = open_program(path)
+    if program.run_integers:
+        program = dataclasses.replace(program, run=encoding_once(program.run_integers, program.encodings))
+    return with_one_output(program, str(path))
 
 
 def _exported(run: Path, format_name: str, paths: Mapping[str, Path]) -> InferenceFile | None:
@@ -94,7 +108,7 @@ def _exported(run: Path, format_name: str, paths: Mapping[str, Path]) -> Inferen
     if not is_current:
         _log.warning("%s is of an earlier slim model; `resrep export` writes it again.", path)
         return None
-    return InferenceFile(format_name, "slim", open_model_file(path), size_bytes(path), score)
+    return InferenceFile(format_name, "slim", open_for_timing(path), size_bytes(path), score)
 
 
 def noise_for(model: keras.Model, num_images: int) -> np.ndarray:

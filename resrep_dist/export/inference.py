@@ -43,6 +43,8 @@ class Program:
     """Computes the outputs for a batch, for any number of samples."""
     encodings: dict[str, Encoding] = dataclasses.field(default_factory=dict)
     """How the inputs and outputs that are integers in the file are encoded, by name; `run` takes and gives numbers."""
+    run_integers: Callable[[Arrays], Arrays] | None = None
+    """As `run`, but takes and gives these integers; None if there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +120,17 @@ def open_model_file(path: Path) -> Inference:
         UserError: If the file is .onnx and onnxruntime is not installed.
     """
     if path.is_dir() or path.suffix in (".tflite", ".onnx"):
-        return _with_one_output(open_program(path), str(path))
+        return with_one_output(open_program(path), str(path))
     return from_keras(load_model(path))
 
 
 def from_keras(model: keras.Model) -> Inference:
     """Return a Keras model with one input and one output as an `Inference`."""
-    return _with_one_output(program_of(model), model.name)
+    return with_one_output(program_of(model), model.name)
 
 
-def _with_one_output(program: Program, name: str) -> Inference:
+def with_one_output(program: Program, name: str) -> Inference:
+    """Return a program with one input and one output as an `Inference`; `name` is for the message of the ModelError."""
     if len(program.input_shapes) != 1 or len(program.output_shapes) != 1:
         raise ModelError(
             f"model {name}: it has {len(program.input_shapes)} inputs and {len(program.output_shapes)} outputs "
@@ -259,7 +262,7 @@ def _open_tflite(path: Path) -> Program:
     shapes: list[dict[str, Shape]] = [
         {name: tuple(map(int, d["shape"][1:])) for name, d in side.items()} for side in (inputs, outputs)
     ]
-    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings)
+    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings, run if encodings else None)
 
 
 @contextlib.contextmanager
@@ -285,4 +288,4 @@ def _open_onnx(path: Path) -> Program:
 
     encodings = encodings_from(session.get_modelmeta().custom_metadata_map.get(ENCODINGS_KEY))
     require_encodings(path, {v.name: v.type for v in (*session.get_inputs(), *session.get_outputs())}, encodings)
-    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings)
+    return Program(shapes[0], shapes[1], in_numbers(run, encodings), encodings, run if encodings else None)

@@ -2,13 +2,14 @@
 
 import json
 
+from resrep_dist.benchmark import inference_files
 from resrep_dist.benchmark.latency import print_latency_benchmark
 from resrep_dist.benchmark.layer_times import measure_layers
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import ConfigError
-from resrep_dist.export.eight_bits import write_eight_bits
+from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, write_eight_bits
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import read_table
@@ -16,7 +17,7 @@ from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging.folding import fold_model
 from resrep_dist.merging.surgery import delete_channels
 from resrep_dist.models.files import file_sha256, load_model, save_model
-from tests.networks import small_config, small_network
+from tests.networks import random_source, small_config, small_network
 from tests.tables import write_table
 
 import numpy as np
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
     (run / "slim" / "report.json").write_text(json.dumps({"certificate": {"channels": channels}}))
     (run / "export").mkdir()
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
-    write_eight_bits(slim, "tflite_int8", run / "export" / "model_int8.tflite", images)
+    write_eight_bits(slim, "tflite_int8", run / "export" / "model_int8.tflite", images, has_integer_ends=True)
     record = {"model_sha256": file_sha256(run / "slim" / "model.h5"), "eight_bit_score": 97.5}
     # That in ONNX is of a model before the last merge.
     records = {"model_int8.tflite": record, "model_int8.onnx": record | {"model_sha256": "0"}}
@@ -78,6 +79,14 @@ def test_files_have_their_size_and_those_in_eight_bits_the_score_of_their_export
     assert files["tflite_int8", "slim"]["score"] == 97.5
     assert all(file["size_bytes"] > 0 for file in files.values())
     assert result["slim_sha256"] == file_sha256(run / "slim" / "model.h5")
+
+
+def test_of_a_file_with_integer_ends_the_file_alone_is_timed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_files, "FORMATS", {})
+    monkeypatch.setattr(inference_files, "EIGHT_BIT_FORMATS", {"tflite_int8": EIGHT_BIT_FORMATS["tflite_int8"]})
+    path = run / "slim" / "model.h5"
+    _, file = inference_files.files_in_every_format({"slim": load_model(path)}, {"slim": path}, tmp_path, run)
+    assert file.score == 97.5 and file.inference.run(random_source(2).images).dtype == np.int8
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])

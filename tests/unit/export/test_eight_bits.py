@@ -3,11 +3,12 @@
 import json
 import sys
 
+from resrep_dist.benchmark.inference_files import open_for_timing
 from resrep_dist.cli.main import build_parser, main
 from resrep_dist.data.source import Source
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export.convert import FORMATS
-from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, export_eight_bits
+from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, export_eight_bits, write_eight_bits
 from resrep_dist.export.encoding import Encoding
 from resrep_dist.export.inference import load_any_model, open_model_file, open_program
 from resrep_dist.models.files import file_sha256, save_model
@@ -130,6 +131,21 @@ def test_integer_ends_say_which_numbers_they_stand_for(name, tmp_path, exported)
     np.testing.assert_allclose(
         encodings["outputs"].decode(received), open_model_file(result.path).run(IMAGES[:1]), atol=1e-6
     )
+
+
+def test_a_benchmark_encodes_its_images_once_and_decodes_nothing(name, tmp_path, exported, monkeypatch):
+    path = tmp_path / EIGHT_BIT_FORMATS[name].file_name
+    write_eight_bits(exported[0], name, path, CALIBRATION[:8], has_integer_ends=True)
+    inference, num_encoded, encode = open_for_timing(path), [], Encoding.encode
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoding, "encode", lambda self, a: num_encoded.append(len(a)) or encode(self, a))
+        images = IMAGES[:3]
+        first, again, other = inference.run(images), inference.run(images), inference.run(IMAGES[3:5])
+    assert num_encoded == [3, 2] and np.array_equal(first, again)
+    encoding = open_program(path).encodings["outputs"]
+    for received, of_these in ((first, images), (other, IMAGES[3:5])):
+        assert received.dtype == np.dtype(encoding.type_name)
+        np.testing.assert_allclose(encoding.decode(received), open_model_file(path).run(of_these), atol=1e-6)
 
 
 def test_what_loses_too_much_is_not_written_and_the_layer_that_loses_most_is_named(name, tmp_path, exported):
