@@ -20,6 +20,8 @@ from tensorflow import keras
 _MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 _DEFAULT_IMAGE_SIZE = 224
+# They have 8 pixels. With fewer than 32 some networks have none left at their end.
+_DIGITS_IMAGE_SIZE = 32
 _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
 # With less the rows die in a hurry, see `MaskSchedule.cautions`.
@@ -57,7 +59,7 @@ def find_data(path: Path) -> FoundData:
         DataError: If it is none of these. The message says what was found and what to do.
     """
     if str(path) == "digits" and not path.exists():
-        return FoundData("digits", None, 10, 1437)
+        return FoundData("digits", None, 10, 1437, _DIGITS_IMAGE_SIZE)
     if path.suffix == ".npz" and path.is_file():
         return _find_arrays(path)
     if (path / "train").is_dir() and (path / "val").is_dir():
@@ -177,23 +179,28 @@ def propose(
     )
 
 
+def _commented(setting: str, comment: str) -> str:
+    return f"{setting:<31} # {comment}"
+
+
 def _model(name: str, found: FoundData, size: int, weights: str | None) -> list[str]:
     return [
         "model:",
         f"  name: {json.dumps(name)}",
-        f"  num_classes: {found.num_classes}           # found in the data",
-        f"  image_size: {size}            # pixels, height and width",
+        _commented(f"  num_classes: {found.num_classes}", "found in the data"),
+        _commented(f"  image_size: {size}", "pixels, height and width"),
         *([f"  weights: {json.dumps(weights)}"] if weights else []),
         "",
     ]
 
 
 def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
+    batch = f"on all ranks together, for {found.num_images:,} training images"
     return [
         "data:",
         f"  source: {found.source}",
         *([f"  path: {json.dumps(found.path)}"] if found.path else []),
-        f"  global_batch_size: {batch_size}      # on all ranks together, for {found.num_images:,} training images",
+        _commented(f"  global_batch_size: {batch_size}", batch),
         normalization,
         "",
     ]
@@ -201,17 +208,18 @@ def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
 
 def _pruning(epochs: float, num_steps: int, target_macs_fraction: float, shrink_mode: str) -> list[str]:
     return [
-        f"train:                        # the pruning phase, {num_steps:,} steps",
+        _commented("train:", f"the pruning phase, {num_steps:,} steps"),
         f"  num_epochs: {epochs:g}",
-        "  learning_rate: 0.01         # a cosine takes it to zero; 0.01 to 0.02 suit a trained model",
+        _commented("  learning_rate: 0.01", "a cosine takes it to zero; 0.01 to 0.02 suit a trained model"),
         "",
         "prune:",
-        f"  target_macs_fraction: {target_macs_fraction:g}   # multiply-adds that may be left",
-        "  lasso_strength: auto        # this and the times of the masks are chosen for the length of `train`",
-        f"  kept_lasso_strength: {PAPER_LASSO_STRENGTH:g}   # of the channels that stay",
+        _commented(f"  target_macs_fraction: {target_macs_fraction:g}", "multiply-adds that may be left"),
+        _commented("  lasso_strength: auto", "this and the times of the masks are chosen for the length of `train`"),
+        _commented(f"  kept_lasso_strength: {PAPER_LASSO_STRENGTH:g}", "of the channels that stay"),
+        _commented("  # round_to: 4", "widths in multiples of 4 are faster on most CPUs, of 8 on a GPU"),
         "",
         "shrink:",
-        f"  mode: {shrink_mode:<5}                 # merge: dead channels leave while it trains; off: at the end",
+        _commented(f"  mode: {shrink_mode}", "merge: dead channels leave while it trains; off: at the end"),
         "",
     ]
 
@@ -231,7 +239,7 @@ def _records(epochs: float, num_steps: int) -> list[str]:
 
 def _base(epochs: float) -> list[str]:
     return [
-        "base:                         # the model has no weights yet, so it is trained first",
+        _commented("base:", "the model has no weights yet, so it is trained first"),
         f"  num_epochs: {epochs:g}",
         "  learning_rate: 0.1",
         f"  warmup_epochs: {epochs / 20:g}",
@@ -242,6 +250,6 @@ def _base(epochs: float) -> list[str]:
 def _normalization(source: str, name: str, scaling: str | None) -> str:
     """Return the line for the scale of the pixels: none for a model that scales them itself."""
     if scaling is not None and source != "digits":
-        return f"  normalization: none         # the model scales the pixels itself, in its layer {scaling}"
+        return _commented("  normalization: none", f"the model scales the pixels itself, in its layer {scaling}")
     scale = default_normalization(source, name)
-    return f"  normalization: {scale:<12} # how the pixels are scaled; it must be as the model was trained"
+    return _commented(f"  normalization: {scale}", "how the pixels are scaled; it must be as the model was trained")

@@ -104,6 +104,11 @@ def test_init_prints_a_configuration_that_loads(arrays, tmp_path, capsys):
     assert config.prune.target_macs_fraction == 0.6 and config.data.path == str(arrays)
 
 
+def test_digits_are_proposed_at_a_size_that_a_first_trial_has_time_for(capsys):
+    assert main(["init", "digits", "resnet20"]) == 0
+    assert "  image_size: 32 " in capsys.readouterr().out
+
+
 def test_one_call_prunes_and_the_same_call_says_that_it_is_done(arrays, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_model(small_network(), tmp_path / "net.h5")
