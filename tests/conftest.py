@@ -30,6 +30,7 @@ def golden() -> Path:
     return Path(os.environ.get("RESREP_GOLDEN", Path(__file__).parent / "golden" / "data"))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """With `-n` a worker takes a file at a time, and those of the launchers as one: their runs want both cores."""
     from xdist.scheduler import LoadFileScheduling

@@ -60,7 +60,8 @@ def benchmark_latency(path: Path, num_rounds: int, costs: str | None = None) -> 
     """
     is_run = path.is_dir()
     paths = _paths_of_run(path) if is_run else {}
-    models = {name: load_model(file) for name, file in paths.items()} or _random_models(load_config(path))
+    models = {name: load_model(file) for name, file in paths.items()}
+    models = models or _random_models(load_config(path, to_start=False))
     # A table of another model is refused before minutes of measurement.
     layers = _layers(path, models, costs, num_rounds) if is_run else None
     rows: list[dict[str, Any]] = []

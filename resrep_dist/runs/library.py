@@ -181,7 +181,7 @@ def _config(
 ) -> Config:
     num_images = len(train_data)
     batch_size = proposed_batch_size(num_images)
-    epochs = num_epochs or proposed_epochs(num_images, batch_size)
+    epochs = proposed_epochs(num_images, batch_size) if num_epochs is None else num_epochs
     num_steps = max(1, round(epochs * num_images / batch_size))
     num_classes, image_size = int(model.output_shape[-1]), int(model.input_shape[1])
     proposed: dict[str, dict[str, Any]] = {

@@ -66,11 +66,16 @@ def check_start(
 
 
 def require_one_input_and_output(model: keras.Model) -> None:
-    """Raise a ModelError for a model with several inputs or outputs, which says how such a model is pruned."""
+    """Raise a ModelError for a model with several inputs or outputs, or with one in a dict, which says what to do."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(
             f"model {model.name}: received {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one "
             "of each; prune it in Keras' own `fit` with resrep_dist.ChannelMasks, as in examples/two_headed_detector.py"
+        )
+    if isinstance(model.input, dict) or isinstance(model.output, dict):
+        raise ModelError(
+            f"model {model.name}: its input or output is a dict, expected a tensor; give "
+            "keras.Model(model.inputs[0], model.outputs[0]), which has the same weights"
         )
 
 

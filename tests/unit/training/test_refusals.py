@@ -35,6 +35,13 @@ def test_several_inputs_and_outputs_are_sent_to_fit_by_the_trainer_and_by_the_on
         resrep_dist.prune(model, (source.images, source.labels), (source.images, source.labels))
 
 
+def test_an_input_in_a_dict_is_refused_with_the_model_to_give():
+    plain, source = small_network(), random_source(32)
+    model = keras.Model({"image": plain.inputs[0]}, plain.outputs[0])
+    with pytest.raises(ModelError, match=r"its input or output is a dict, expected a tensor; give keras\.Model\("):
+        resrep_dist.prune(model, (source.images, source.labels), (source.images, source.labels))
+
+
 def test_a_target_that_cannot_be_reached_is_refused_by_the_trainer_and_in_fit():
     model, source = small_network(), random_source(32)
     graph, config = resrep_dist.trace(model), small_config(data={"source": "arrays"}, prune={"min_channels": 99})
