@@ -21,7 +21,7 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 # The file `stop` belongs to the job that holds the folder, and that may be another one. So a signal to this script
 # becomes a file with a name of its own; hidden, since a folder with no other files still counts as empty. A file `stop`
 # from before the start of this script, set-up included, was meant for an earlier run.
-RESREP_START_TIME=$((EPOCHSECONDS - SECONDS))
+RESREP_START_TIME=$(($(date +%s) - SECONDS))
 RESREP_STOP=.stop-$(uname -n)-$$-$RESREP_START_TIME
 export RESREP_START_TIME RESREP_STOP
 unset RESREP_TERMINAL
@@ -106,7 +106,7 @@ start_ranks() { # the launcher's command line; the script leaves with the code o
         wait $! || true # a signal ends this wait, and the trap runs
     done
     wait "$ranks" && code=0 || code=$?
-    rm -f "$WORKDIR/$RESREP_STOP" # refused ranks have not done it
+    rm -f "$WORKDIR/$RESREP_STOP" 2>/dev/null || true # refused ranks have not done it
     exec 4>&- 5>&-
     for _ in {1..20}; do # the last lines are printed before this script is left
         kill -0 "${filters[@]}" 2>/dev/null || break

@@ -13,7 +13,7 @@
 #   PYTHON          the Python to use; otherwise python3.12, 3.13, 3.11, 3.10 or python3, the first that fits
 #   RESREP_DEVICE   cpu or gpu: which TensorFlow; otherwise gpu where nvidia-smi sees one
 #   RESREP_MPI      1 or 0: build Horovod with MPI; otherwise as .venv has it, at first 1 where mpicxx is found
-#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise as .venv has it, at first 1 where a GPU and nvcc are found
+#   RESREP_NCCL     1 or 0: build Horovod with NCCL; otherwise as .venv has it, at first 1 where a GPU and nvcc are
 #   RESREP_WHEELS   a folder that --wheel wrote: a wheel in it that fits is taken, and no compiler is needed
 #   RESREP_SEAL     1: for an image, where nothing is built any more; without what only builds and tests need
 set -euo pipefail

@@ -28,8 +28,8 @@ def check_data_of_ranks(cluster: Cluster, current: Mapping[str, Any]) -> None:
         DataError: If they differ in anything but their pixels, which hosts of different kinds may compute differently.
             It is raised on the first rank that differs and says in what; the others raise a UserError.
     """
-    differences = list(_differences(cluster.from_root(lambda: dict(current)), current))
-    serious = [difference for difference in differences if _PIXELS not in difference]
+    differences = list(_differences(cluster.from_root(lambda: dict(current)), current, "on rank 0"))
+    serious = [text for key, text in differences if key != _PIXELS]
     table = cluster.gather(np.array([len(differences), len(serious)], np.int64))
     (differing,), (refused,) = np.nonzero(table[:, 0]), np.nonzero(table[:, 1])
 
@@ -63,7 +63,7 @@ def check_same_data(
     Raises:
         DataError: If they differ; the message says in what.
     """
-    differences = list(_differences(saved or {}, current or {}))
+    differences = [text for _, text in _differences(saved or {}, current or {}, "there")]
     if not differences:
         return
     found = "; ".join(differences)
@@ -75,10 +75,11 @@ def check_same_data(
     _log.warning("The data has changed since step %d, which is accepted: %s.", step, found)
 
 
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """Return what differs: its key in a fingerprint, and how a message says it."""
     for name in saved.keys() & current.keys():
         before, now = saved[name], current[name]
         # A fingerprint of another version may know more or less.
         for key in [key for key in before if key in now and before[key] != now[key]]:
-            values = f"{one_line(before[key], 100)} there and {one_line(now[key], 100)} here"
-            yield f"{name} set: {key} " + ("differs" if key.startswith("checksum") else values)
+            values = f"{one_line(before[key], 100)} {where} and {one_line(now[key], 100)} here"
+            yield key, f"{name} set: {key} " + ("differs" if key.startswith("checksum") else values)

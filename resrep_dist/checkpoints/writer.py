@@ -63,6 +63,10 @@ class CheckpointWriter:
         self._step, self._num_failed = 0, 0
         self.write_seconds: float | None = None
 
+    def has_any(self) -> bool:
+        """Return whether there is a checkpoint. A collective."""
+        return self._cluster.from_root(lambda: self._folder is not None and self._folder.newest_step() is not None)
+
     def restore(self, state_at: Callable[[KeptChannels | None], TrainState]) -> TrainState:
         """Return the state of the newest good checkpoint on all ranks, or a new state if there is none. A collective.
 
@@ -164,7 +168,7 @@ class CheckpointWriter:
         start = time.monotonic()
         try:
             self._folder.save(step, arrays, position)
-        except (CheckpointWriteError, OSError) as error:
+        except CheckpointWriteError as error:
             _log.error("%s; trying again %s", error, self._next_try)
             return None
         return time.monotonic() - start

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ import tensorflow as tf
 
 _log = logging.getLogger(__name__)
 _MAX_RETRIES = 3
+# A network disk may be away for some seconds; all ranks wait for this one meanwhile.
+_PAUSES_SECONDS = (1.0, 5.0, 20.0)
 NUM_PARALLEL_BATCHES = 4
 """Number of batches that a stage works on at once, each held in memory. With tf.data.AUTOTUNE there are as many as
 threads, up to 16: with batches of 39 MB a process had 1.4 GB in place of 0.9."""
@@ -31,9 +34,9 @@ class Samples(Protocol):
 class Batches:
     """Batches in their order, each time from the first.
 
-    Batches that can be read take no extra time. The samples of a batch that cannot are read again, one by one. If one
-    of them fails again, the error names it. If all can be read, it was the disk or the network for a moment, and the
-    batch is read again.
+    Batches that can be read take no extra time. The samples of a batch that cannot are read again, one by one, with
+    pauses for a disk or a network that is away for a moment. If one of them fails all the same, the error names it. If
+    all can be read, so is the batch.
 
     Args:
         dataset_from: Returns the batches from a number on, counted from 0.
@@ -71,7 +74,7 @@ class Batches:
         indices = self._read_indices_of(number)
         for index in indices:
             try:
-                self._source.check(int(index))
+                self._check(int(index))
             except tf.errors.OpError as cause:
                 name = self._source.describe(int(index))
                 raise SampleError(f"{name}: {_reason(cause)}; fix or replace the file") from None
@@ -84,6 +87,19 @@ class Batches:
             ) from None
         # Of an error's severity, so that it is shown on every rank.
         _log.error("%sall can be read now; they are read again. Check the disk and the network.", problem)
+
+    def _check(self, index: int) -> None:
+        for pause_seconds in (*_PAUSES_SECONDS, None):
+            try:
+                return self._source.check(index)
+            except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
+                # What was read is no image, and will be none later.
+                raise
+            except tf.errors.OpError as error:
+                if pause_seconds is None:
+                    raise
+                _log.error("%s: %s; trying again in %g s.", self._source.describe(index), _reason(error), pause_seconds)
+                time.sleep(pause_seconds)
 
 
 def _reason(error: tf.errors.OpError) -> str:

@@ -30,7 +30,7 @@ class StopRequest:
     its own ranks know, RESREP_STOP: another start by mistake must not stop the job that has the folder.
 
     Args:
-        folder: Folder of the run, whose lease this process holds; None to react to signals only.
+        folder: Folder of the run; None to react to signals only. The command line and `prune` hold its lease.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -55,13 +55,14 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         for file in self._files:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
     @staticmethod
     def _delete_stale(file: Path) -> None:
         # Ranks may start long after their script, which has told its time.
         start_time = float(os.environ.get("RESREP_START_TIME", _START_TIME))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if file.stat().st_mtime < start_time - _STALE_SECONDS:
                 file.unlink()
 
@@ -69,7 +70,7 @@ class StopRequest:
         """Return True if the run was asked to stop."""
         now = time.monotonic()
         if self._files and now >= self._next_look_time:
-            self._has_file, self._next_look_time = any(file.exists() for file in self._files), now + LOOK_SECONDS
+            self._has_file, self._next_look_time = any(map(os.path.exists, self._files)), now + LOOK_SECONDS
         return self._signal_time is not None or self._has_file
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

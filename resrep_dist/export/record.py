@@ -57,7 +57,7 @@ def require_earlier_exports(folder: Path, names: Iterable[str]) -> None:
             is_export = path.name in _read(record)
         if not is_export:
             raise UserError(
-                f"{path}: it is in the way and is no earlier export, since {RECORD_NAME} beside it does not name it; "
+                f"{path}: it exists, and {RECORD_NAME} beside it does not name it as an export (0.2.0 kept no record); "
                 "give another --output, or move it"
             )
 

@@ -292,3 +292,6 @@ class Monitor:
                 writer.close()
         if self._progress is not None:
             self._progress.stop()
+        # A run that goes on in the same process opens new ones.
+        self._writer = self._progress = None
+        self._subruns.clear()

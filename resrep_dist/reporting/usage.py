@@ -8,8 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from resrep_dist.config import Config
-from resrep_dist.data.normalization import Normalization, normalization_of
-from resrep_dist.data.source import ImageSource, Source
+from resrep_dist.data.source import ImageSource
 from resrep_dist.version import __version__
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "numpy")
@@ -46,12 +45,8 @@ def usage_of(config: Config, source: ImageSource) -> dict[str, Any]:
 
 
 def _pixels(config: Config, source: ImageSource) -> dict[str, Any]:
-    scale = normalization_of(config.data.normalization)
-    if isinstance(source, Source) and source.mean is None:
-        # Used as they are, whatever the configuration says: floats from 0 to 1, for example.
-        scale = None
-    elif scale is None and getattr(source, "mean", None) is not None:
-        scale = Normalization(source.mean, source.std)  # type: ignore[attr-defined]
+    # None for images that are used as they are, whatever the configuration says: floats from 0 to 1, for example.
+    scale = source.pixel_scale()
     size = config.model.image_size
     is_file = config.data.source in _OF_FILES
     return {

@@ -279,11 +279,13 @@ def _optimizer_of(model: keras.Model) -> ResRepOptimizer:
             f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
             "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
         )
-    if num_steps is not None and int(num_steps) > 1:
+    # Keras begins with 1 where it is to choose the number.
+    received = "auto" if getattr(model, "autotune_steps_per_execution", False) else int(num_steps or 1)
+    if received != 1:
         # Keras calls the callbacks once for all of them, so masks and checkpoints would be left out.
         raise UserError(
-            f"steps_per_execution: received {int(num_steps)}, expected 1, since masks are chosen between steps; leave "
-            "it out of model.compile"
+            f"steps_per_execution: received {received}, expected 1, since masks are chosen between steps; leave it out "
+            "of model.compile"
         )
     return optimizer
 

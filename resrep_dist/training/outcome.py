@@ -102,6 +102,10 @@ class Outcomes:
             self._is_settled = True
             self._look(self._state.step, self._last.numpy())
 
+    def forget(self) -> None:
+        """Forget the last step: its outcome is not looked at any more."""
+        self._is_settled, self.num_stop_requests = True, 0.0
+
     def _look(self, step: int, outcome: np.ndarray) -> None:
         kind, self.num_stop_requests = outcome[0], float(outcome[1])
         try:

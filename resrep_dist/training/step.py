@@ -182,10 +182,10 @@ class TrainStep:
         """Make the next step tell all ranks that this one was asked to stop."""
         self._stop_requested.assign(1.0)
 
-    def forget_stop(self) -> None:
-        """Forget the request of an earlier run, which it has obeyed."""
+    def forget_last(self) -> None:
+        """Forget what an earlier run has left: a request to stop, and the outcome of a last step that failed."""
         self._stop_requested.assign(0.0)
-        self._outcomes.num_stop_requests = 0.0
+        self._outcomes.forget()
 
     def is_stop_requested(self) -> bool:
         """Return True, on all ranks alike, if a rank had called `request_stop` before the last step looked at."""

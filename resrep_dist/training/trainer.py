@@ -184,10 +184,16 @@ class Trainer:
 
         Raises:
             CheckpointError: If the checkpoint cannot be used, or the model was shrunk since and lacks its channels.
+            UserError: If this Trainer has made steps and there is no checkpoint to go on from.
         """
+        if self.step and not self.checkpoints.has_any():
+            raise UserError(
+                f"step {self.step}: this Trainer has made steps, and there is no checkpoint to go on from; make a new "
+                "Trainer, with a `workdir` if it is to go on after a stop"
+            )
         if self._teacher:
             self._teacher.share(self.cluster)
-        self._live.step.forget_stop()
+        self._live.step.forget_last()
         self._live.follow(self.checkpoints.restore(self._state_at))
         if self.step:
             _log.info("Resumed at step %d.", self.step)

@@ -252,11 +252,12 @@ def other_data(cluster: Cluster, folder: Path) -> None:
             Trainer(model, trace(model), config, *data, cluster=cluster)
             raise AssertionError("it went on")
         except UserError as error:
-            found = (
-                f"rank 1, has other data .*: {name} set: number of samples 40 there and 39 here; .*labels differs; give"
-            )
+            found = f"rank 1, has other data .*: {name} set: number of samples 40 on rank 0 and 39 here; .*labels d"
             assert re.search(found if cluster.rank == 1 else "1 of 2 ranks could not start", str(error)), error
+    said: list[str] = []
+    logging.getLogger("resrep_dist.checkpoints.same_data").addFilter(lambda record: said.append(record.getMessage()))
     Trainer(model, trace(model), config, nudged, whole, cluster=cluster)
+    assert ["rank(s) 1 are not those of rank 0" in text for text in said] == [True] * cluster.is_root, said
 
 
 def root_error(cluster: Cluster, folder: Path) -> None:

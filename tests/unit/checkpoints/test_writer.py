@@ -4,9 +4,7 @@ import errno
 import logging
 import os
 import threading
-from unittest.mock import Mock
 
-from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.checkpoints.state import TrainState
 from resrep_dist.checkpoints.writer import CheckpointWriter
 from resrep_dist.distributed.cluster import Cluster
@@ -137,14 +135,6 @@ def test_a_disk_that_does_not_answer_ends_the_run_after_the_third_failure_too(tm
             assert log.text.count("cannot be written (Stale file handle)") == number
         with pytest.raises(CheckpointWriteError, match=r"step 30: 3 checkpoint\(s\) in a row"):
             run.save(40)
-
-
-def test_an_error_of_the_disk_that_nothing_else_caught_is_a_failed_write(run, log, monkeypatch):
-    monkeypatch.setattr(CheckpointFolder, "save", Mock(side_effect=ConnectionError("the server is gone")))
-    run.save(10)
-    run.checkpoints.wait()
-    assert "the server is gone; trying again at the next interval" in log.text
-    assert run.checkpoints.write_seconds is None
 
 
 def test_one_success_starts_the_count_anew(tmp_path, run):

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+from resrep_dist.data import batches
 from resrep_dist.data.augmentation import augment, is_mirrored, normalize
 from resrep_dist.data.encoded import _random_window, center_crop, decode, random_resized_crop
 from resrep_dist.data.imagefolder import image_folders
@@ -129,7 +130,8 @@ def test_a_cut_off_jpeg_is_named_in_training_and_evaluation(tmp_path, length):
         validation.first_images(10)
 
 
-def test_a_file_that_vanishes_is_named(tmp_path):
+def test_a_file_that_vanishes_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_PAUSES_SECONDS", (0.01,))
     train, _ = image_folders(write_image_folders(tmp_path, 20, 10), 16, 0.875)
     (tmp_path / "train/n00000001/00007.JPEG").unlink()
     with pytest.raises(SampleError, match=r"train/n00000001/00007.JPEG: .*No such file"):
@@ -170,6 +172,24 @@ def test_a_sample_that_can_be_read_the_second_time_costs_a_message_and_no_batch(
         np.testing.assert_array_equal(labels, expected_labels)
     (message,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert re.search(r"00\d+\.JPEG and the 4 samples after it: one could not be read .*; they are read again", message)
+
+
+def test_a_file_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch, caplog):
+    source, _ = image_folders(write_image_folders(tmp_path, 20, 10), 16, 0.875)
+    path, away = tmp_path / "train/n00000001/00007.JPEG", tmp_path / "away"
+    path.rename(away)
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            away.rename(path)
+
+    monkeypatch.setattr(batches.time, "sleep", pause)
+    run_through(source)
+    assert pauses == [1, 5]
+    assert "00007.JPEG; No such file or directory; trying again in 5 s" in caplog.text
+    assert "they are read again" in caplog.text
 
 
 def test_a_batch_that_fails_again_and_again_ends_the_run(tmp_path):

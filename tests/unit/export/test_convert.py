@@ -8,6 +8,7 @@ import sys
 
 from resrep_dist.benchmark import benchmark_latency
 from resrep_dist.cli.main import build_parser, main
+from resrep_dist.data.normalization import IMAGENET
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export import convert as export
 from resrep_dist.export.convert import FORMATS, export_model
@@ -91,7 +92,7 @@ def test_an_onnx_file_says_how_it_is_used(tmp_path):
     import onnxruntime
 
     config = small_config(data={"source": "imagefolder", "path": "photos", "normalization": "imagenet"})
-    source = dataclasses.replace(random_source(8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    source = dataclasses.replace(random_source(8), scale=IMAGENET)
     usage = usage_of(config, source) | {"classes": ["cat", "dog"]}
     path = export_model(network(), "onnx", tmp_path, IMAGES, 1e-4, usage).path
     by_runtime = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
@@ -234,7 +235,7 @@ def test_only_an_earlier_export_is_replaced(run_folder, capsys, tmp_path):
     arguments = ["export", str(tmp_path / "mine"), "--config", str(run_folder / "config.yaml"), "--format", "tflite"]
     assert main([*arguments, "--format", "saved_model"]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path}/mine/saved_model: it is in the way and is no earlier export" in error
+    assert f"{tmp_path}/mine/saved_model: it exists, and export.json beside it does not name it" in error
     assert "give another --output, or move it" in error and error.count("\n") == 1
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model.h5", "saved_model"}
     assert (tmp_path / "mine" / "saved_model" / "notes.txt").read_text() == "mine"

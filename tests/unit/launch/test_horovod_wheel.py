@@ -219,10 +219,16 @@ def test_a_set_up_that_has_waited_for_another_one_takes_what_that_has_built(set_
     assert set_up_to_the_end() == "Gloo"
     venv.rename(away)
     shell.add_tool("mpicxx", "mpicxx")
+    # The second call is the one that waits.
+    flock = tmp_path / "bin" / "flock"
+    flock.unlink()
+    shell.add_tool("flock", f'>/dev/null; [[ $1 == -n ]] || touch waits; exec {shutil.which("flock")} "$@"')
     with (tmp_path / "launch" / "setup.sh").open() as file, ThreadPoolExecutor() as pool:
         fcntl.flock(file, fcntl.LOCK_EX)
         waiting = pool.submit(set_up_to_the_end)
-        time.sleep(1.0)
+        while not (tmp_path / "waits").exists():
+            assert not waiting.done(), waiting.result()
+            time.sleep(0.05)
         away.rename(venv)
         fcntl.flock(file, fcntl.LOCK_UN)
         assert waiting.result() == "set-up: another one is at work here; waiting for it\n"

@@ -5,6 +5,7 @@ import json
 
 from resrep_dist.cli.main import main
 from resrep_dist.config import build_config
+from resrep_dist.data.normalization import normalization_of
 from resrep_dist.errors import DataError, UserError
 from resrep_dist.models.files import save_model
 from resrep_dist.reporting.usage import usage_of
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-# A source that normalizes its images, as those of pixels do.
-PIXELS = dataclasses.replace(random_source(20), mean=(0.0,) * 3, std=(1.0,) * 3)
+# Images that were made from pixels.
+PIXELS = dataclasses.replace(random_source(20), scale=normalization_of("caffe"))
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_what_cannot_be_predicted_is_refused(finished, photo, tmp_path):
         predict(workdir, [tmp_path / "text.jpg"])
     # Digits, and an npz of floats from 0 to 1, which is used as it is.
     floats = small_config(data={"source": "npz", "path": "floats.npz", "normalization": "none"})
-    for config in (small_config(), floats):
-        usage = usage_of(config, random_source(20))
+    scaled = dataclasses.replace(random_source(20), mean=(0.5,) * 3, std=(0.25,) * 3)
+    for config, source in ((small_config(), random_source(20)), (floats, random_source(20)), (floats, scaled)):
+        usage = usage_of(config, source)
         assert [usage["pixels"][name] for name in ("range", "mean", "std")] == [None] * 3
         (workdir / "slim" / "report.json").write_text(json.dumps({"usage": usage}))
         with pytest.raises(UserError, match="does not say which pixels the model expects"):

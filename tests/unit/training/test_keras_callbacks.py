@@ -118,9 +118,10 @@ def test_another_optimizer_and_a_wrong_order_are_refused(tmp_path):
     model.compile(keras.mixed_precision.LossScaleOptimizer(resrep_dist.ResRepOptimizer(0.1)), "mse")
     with pytest.raises(UserError, match="mixed_float16: `fit` does not support it"):
         model.fit(*data, verbose=0, callbacks=[masks])
-    model.compile(resrep_dist.ResRepOptimizer(0.1), "mse", steps_per_execution=8)
-    with pytest.raises(UserError, match="steps_per_execution: received 8, expected 1"):
-        model.fit(*data, verbose=0, callbacks=[masks])
+    for number in (8, "auto"):
+        model.compile(resrep_dist.ResRepOptimizer(0.1), "mse", steps_per_execution=number)
+        with pytest.raises(UserError, match=f"steps_per_execution: received {number}, expected 1"):
+            model.fit(*data, verbose=0, callbacks=[masks])
     model.compile(resrep_dist.ResRepOptimizer(0.1), "mse")
     with pytest.raises(UserError, match="put ChannelMasks first"):
         model.fit(*data, verbose=0, callbacks=[PruningCurves(tmp_path, masks), masks])

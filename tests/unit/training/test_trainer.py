@@ -1,13 +1,15 @@
 """The pieces as a library, on one process."""
 
 import logging
+import os
 import resource
+import signal
 
 import resrep_dist
-from resrep_dist.distributed.stopping import StopRequest
-from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError, StoppedError
+from resrep_dist.errors import CheckpointWriteError, ConfigError, ModelError, StoppedError, UserError
 from resrep_dist.graph import Graph
 from resrep_dist.monitoring.events import drop_events_after
+from resrep_dist.monitoring.hooks import Hook
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.training.evaluation import Evaluator
 from tests.networks import random_source, small_config, small_network
@@ -18,10 +20,10 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
 
-def make_trainer(workdir=None, **changes):
+def make_trainer(workdir=None, hooks=(), **changes):
     model = small_network()
-    sources = random_source(), random_source(64, seed=1)
-    return resrep_dist.Trainer(model, resrep_dist.trace(model), small_config(**changes), *sources, workdir=workdir)
+    sources, options = (random_source(), random_source(64, seed=1)), {"workdir": workdir, "hooks": hooks}
+    return resrep_dist.Trainer(model, resrep_dist.trace(model), small_config(**changes), *sources, **options)
 
 
 def test_a_models_owner_prunes_it_in_a_few_lines():
@@ -43,15 +45,39 @@ def test_a_models_owner_prunes_it_in_a_few_lines():
     assert trainer.graph.macs.total(kept) <= 0.8 * trainer.graph.macs.total(trainer.graph.widths)
 
 
+class StopAt(Hook):
+    """Asks a run to stop, as Ctrl-C in a notebook does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer, metrics):
+        if trainer.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_trainer_that_was_stopped_goes_on_when_it_is_run_again(tmp_path):
-    trainer = make_trainer(tmp_path, prune={"lasso_strength": 1e-6, "max_extension_epochs": 0})
-    with StopRequest(tmp_path) as stop:
-        (tmp_path / "stop").touch()
-        with pytest.raises(StoppedError):
-            trainer.run(stop)
-    assert 0 < trainer.step < trainer.num_steps
+    changes = {"prune": {"lasso_strength": 1e-6, "max_extension_epochs": 0}, "logging": {"interval_steps": 2}}
+    trainer = make_trainer(tmp_path, hooks=[StopAt(12)], **changes)
+    with pytest.raises(StoppedError):
+        trainer.run()
+    # After an evaluation, whose curves are files of their own.
+    stopped_step = trainer.step
+    assert 10 < stopped_step < trainer.num_steps
     trainer.run()
     assert trainer.step == trainer.num_steps
+    undisturbed = make_trainer(tmp_path / "undisturbed", **changes)
+    undisturbed.run()
+    for name, variable in trainer.state.items():
+        np.testing.assert_array_equal(variable.numpy(), undisturbed.state[name].numpy(), err_msg=name)
+
+
+def test_a_trainer_that_has_no_checkpoint_to_go_on_from_says_so():
+    trainer = make_trainer(hooks=[StopAt(3)])
+    with pytest.raises(StoppedError):
+        trainer.run()
+    with pytest.raises(UserError, match=r"step \d+: this Trainer has made steps, and there is no checkpoint"):
+        trainer.run()
 
 
 def test_the_extension_is_bounded_and_what_is_alive_stays():
