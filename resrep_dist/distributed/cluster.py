@@ -6,7 +6,6 @@ A run of a single process is a cluster of one, which does not import Horovod.
 import json
 import os
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 from resrep_dist.distributed.devices import limit_threads_and_pin_gpu
@@ -95,7 +94,9 @@ class Cluster:
             "NCCL": self._horovod.nccl_built(),
         }
         controllers = ", ".join(name for name, is_there in built.items() if is_there)
-        return f"{self.size}, Horovod {metadata.version('horovod')} with {controllers}"
+        from horovod import __version__ as version
+
+        return f"{self.size}, Horovod {version} with {controllers}"
 
     def _start_horovod(self) -> None:
         try:
