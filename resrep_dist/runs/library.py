@@ -26,7 +26,7 @@ from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
 from resrep_dist.runs.preparation import with_numbers
-from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, proposed_shrink_mode
+from resrep_dist.runs.proposal import PROPOSED_ROUND_TO, proposed_batch_size, proposed_epochs, proposed_shrink_mode
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
@@ -194,10 +194,14 @@ def _config(
             "evaluation_epochs": max(1.0, epochs / 20),
         },
     }
-    if settings.get("prune", {}).get("target"):
+    other_target = settings.get("prune", {}).get("target")
+    if other_target:
         del proposed["prune"]["target_macs_fraction"]
     if settings.get("prune", {}).get("rule", "radial") == "radial":
         proposed["prune"]["kept_lasso_strength"] = PAPER_LASSO_STRENGTH
+        # A table of times knows which widths are fast.
+        if "costs" not in (other_target or ()):
+            proposed["prune"]["round_to"] = PROPOSED_ROUND_TO
         proposed["shrink"] = {"mode": proposed_shrink_mode(model)}
     sections = proposed.keys() | settings.keys()
     document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}

@@ -24,6 +24,8 @@ _DEFAULT_IMAGE_SIZE = 224
 _DIGITS_IMAGE_SIZE = 32
 _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
+PROPOSED_ROUND_TO = 4
+"""Proposed `prune.round_to`: ONNX Runtime's blocked convolutions need input channels in multiples of 4."""
 # With less the rows die in a hurry, see `MaskSchedule.cautions`.
 _FEWEST_STEPS = 400
 # From so many training images on, batches of this size.
@@ -216,7 +218,7 @@ def _pruning(epochs: float, num_steps: int, target_macs_fraction: float, shrink_
         _commented(f"  target_macs_fraction: {target_macs_fraction:g}", "multiply-adds that may be left"),
         _commented("  lasso_strength: auto", "this and the times of the masks are chosen for the length of `train`"),
         _commented(f"  kept_lasso_strength: {PAPER_LASSO_STRENGTH:g}", "of the channels that stay"),
-        _commented("  # round_to: 4", "widths in multiples of 4 are faster on most CPUs, of 8 on a GPU"),
+        _commented(f"  round_to: {PROPOSED_ROUND_TO}", "widths in multiples of 4 run faster on CPUs, of 8 on GPUs"),
         "",
         "shrink:",
         _commented(f"  mode: {shrink_mode}", "merge: dead channels leave while it trains; off: at the end"),

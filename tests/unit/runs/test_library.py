@@ -39,6 +39,7 @@ def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
     (run,) = read_runs([tmp_path / "run"])
     assert "% fewer multiply-adds, " in verdict(run.report) and run.curves["validation/top1"]
     assert report["usage"]["data"]["num_validation_images"] == 64
+    assert resrep_dist.load_config(tmp_path / "run" / "config.yaml").prune.round_to == 4
     again = resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call)
     assert again.report == report and again.history == []
     with pytest.raises(ConfigError, match="prune.target_macs_fraction is 0.6 there and 0.7 here"):

@@ -47,7 +47,7 @@ def test_a_folder_of_images_and_a_models_file_give_a_whole_configuration(photos,
     assert config.prune.target_macs_fraction == 0.4 and config.prune.lasso_strength == "auto"
     # 120 images are 3.75 steps, and at most 180 epochs are proposed.
     assert config.base is None and config.train.num_epochs == 180
-    assert config.shrink.mode == "merge"
+    assert (config.shrink.mode, config.prune.kept_lasso_strength, config.prune.round_to) == ("merge", 1e-4, 4)
     assert "for 120 training images" in text and "# the pruning phase, 675 steps" in text
 
 

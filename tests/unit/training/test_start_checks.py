@@ -35,10 +35,14 @@ def test_parts_too_small_for_a_gpu_are_warned_of(monkeypatch, caplog, gpus, num_
     assert expected in caplog.text and bool(expected) == bool(caplog.text)
 
 
-@pytest.mark.parametrize("gpus, round_to, is_said", [(["GPU"], 1, True), (["GPU"], 8, False), ([], 1, False)])
-def test_widths_that_a_gpu_is_slow_with_are_said_to_be(monkeypatch, caplog, gpus, round_to, is_said):
+@pytest.mark.parametrize(
+    "gpus, round_to, expected",
+    [(["GPU"], 1, "are faster with multiples of 8 channels"), (["GPU"], 4, "are faster with multiples of 8 channels"),
+     (["GPU"], 8, ""), ([], 1, "are faster on most CPUs with multiples of 4"), ([], 4, "")],
+)  # fmt: skip
+def test_widths_that_are_slow_are_said_to_be(monkeypatch, caplog, gpus, round_to, expected):
     caplog.set_level(logging.INFO, "resrep_dist")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     config, model = small_config(prune={"round_to": round_to, "target_macs_fraction": 0.9}), small_network()
     check_start(config, model, trace(model), random_source(64), random_source(64), 1)
-    assert ("are faster with multiples of 8 channels" in caplog.text) == is_said
+    assert expected in caplog.text and bool(expected) == ("prune.round_to is" in caplog.text)
