@@ -58,6 +58,8 @@ AUTO = [
 ]
 ONE_PENALTY = "prune.kept_lasso_strength=null"
 MERGE = ["prune.rule=radial", "shrink.mode=merge", "prune.kept_lasso_strength=1e-4"]
+# Of all methods, unless they say otherwise.
+ARBITRARY_WIDTHS = "prune.round_to=1"
 TAUGHT = [*MERGE, "train.distillation={weight: 0.5, temperature: 4}"]
 OURS = {
     "paper": ["prune.rule=paper", "shrink.mode=off", ONE_PENALTY],
@@ -202,7 +204,8 @@ def measured(work: Work, model: keras.Model, name: str) -> dict[str, Any]:
 def run(options: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
     cluster, python = Cluster(), None
     for model_name, seed in itertools.product(options.models, options.seeds):
-        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *AUTO, *options.overrides]
+        common = [f"seed={seed}", f"model.name={model_name}", "prune.max_extension_epochs=0", *AUTO, ARBITRARY_WIDTHS]
+        common += options.overrides
         if options.data_path:
             common.append(f"data.path={options.data_path.absolute()}")
         config = load_config(CONFIGS[options.data], common)
