@@ -91,6 +91,7 @@ def save(model, path):
 
 
 def make_pruner(criterion, model, example):
+    criterion, _, rounding = criterion.partition(", multiples of ")
     importance, kind = {
         "magnitude": (pruning.importance.GroupMagnitudeImportance(p=2), pruning.pruner.BasePruner),
         "batch_norm_scale": (pruning.importance.BNScaleImportance(), pruning.pruner.BNScalePruner),
@@ -105,6 +106,7 @@ def make_pruner(criterion, model, example):
         pruning_ratio=1.0,
         max_pruning_ratio=0.95,
         iterative_steps=NUM_SMALL_STEPS,
+        round_to=int(rounding) if rounding else None,
         ignored_layers=[model.layers["logits"]],
     )
 

@@ -51,7 +51,7 @@ CONFIGS = {
     "fashion_mnist": HERE / "fashion_mnist.yaml",
     "cifar10": HERE / "cifar10.yaml",
 }
-CRITERIA = ("magnitude", "batch_norm_scale", "taylor", "fpgm")
+CRITERIA = ("magnitude", "batch_norm_scale", "taylor", "taylor, multiples of 4", "fpgm")
 AUTO = [
     f"prune.{name}=auto"
     for name in ("lasso_strength", "mask_start_epochs", "mask_interval_steps", "channels_per_update")

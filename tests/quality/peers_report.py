@@ -17,6 +17,7 @@ NAMES = {
     "magnitude": "Torch-Pruning, magnitude",
     "batch_norm_scale": "Torch-Pruning, batch-norm scale",
     "taylor": "Torch-Pruning, Taylor",
+    "taylor, multiples of 4": "Torch-Pruning, Taylor, multiples of 4",
     "fpgm": "Torch-Pruning, FPGM",
     "paper": "the paper's rule, `off`",
     "off, one penalty": "ours, `off`, one penalty for all rows",
