@@ -218,7 +218,8 @@ def select_masks(
     the cost that remains is at most `target_cost`, or `max_chosen` channels are chosen. Chosen channels are
     masked, with two exceptions. Each group keeps its `min_channels` largest, and the channels that rounding its width
     up retains. A dead channel (norm 0) stays masked, even if the target is met without it: all zeros are equal in the
-    order, so the channels chosen to reach the target could be others at each update.
+    order, so the channels chosen to reach the target could be others at each update. A group with too few living
+    channels for its rounded width goes to the next lower one, if that is not less than `min_channels`.
 
     Args:
         norms: Norms of the channels of each group, [D_i], averaged over all ranks; see `group_norms`.
@@ -247,7 +248,7 @@ def select_masks(
     # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never
     # costs more: the coefficients of polynomials are not negative, and tables of times are made so (see `Latency`).
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
-    if any(len(cost.fast_widths(group, width)) < width for group, width in enumerate(full.tolist())):
+    if round_to > 1 or any(len(cost.fast_widths(group, width)) < width for group, width in enumerate(full.tolist())):
         widths = [_below_the_dead(*of_group, min_channels) for of_group in zip(norms, widths, rounded, strict=True)]
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, cost.total([int(mask.sum()) for mask in masks]))

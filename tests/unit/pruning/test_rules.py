@@ -152,8 +152,14 @@ def test_widths_are_rounded_up_and_dead_rows_are_not_revived():
     assert all(width % 8 == 0 for width in selection.widths)
     assert selection.cost <= target
     norms[0][:11] = 0
-    selection = select_masks(norms, MACS, target_cost=target, max_chosen=10**6, round_to=8)
-    assert not selection.masks[0][:11].any()
+    norms[1][:3] = 0
+    # However much may be left: the widths are multiples, though 21 and 29 channels live.
+    for share in (0.4, 0.8, 0.95):
+        target = share * MACS.total([32, 32])
+        selection = select_masks(norms, MACS, target_cost=target, max_chosen=10**6, round_to=8)
+        assert not selection.masks[0][:11].any() and not selection.masks[1][:3].any()
+        assert all(width % 8 == 0 for width in selection.widths)
+    assert list(selection.widths) == [16, 24]
 
 
 class InBlocks(MultiplyAdds):
