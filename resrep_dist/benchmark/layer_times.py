@@ -16,6 +16,7 @@ from resrep_dist.export.convert import to_onnx
 from resrep_dist.graph import Graph, flatten, trace
 from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import LatencyTable, read_table
+from resrep_dist.models.keras3 import name_in_file
 from resrep_dist.timing.calls import WeightedCall
 from resrep_dist.timing.rounds import time_in_turn
 from resrep_dist.timing.runtimes import onnx_options
@@ -39,7 +40,7 @@ def measure_layers(
     reaches: there each layer is measured alone, and scaled as in the table.
 
     Args:
-        models: The models `base` and `slim`.
+        models: The models `base` and `slim`, as they were read from files.
         config: The configuration of the run.
         report: The report of the run, which has the widths.
         costs: Table of times, which also says runtime, threads and batch; None for ONNX or TFLite without predictions.
@@ -54,9 +55,10 @@ def measure_layers(
         ConfigError: If the table cannot be read, or is of another model.
     """
     prune = pruning_of(config)
-    graph = trace(models["base"], prune.exclude, prune.residual_groups)
-    channels = report["certificate"]["channels"]
-    widths = [channels[group.name]["kept"] // group.num_parts for group in graph.groups]
+    # The models come from files; the configuration and the report have the names of the model as it was built.
+    graph = trace(models["base"], [name_in_file(name) for name in prune.exclude], prune.residual_groups)
+    channels = {name_in_file(name): entry for name, entry in report["certificate"]["channels"].items()}
+    widths = [channels[name_in_file(group.name)]["kept"] // group.num_parts for group in graph.groups]
     table = read_table(costs)[0] if costs else None
     latency = _predictions(table, graph, costs)
     runtime: Runtime = table.runtime if table else ("onnx" if _has_onnx() else "tflite")

@@ -90,6 +90,15 @@ def _replacement(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     )
 
 
+def name_in_file(name: str) -> str:
+    """Return the name that a layer has in written files: Keras 3 allows no `/` in it.
+
+    Args:
+        name: The name of the layer in the model that is written.
+    """
+    return name.replace("/", "_")
+
+
 def make_readable_by_keras3(path: Path) -> None:
     """Change the architecture in a model file so that Keras 3 can read it; the weights stay as they are.
 
@@ -114,9 +123,9 @@ def _rename_groups(weights: h5py.Group) -> None:
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in weights.attrs[key]]
         # `a/b/c` before `a/b`, with which it would be moved.
         for name in sorted(names, key=len, reverse=True):
-            if _plain(name) != name:
-                weights.move(name, _plain(name))
-        weights.attrs[key] = [_plain(name).encode() for name in names]
+            if name_in_file(name) != name:
+                weights.move(name, name_in_file(name))
+        weights.attrs[key] = [name_in_file(name).encode() for name in names]
 
 
 def _changed(value: Any) -> Any:
@@ -124,20 +133,16 @@ def _changed(value: Any) -> Any:
     if isinstance(value, list):
         # A call's input: [layer, call, tensor, further arguments].
         if len(value) == 4 and isinstance(value[0], str) and isinstance(value[3], dict):
-            return [_plain(value[0]), *value[1:3], _changed(value[3])]
+            return [name_in_file(value[0]), *value[1:3], _changed(value[3])]
         # An input or output of the model: [layer, call, tensor].
         if len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], int):
-            return [_plain(value[0]), *value[1:]]
+            return [name_in_file(value[0]), *value[1:]]
         return [_changed(item) for item in value]
     if not isinstance(value, dict):
         return value
     changed = {key: _changed(item) for key, item in value.items()}
     if isinstance(changed.get("name"), str):
-        changed["name"] = _plain(changed["name"])
+        changed["name"] = name_in_file(changed["name"])
     for key in _UNKNOWN_TO_KERAS_3.get(str(changed.get("class_name")), ()):
         changed["config"].pop(key, None)
     return changed
-
-
-def _plain(name: str) -> str:
-    return name.replace("/", "_")

@@ -22,6 +22,7 @@ from tests.tables import write_table
 
 import numpy as np
 import pytest
+from tensorflow import keras
 
 WIDTHS = [4, 6, 9]
 
@@ -110,6 +111,29 @@ def test_the_layers_of_the_slim_model_are_measured_beside_what_the_table_says(tm
     if runtime == "onnx":
         # What the profiler adds is taken off, of four layers a part of the whole.
         assert sum(row["measured_ms"] for row in layers["rows"]) < 3 * layers["slim_ms"]
+
+
+def test_layers_with_a_slash_in_their_names_are_found_under_those_of_the_files(tmp_path):
+    # As in keras.applications' MobileNetV3. Files have `_` in place of `/`, the configuration and the report do not.
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input([16, 16, 3])
+    for index in range(3):
+        x = keras.layers.Conv2D(8, 3, 2, "same", activation="relu", name=f"block/conv{index}")(x)
+    base = keras.Model(inputs, keras.layers.Dense(10, name="logits")(keras.layers.Flatten()(x)))
+    graph = trace(base, exclude=["block/conv1"])
+    dead = [np.arange(group.width) >= 4 for group in graph.groups]
+    slim = delete_channels(fold_model(insert_compactors(base, graph), graph, dead), graph, dead)
+    save_model(base, tmp_path / "base.h5")
+    save_model(slim, tmp_path / "slim.h5")
+    models = {name: load_model(tmp_path / f"{name}.h5") for name in ("base", "slim")}
+    report = {"certificate": {"channels": {group.name: {"kept": 4, "original": 8} for group in graph.groups}}}
+    config = small_config(prune={"exclude": ["block/conv1"]})
+    costs = write_table(graph, tmp_path / "costs.json", runtime="tflite", num_threads=1)
+    rows = measure_layers(models, config, report, costs, max_rounds=1)["rows"]
+    assert [row["name"] for row in rows] == ["block_conv0", "block_conv1", "block_conv2", "logits"]
+    expected = Latency(read_table(costs)[0], graph, "").by_layer([4, 4])
+    assert [row["predicted_ms"] for row in rows] == pytest.approx(list(expected.values()))
+    assert all(row["measured_ms"] > 0 for row in rows)
 
 
 def test_a_table_of_other_threads_of_tensorflow_predicts_nothing(tmp_path, run, caplog):
