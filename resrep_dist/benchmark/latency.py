@@ -143,7 +143,7 @@ def _random_models(config: Config) -> dict[str, keras.Model]:
         target_cost=goal.limit,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
-        round_to=prune.round_to,
+        round_to=graph.multiples(prune.round_to),
     )
     pruned = insert_compactors(base, graph)
     kill_channels(pruned, graph, [mask == 0 for mask in selection.masks])

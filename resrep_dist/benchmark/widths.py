@@ -107,12 +107,13 @@ def even_channels(graph: Graph, goal: Goal, round_to: int = 1) -> KeptChannels:
     Args:
         graph: Graph of the model.
         goal: What may be left.
-        round_to: Widths are multiples of this number of channels, at least one multiple, unless the full width is less.
+        round_to: Layers have multiples of this number of channels, at least one, unless the full width is less.
     """
+    multiples = graph.multiples(round_to)
 
     def widths(share: float) -> list[int]:
-        rounded = [round_to * max(1, round(share * width / round_to)) for width in graph.widths]
-        return [min(pair) for pair in zip(rounded, graph.widths, strict=True)]
+        both = zip(graph.widths, multiples, strict=True)
+        return [min(width, multiple * max(1, round(share * width / multiple))) for width, multiple in both]
 
     shares = [number / 1000 for number in range(1001)]
     fitting = [share for share in shares if goal.cost.total(widths(share)) <= goal.limit] or [0.0]

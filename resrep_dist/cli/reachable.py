@@ -87,7 +87,7 @@ def _likely_widths(graph: Graph, prune: PruneConfig, goal: Goal, fraction: float
         target_cost=fraction * goal.base,
         max_chosen=sum(graph.widths),
         min_channels=prune.min_channels,
-        round_to=prune.round_to,
+        round_to=graph.multiples(prune.round_to),
         scales=ranking_scales(goal, graph, prune),
     ).widths
 

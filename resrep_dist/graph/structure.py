@@ -1,6 +1,7 @@
 """The result of a trace: groups of prunable channels, the layers that they touch, the multiply-adds."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from resrep_dist.graph.kinds import Kind
@@ -105,6 +106,14 @@ class Graph:
     def widths(self) -> list[int]:
         """Width of each group, channels."""
         return [group.width for group in self.groups]
+
+    def multiples(self, round_to: int) -> list[int]:
+        """Return what the width of each group has to be a multiple of, for multiples of `round_to` in its layers.
+
+        Args:
+            round_to: Number of channels. Less is enough for a group whose layers have several parts of its width.
+        """
+        return [round_to // math.gcd(round_to, group.num_parts) for group in self.groups]
 
     def at_widths(self, widths: Sequence[int]) -> "Graph":
         """Return the graph of the same model with other widths of its groups.

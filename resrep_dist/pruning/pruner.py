@@ -114,7 +114,7 @@ class Pruner:
             target_cost=self.goal.limit,
             max_chosen=self._state.num_chosen + self._max_channels,
             min_channels=self._config.min_channels,
-            round_to=self._config.round_to,
+            round_to=self.graph.multiples(self._config.round_to),
             scales=self._scales,
         )
         self._state.num_chosen = selection.num_chosen

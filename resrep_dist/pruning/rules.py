@@ -209,7 +209,7 @@ def select_masks(
     target_cost: float,
     max_chosen: int,
     min_channels: int = 1,
-    round_to: int = 1,
+    round_to: int | Sequence[int] = 1,
     scales: Sequence[float] | None = None,
 ) -> Selection:
     """Choose all masks from the norms of the channels (section 3.4); earlier masks do not matter.
@@ -227,12 +227,14 @@ def select_masks(
         target_cost: Cost of one image to reach, in the unit of `cost`.
         max_chosen: Maximum number of channels to choose.
         min_channels: Minimum number of channels that each group keeps.
-        round_to: Widths are rounded up to multiples of this number, and to those at which the cost falls, see
-            `Cost.fast_widths`.
+        round_to: Widths are rounded up to multiples of this number, or of one number for each group, and to those at
+            which the cost falls, see `Cost.fast_widths`.
         scales: For each group what its norms are divided by in the order; None for the norms as they are.
     """
     full = np.array([len(group) for group in norms])
-    rounded = [rounded_widths(cost, group, width, round_to) for group, width in enumerate(full.tolist())]
+    multiples = [round_to] * len(full) if isinstance(round_to, int) else round_to
+    both = zip(full.tolist(), multiples, strict=True)
+    rounded = [rounded_widths(cost, group, width, multiple) for group, (width, multiple) in enumerate(both)]
     groups = np.repeat(np.arange(len(full)), full)[_ascending(norms, scales)]
 
     def choose(num_lowest: int) -> tuple[int, list[int]]:
@@ -248,8 +250,7 @@ def select_masks(
     # back to False: with more of them, no group has fewer chosen channels or a larger width. And a smaller width never
     # costs more: the coefficients of polynomials are not negative, and tables of times are made so (see `Latency`).
     num_chosen, widths = choose(bisect.bisect_left(range(len(groups)), True, key=is_enough))
-    if round_to > 1 or any(len(cost.fast_widths(group, width)) < width for group, width in enumerate(full.tolist())):
-        widths = [_below_the_dead(*of_group, min_channels) for of_group in zip(norms, widths, rounded, strict=True)]
+    widths = [_below_the_dead(*of_group, min_channels) for of_group in zip(norms, widths, rounded, strict=True)]
     masks = [_mask(group, len(group) - width) for group, width in zip(norms, widths, strict=True)]
     return Selection(masks, num_chosen, cost.total([int(mask.sum()) for mask in masks]))
 

@@ -50,7 +50,7 @@ def require_reachable_target(graph: Graph, config: PruneConfig) -> Goal:
         raise ConfigError(
             f"{goal.setting}: received {goal.fraction * scale:g}, expected more than {lowest * scale:.4g}: "
             f"so much of the {goal.cost.noun} remains with prune.min_channels {config.min_channels} and prune.round_to "
-            f"{config.round_to} in all {len(graph.groups)} groups that can be pruned"
+            f"{config.round_to} in all {len(graph.groups)} groups that can be pruned; raise it, or lower these"
         )
     return goal
 
@@ -63,7 +63,8 @@ def narrowest_widths(graph: Graph, config: PruneConfig) -> list[int]:
         config: `min_channels` and `round_to`.
     """
     cost = goal_of(graph, config).cost
-    rounded = [rounded_widths(cost, group, width, config.round_to) for group, width in enumerate(graph.widths)]
+    both = zip(graph.widths, graph.multiples(config.round_to), strict=True)
+    rounded = [rounded_widths(cost, group, width, multiple) for group, (width, multiple) in enumerate(both)]
     return [int(up[min(config.min_channels, width)]) for up, width in zip(rounded, graph.widths, strict=True)]
 
 

@@ -110,7 +110,7 @@ def select(options: argparse.Namespace, graph: Graph, prune: dict[str, Any]) -> 
     random = np.random.default_rng(options.seed)
     selection = select_masks(
         [random.uniform(size=width) for width in graph.widths], goal.cost, target_cost=goal.limit,
-        max_chosen=sum(graph.widths), min_channels=settings.min_channels, round_to=settings.round_to,
+        max_chosen=sum(graph.widths), min_channels=settings.min_channels, round_to=graph.multiples(settings.round_to),
         scales=ranking_scales(goal, graph, settings),
     )  # fmt: skip
     return selection, selection.cost

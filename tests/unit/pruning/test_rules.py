@@ -12,6 +12,7 @@ from resrep_dist.pruning.rules import (
     select_masks,
     update_compactor,
 )
+from tests.networks import grouped_classifier
 
 import numpy as np
 import pytest
@@ -160,6 +161,17 @@ def test_widths_are_rounded_up_and_dead_rows_are_not_revived():
         assert not selection.masks[0][:11].any() and not selection.masks[1][:3].any()
         assert all(width % 8 == 0 for width in selection.widths)
     assert list(selection.widths) == [16, 24]
+
+
+def test_the_parts_of_a_grouped_layer_make_up_a_multiple_together():
+    graph = trace(grouped_classifier(16, 10))
+    # 16 and 32 channels.
+    assert [group.num_parts for group in graph.groups] == [4, 4] and graph.multiples(4) == [1, 1]
+    multiples, target = graph.multiples(8), 0.5 * graph.macs.total(graph.widths)
+    norms = [np.linspace(0.1, 1, width) for width in graph.widths]
+    widths = select_masks(norms, graph.macs, target_cost=target, max_chosen=10**6, round_to=multiples).widths
+    assert all(width * group.num_parts % 8 == 0 for width, group in zip(widths, graph.groups, strict=True))
+    assert graph.macs.total(widths) <= target
 
 
 class InBlocks(MultiplyAdds):
