@@ -52,6 +52,7 @@ def check_start(
     require_functional(model)
     require_one_input_and_output(model)
     check_data(config, train_data, num_ranks)
+    _check_labels(config, validation_data, "validation labels")
     check_rand_augment(config.data, train_data)
     for source in (train_data, validation_data):
         check_images(model, source)
@@ -64,6 +65,19 @@ def check_start(
             "The model %s ends in a softmax, so that the loss and the comparison of the slim model take probabilities. "
             "Give one that ends in logits; resrep_dist.prune and the command line take the softmax off by themselves.",
             model.name,
+        )
+
+
+def _check_labels(config: Config, data: ImageSource, what: str = "labels") -> None:
+    if data.num_classes != config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes: received {config.model.num_classes}, expected {data.num_classes} as in the {what} of "
+            f"data.source {config.data.source}"
+        )
+    if data.task != config.task:
+        raise ConfigError(
+            f"task: received '{config.task}', which needs {TASKS[config.task].labels}, but the {what} of data.source "
+            f"{config.data.source} are {TASKS[data.task].labels}; set task: {data.task}, or give other labels"
         )
 
 
@@ -93,17 +107,7 @@ def check_data(config: Config, train_data: ImageSource, num_ranks: int) -> None:
         ConfigError: If the data has another number of classes, or the global batch has less than one sample for each
             rank and accumulation step.
     """
-    if train_data.num_classes != config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes: received {config.model.num_classes}, "
-            f"expected {train_data.num_classes} as in data.source {config.data.source}"
-        )
-    if train_data.task != config.task:
-        raise ConfigError(
-            f"task: received '{config.task}', which needs {TASKS[config.task].labels}, but the labels of data.source "
-            f"{config.data.source} are {TASKS[train_data.task].labels}; set task: {train_data.task}, or give other "
-            "labels"
-        )
+    _check_labels(config, train_data)
     min_batch_size = num_ranks * config.training.gradient_accumulation_steps
     if config.data.global_batch_size < min_batch_size:
         raise ConfigError(

@@ -61,6 +61,8 @@ def test_validation_images_of_another_size_are_refused_before_the_first_step():
     labels = np.eye(10, dtype=np.int64)[:8]
     with pytest.raises(ConfigError, match="task: received 'classification', which needs one class for each image"):
         Trainer(model, resrep_dist.trace(model), CONFIG, Source(source.images[:8], labels, 10), source)
+    with pytest.raises(ConfigError, match="but the validation labels of data.source arrays are"):
+        Trainer(model, resrep_dist.trace(model), CONFIG, source, Source(source.images[:8], labels, 10))
 
 
 @keras.utils.register_keras_serializable("tests_refusals")
