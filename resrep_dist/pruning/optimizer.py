@@ -1,5 +1,6 @@
 """SGD with momentum for a whole model, with the rule of ResRep for its compactors."""
 
+import logging
 from collections import UserList
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from resrep_dist.pruning.rules import row_norms, update_compactor
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
+
+_log = logging.getLogger(__name__)
 
 
 @keras.utils.register_keras_serializable("resrep_dist")
@@ -151,6 +154,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         pairs = list(grads_and_vars)
         with tf.init_scope():
             self.build([variable for _, variable in pairs])
+        pairs = self._with_gradient(pairs)
         if norms is not None:
             self._apply(pairs, norms, is_good)
             return self.iterations.assign_add(1)
@@ -168,6 +172,24 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         """
         is_schedule = isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         return float(self._learning_rate(step) if is_schedule else self._learning_rate)
+
+    def _with_gradient(
+        self, pairs: Sequence[tuple[tf.Tensor | None, tf.Variable]]
+    ) -> list[tuple[tf.Tensor, tf.Variable]]:
+        """Leave out the weights that the loss does not reach, as Keras' optimizers do, but for compactors."""
+        of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
+        reached = [
+            (tf.zeros_like(variable) if gradient is None else gradient, variable)
+            for gradient, variable in pairs
+            if gradient is not None or variable.ref() in of_compactors
+        ]
+        if len(reached) < len(pairs):
+            left = {variable.ref() for _, variable in pairs} - {variable.ref() for _, variable in reached}
+            names = sorted(reference.deref().name for reference in left)
+            _log.warning(
+                "%d weights have no gradient of the loss and stay as they are: %s", len(names), ", ".join(names)
+            )
+        return reached
 
     def _average(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         norms = self.row_norms()

@@ -103,12 +103,15 @@ class ChannelMasks(keras.callbacks.Callback):
             )
         agree_on_costs(self.cluster, self._config)
         require_reachable_target(self._graph, self._config)
-        num_chosen = self.state.num_chosen if self.state else 0
+        num_chosen = self.state.num_chosen if self.state else None
         self.state = TrainState(self.model, optimizer, KeptChannels.all_of(self._graph))
-        self.state.num_chosen = num_chosen
         self._statistics = batch_norm_statistics(self.model)
         times = {"first_step": self._first_step, "last_step": self._last_step}
         self.pruner = Pruner(self.state, self._graph, self._config, self.cluster, **times)
+        if num_chosen is None:
+            # Another object of this class may have masked channels in an earlier fit.
+            num_chosen = sum(self._graph.widths) - sum(self.pruner.unmasked_widths())
+        self.state.num_chosen = num_chosen
         self.pruner.warn_if_too_slow()
         draw_by_position_in_fit(self.model, self._seed, self.cluster)
         self.share()

@@ -106,6 +106,37 @@ def test_a_step_that_is_not_finite_is_left_out():
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
+def test_another_callback_goes_on_with_the_masks_of_an_earlier_fit():
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    model = resrep_dist.insert_compactors(base, graph)
+    compactors = [model.get_layer(layer.compactor) for layer in graph.layers]
+    model.compile(resrep_dist.ResRepOptimizer(0.01, compactors, lasso_strength=1e-3), "mse")
+    prune = small_config(prune={"target_macs_fraction": 0.3, "mask_interval_steps": 2, "channels_per_update": 2}).prune
+    images, num_masked = np.random.default_rng(0).normal(size=(8, 16, 16, 3)), []
+    for _ in range(2):
+        masks = ChannelMasks(graph, prune, first_step=1, last_step=100)
+        model.fit(images, np.zeros([8, 10]), batch_size=2, epochs=2, verbose=0, callbacks=[masks])
+        num_masked.append(sum(int((compactor.mask.numpy() == 0).sum()) for compactor in compactors))
+    # Four updates of two channels in each fit.
+    assert num_masked == [8, 16]
+
+
+def test_weights_that_the_loss_does_not_reach_stay_as_they_are(caplog):
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    pruned = resrep_dist.insert_compactors(base, graph)
+    unused = keras.layers.Dense(3, name="unused")(pruned.get_layer("pool").output)
+    model = keras.Model(pruned.inputs, [pruned.outputs[0], unused])
+    compactors = [model.get_layer(layer.compactor) for layer in graph.layers]
+    model.compile(resrep_dist.ResRepOptimizer(0.1, compactors, decay=0.1), {pruned.output_names[0]: "mse"})
+    before = {variable.name: variable.numpy() for variable in model.trainable_variables}
+    model.fit(np.ones([2, 16, 16, 3]), {pruned.output_names[0]: np.zeros([2, 10])}, verbose=0)
+    changed = {v.name for v in model.trainable_variables if (v.numpy() != before[v.name]).any()}
+    assert before.keys() - changed == {"unused/kernel:0", "unused/bias:0"}
+    assert "2 weights have no gradient of the loss and stay as they are: unused/bias:0, unused/kernel:0" in caplog.text
+
+
 def test_another_optimizer_and_a_wrong_order_are_refused(tmp_path):
     base = small_network()
     graph = resrep_dist.trace(base)
