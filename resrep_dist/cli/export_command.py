@@ -2,11 +2,12 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.cli.options import add_command, add_overrides, model_file, start_terminal
-from resrep_dist.errors import UserError, one_line
+from resrep_dist.errors import ModelError, UserError, one_line
 from resrep_dist.models.result_folder import EXPORT_NAME, NAMES, run_of
 
 _FORMATS = ("saved_model", "tflite", "tflite_float16", "onnx")
@@ -71,7 +72,9 @@ def _export(options: argparse.Namespace) -> int:
     if not _is_of_a_run(output):
         require_earlier_exports(output, map(_file_name, options.formats))
     model = load_model(path, open_size=config.model.image_size)
+    _require_one_input(path, model)
     sources = load_sources(config.data, config.model, config.task)
+    _require_shape(path, model, sources[1].first_images(1).shape[1:])
     usage = read_report(run).get("usage") if run and find_report(run) else None
     if usage:
         output.mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,24 @@ def _is_of_a_run(folder: Path) -> bool:
     folder = folder.absolute()
     is_run = (folder.parent / "config.yaml").exists() and any((folder.parent / name).is_dir() for name in NAMES)
     return is_run and folder.name in (*NAMES, EXPORT_NAME, "base")
+
+
+def _require_one_input(path: Path, model: Any) -> None:
+    if len(model.inputs) != 1:
+        raise ModelError(
+            f"model {path}: it has {len(model.inputs)} inputs, expected one, of images; export it in a program by "
+            "resrep_dist.export_model"
+        )
+
+
+def _require_shape(path: Path, model: Any, images: Sequence[int]) -> None:
+    """Check that a model takes images of a shape: height, width, channels."""
+    received, expected = tuple(model.inputs[0].shape[1:]), tuple(images)
+    if len(received) != 3 or any(size not in (None, known) for size, known in zip(received, expected, strict=True)):
+        raise ModelError(
+            f"model {path}: it takes images of height, width and channels {received}, but those of the configuration "
+            f"are {expected}; give the --config that it was trained with, or --set model.image_size"
+        )
 
 
 def _file_name(format_name: str) -> str:

@@ -265,6 +265,25 @@ def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_f
     assert "largest difference" in capsys.readouterr().out
 
 
+def test_a_model_that_does_not_take_the_images_is_refused_in_one_line(run_folder, capsys, tmp_path):
+    def refusal(model):
+        save_model(model, tmp_path / "mine" / "model.h5")
+        config = str(run_folder / "config.yaml")
+        assert main(["export", str(tmp_path / "mine"), "--format", "saved_model", "--config", config]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and [path.name for path in (tmp_path / "mine").iterdir()] == ["model.h5"]
+        return error
+
+    assert "takes images of height, width and channels (32, 32, 3), but those of the configuration are (16, 16, 3)" in (
+        refusal(small_network(image_size=32))
+    )
+    vectors = keras.Input([16])
+    assert "channels (16,), but" in refusal(keras.Model(vectors, keras.layers.Dense(10)(vectors)))
+    assert "it has 2 inputs, expected one, of images; export it in a program by resrep_dist.export_model" in (
+        refusal(two_in_three_out())
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["small_resnet", "grouped_classifier"])
 def test_a_configuration_alone_is_pruned_at_random_to_its_target(tmp_path, network):
