@@ -55,7 +55,7 @@ def finished_report(config: Config, workdir: Path) -> dict[str, Any] | None:
     folder = current_folder(workdir / ("slim" if config.prune else "final"))
     checkpoints = CheckpointFolder(workdir / "checkpoints")
     position = checkpoints.newest_position()
-    if position is None or position.get("is_end") is not True or not is_same_run(config, workdir):
+    if position is None or not _ends_training(position, config) or not is_same_run(config, workdir):
         return None
     report = _report_of(folder, _made_from(config, checkpoints, position["step"]), may_be_named=True)
     if report is not None:
@@ -67,6 +67,18 @@ def finished_report(config: Config, workdir: Path) -> dict[str, Any] | None:
             workdir,
         )
     return report
+
+
+def _ends_training(position: dict[str, Any], config: Config) -> bool:
+    """Return whether a checkpoint is the end of a training as long as this one.
+
+    `config.yaml` does not tell: a start that extends a finished run writes it, and may end before its first checkpoint.
+    """
+    try:
+        trained_epochs = position["config"]["train"]["num_epochs"]
+    except (KeyError, TypeError):
+        return False  # of an older version; the Trainer goes on from it, and finds out
+    return position.get("is_end") is True and trained_epochs == config.train.num_epochs
 
 
 def _report_of(folder: Path, made_from: dict[str, Any], may_be_named: bool = False) -> dict[str, Any] | None:

@@ -90,6 +90,16 @@ def test_what_a_run_chose_is_in_its_configuration_and_stays(tmp_path, monkeypatc
     assert load_config(path).prune == dataclasses.replace(chosen, lasso_strength=0.125)
 
 
+def change_position(workdir, change):
+    """Write the position of the only checkpoint again, with its checksum."""
+    (path,) = (workdir / "checkpoints").glob("*/position.json")
+    sums, before = path.with_name("SHA256SUMS"), hashlib.sha256(path.read_bytes()).hexdigest()
+    position = json.loads(path.read_text())
+    change(position)
+    path.write_text(json.dumps(position))
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
 def test_a_merge_takes_the_checkpoint_that_is_named_and_says_which(there, monkeypatch, capsys):
     monkeypatch.chdir(there)
     assert main(["merge", "run", "--checkpoint", "20"]) == 0
@@ -98,11 +108,7 @@ def test_a_merge_takes_the_checkpoint_that_is_named_and_says_which(there, monkey
     assert "there is none; expected one of the steps 20" in capsys.readouterr().err
     assert main(["merge", "run", "--checkpoint", "best"]) == 2
     assert "no best checkpoint; it is kept from the first evaluation on" in capsys.readouterr().err
-    (position,) = (there / "run" / "checkpoints").glob("*/position.json")
-    sums = position.with_name("SHA256SUMS")
-    before = hashlib.sha256(position.read_bytes()).hexdigest()
-    position.write_text(position.read_text().replace('"is_end": true', '"is_end": false'))
-    sums.write_text(sums.read_text().replace(before, hashlib.sha256(position.read_bytes()).hexdigest()))
+    change_position(there / "run", lambda position: position.update(is_end=False))
     shutil.copytree(there / "run" / "checkpoints", there / "run" / "best")
     assert main(["merge", "run", "--checkpoint", "best"]) == 0
     assert "Made from the best checkpoint, step 20, which is not the end of the training." in capsys.readouterr().out
@@ -131,6 +137,43 @@ def test_a_finished_run_says_so_and_touches_nothing_and_more_epochs_go_on(there,
     longer = train(relative_config(train={"num_epochs": 3}), run, Cluster(), None)
     assert "The run is extended from 2 to 3 epochs" in caplog.text and "Resumed at step 20" in caplog.text
     assert longer["made_from"]["step"] == 30
+
+
+def killed_before_a_checkpoint(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("is_pruned", [True, False])
+def test_an_extension_that_was_killed_before_a_checkpoint_goes_on(there, monkeypatch, logged, caplog, is_pruned):
+    monkeypatch.chdir(there)
+    caplog.set_level(logging.INFO, "resrep_dist")
+    run, changes = there / ("run" if is_pruned else "plain"), {} if is_pruned else {"prune": None}
+    if is_pruned:
+        (run / "config.yaml").write_text(relative_config().to_yaml())
+    report = train(relative_config(**changes), run, Cluster(), None)
+    longer = relative_config(**changes, train={"num_epochs": 3})
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("resrep_dist.training.trainer.Trainer.train_until", killed_before_a_checkpoint)
+        train(longer, run, Cluster(), None)
+    assert load_config(run / "config.yaml").train.num_epochs == 3 and read_report(run) == report
+    caplog.clear()
+    assert train(longer, run, Cluster(), None)["made_from"]["step"] == 30
+    assert "Resumed at step 20" in caplog.text and "This run is finished" not in caplog.text
+    caplog.clear()
+    assert train(longer, run, Cluster(), None)["made_from"]["step"] == 30
+    assert "This run is finished" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_record_its_settings_is_found_finished_by_the_trainer(
+    there, monkeypatch, logged, caplog
+):
+    monkeypatch.chdir(there)
+    caplog.set_level(logging.INFO, "resrep_dist")
+    run = there / "run"
+    (run / "config.yaml").write_text(relative_config().to_yaml())
+    change_position(run, lambda position: position.pop("config"))
+    assert train(relative_config(), run, Cluster(), None) == read_report(run)
+    assert "Resumed at step 20" in caplog.text and f"{run / 'slim'} is kept" in caplog.text
 
 
 def test_a_run_starts_from_the_base_or_the_newest_state_of_another(there, monkeypatch, logged, caplog):
