@@ -1,7 +1,7 @@
 """The command `resrep export`."""
 
 import argparse
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,23 +62,24 @@ def _export(options: argparse.Namespace) -> int:
     config = load_config(config_path, options.overrides, to_start=False)
     console = start_terminal()
     from resrep_dist.data.loading import load_sources
-    from resrep_dist.export.record import require_earlier_exports
+    from resrep_dist.export.record import require_earlier_exports, require_earlier_usage
     from resrep_dist.models.files import file_sha256, load_model
     from resrep_dist.reporting.table import find_report, read_report
 
     run = run_of(path.parent)
     # A merge replaces the folder of the slim model.
     output = options.output or (run / EXPORT_NAME if run else path.parent)
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise UserError(f"{output}: it is a file, expected a folder; give another --output")
+    usage = read_report(run).get("usage") if run and find_report(run) else None
     if not _is_of_a_run(output):
         require_earlier_exports(output, map(_file_name, options.formats))
+        if usage:
+            require_earlier_usage(output)
     model = load_model(path, open_size=config.model.image_size)
     _require_one_input(path, model)
     sources = load_sources(config.data, config.model, config.task)
     _require_shape(path, model, sources[1].first_images(1).shape[1:])
-    usage = read_report(run).get("usage") if run and find_report(run) else None
-    if usage:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "usage.json").write_text(json.dumps(usage, indent=1), encoding="utf-8")
     _write(console, options, config, model, file_sha256(path), sources, output, usage)
     return 0
 
@@ -137,7 +138,7 @@ def _write(
     from resrep_dist.data.order import first_epoch_images
     from resrep_dist.export.convert import export_model, print_export, size_bytes
     from resrep_dist.export.eight_bits import export_eight_bits, print_eight_bits, require_one_end
-    from resrep_dist.export.record import record_export
+    from resrep_dist.export.record import record_export, record_usage
 
     in_eight_bits = [name for name in options.formats if name in _EIGHT_BIT_FORMATS]
     if in_eight_bits:
@@ -158,3 +159,5 @@ def _write(
             export = export_model(model, name, output, images, config.merge.tolerance, usage)
             print_export(console, export)
         record_export(export, size_bytes(export.path), model_sha256)
+        if usage:
+            record_usage(output, usage)

@@ -1,17 +1,20 @@
-"""The record beside exported files, `export.json`: for each file how it compares with the Keras model."""
+"""What is kept beside exported files: how each compares with the Keras model, and how the model is used."""
 
 import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from resrep_dist.errors import UserError, one_line
+from resrep_dist.export.convert import replacing
 
 RECORD_NAME = "export.json"
-"""Name of the file."""
+"""Name of the record: for each file how it compares with the Keras model."""
+USAGE_NAME = "usage.json"
+"""Name of the file that says how the model is used."""
 
 
 def record_export(export: Any, num_bytes: int, model_sha256: str) -> Path:
@@ -60,6 +63,37 @@ def require_earlier_exports(folder: Path, names: Iterable[str]) -> None:
                 f"{path}: it exists, and {RECORD_NAME} beside it does not name it as an export (0.2.0 kept no record); "
                 "give another --output, or move it"
             )
+
+
+def record_usage(folder: Path, usage: Mapping[str, Any]) -> None:
+    """Write how the model of exported files is used, beside them.
+
+    Args:
+        folder: Their folder.
+        usage: See `usage_of`.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with replacing(folder / USAGE_NAME) as partial:
+        partial.write_text(json.dumps(usage, indent=1), encoding="utf-8")
+
+
+def require_earlier_usage(folder: Path) -> None:
+    """Check that a usage which is about to be written replaces nothing but that of earlier exports.
+
+    Args:
+        folder: Folder of the exports, which need not exist.
+
+    Raises:
+        UserError: If the file exists, and the folder has no record of exports.
+    """
+    path = folder / USAGE_NAME
+    if os.path.lexists(path) and not (folder / RECORD_NAME).exists():
+        raise UserError(
+            f"{path}: it exists, and without {RECORD_NAME} beside it nothing says that it is of an export; give "
+            "another --output, or move it"
+        )
 
 
 @contextlib.contextmanager

@@ -253,8 +253,37 @@ def test_what_cannot_be_written_is_said_in_one_line_and_what_was_there_stays(run
     (tmp_path / "file").write_text("mine")
     arguments = ["export", str(run_folder), "--format", "tflite", "--output", str(tmp_path / "file")]
     assert main(arguments) == 2
-    assert f"error: {tmp_path}/file/model.tflite: cannot be written (File exists)" in capsys.readouterr().err
+    assert f"error: {tmp_path}/file: it is a file, expected a folder" in capsys.readouterr().err
+    arguments[-1] = str(tmp_path / "file" / "out")
+    assert main(arguments) == 2
+    assert f"error: {tmp_path}/file/out/model.tflite: cannot be written (Not a directory)" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_usage_is_that_of_the_files_beside_it_and_replaces_none_of_the_users(run_folder, capsys, tmp_path):
+    def export(*arguments, date):
+        (run_folder / "slim" / "report.json").write_text(json.dumps({"usage": {"date": date}}))
+        code = main(["export", str(run_folder), "--format", "tflite", *arguments])
+        return code, capsys.readouterr().err
+
+    usage, mine = run_folder / "export" / "usage.json", tmp_path / "mine"
+    assert export(date="first")[0] == 0 and json.loads(usage.read_text()) == {"date": "first"}
+    assert export("--set", "merge.tolerance=1e-12", date="second")[0] == 4
+    assert json.loads(usage.read_text()) == {"date": "first"}
+    assert export(date="third")[0] == 0 and json.loads(usage.read_text()) == {"date": "third"}
+    assert {path.name for path in usage.parent.iterdir()} == {"model.tflite", "export.json", "usage.json"}
+    mine.mkdir()
+    (mine / "usage.json").write_text("mine")
+    code, error = export("--output", str(mine), date="fourth")
+    assert code == 2 and f"{mine}/usage.json: it exists, and without export.json beside it" in error
+    assert [path.read_text() for path in mine.iterdir()] == ["mine"]
+    (mine / "usage.json").unlink()
+    for date in ("fifth", "sixth"):
+        assert export("--output", str(mine), date=date)[0] == 0
+        assert json.loads((mine / "usage.json").read_text()) == {"date": date}
+    (tmp_path / "file").write_text("mine")
+    code, error = export("--output", str(tmp_path / "file"), date="seventh")
+    assert code == 2 and error.count("\n") == 1 and "file: it is a file, expected a folder" in error
 
 
 def test_a_model_of_open_size_is_exported_at_the_size_of_the_configuration(run_folder, capsys):
