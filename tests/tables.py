@@ -26,8 +26,9 @@ def table_for(graph: Graph, time: Callable[[int, int], float] = pair_time, **cha
                  for full, is_changed in zip((inputs, outputs), changing, strict=True)]  # fmt: skip
         times = tuple(tuple(time(row, column) for column in sides[1]) for row in sides[0])
         spreads = tuple(tuple(0.01 for _ in row) for row in times)
+        names = tuple(other.name for other in graph.calls if other.key == call.key)
         layers[call.key] = LayerTimes(
-            (call.name,), signature, tuple(sides[0]), tuple(sides[1]), times, spreads, Steps(), Steps()
+            names, signature, tuple(sides[0]), tuple(sides[1]), times, spreads, Steps(), Steps()
         )
     values = {
         "model": "small", "runtime": "onnx", "batch_size": 1, "num_threads": 1, "machine": {"processor": "one"},

@@ -1,6 +1,7 @@
 """The time of a forward pass as a function of the widths of the prunable groups, from a table of measured times."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from resrep_dist.errors import ConfigError
@@ -40,13 +41,8 @@ class Latency(Cost):
     def __init__(self, table: LatencyTable, graph: Graph, origin: str) -> None:
         self.base_ms = table.base_ms
         self._constant_ms, self._scale = table.constant_ms, table.scale
+        _require_same_layers(table, graph, origin)
         layers = {layer.key: layer for layer in table.layers}
-        if missing := [call.name for call in graph.calls if call.key not in layers]:
-            raise ConfigError(
-                f"costs {origin}: it is of another model ({table.model}), or of other settings of what is pruned: it "
-                f"has no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}; write one for "
-                "this configuration with `resrep measure`"
-            )
         self._names = [call.name for call in graph.calls]
         self._steps = _steps_of_groups(graph, layers)
         self._fast_widths: dict[tuple[int, int], list[int]] = {}
@@ -125,6 +121,27 @@ class Latency(Cost):
         fewer = list(widths)
         fewer[group] -= number
         return self.total(widths) - self.total(fewer)
+
+
+def _require_same_layers(table: LatencyTable, graph: Graph, origin: str) -> None:
+    """Refuse a table that does not have the layers of the graph, each kind as often as there.
+
+    A deeper model of the same family has more of the same kinds. Names say nothing: they may change in a file.
+    """
+    received = Counter(layer.key for layer in table.layers for _ in layer.names)
+    expected = Counter(call.key for call in graph.calls)
+    if received == expected:
+        return
+    if missing := [call.name for call in graph.calls if call.key not in received]:
+        what = f"no times for {len(missing)} of {len(graph.calls)} layers, such as {missing[0]}"
+    else:
+        other = next(layer for layer in table.layers if received[layer.key] != expected[layer.key])
+        numbers = received[other.key], expected[other.key]
+        what = f"the times of {numbers[0]} layers like {other.names[0]}, expected those of {numbers[1]}"
+    raise ConfigError(
+        f"costs {origin}: it is of another model ({table.model}), or of other settings of what is pruned: it has "
+        f"{what}; write one for this configuration with `resrep measure`"
+    )
 
 
 def _steps_of_groups(graph: Graph, layers: Mapping[tuple[str, int, int], LayerTimes]) -> list[list[Steps]]:

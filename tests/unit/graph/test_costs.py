@@ -8,6 +8,8 @@ from resrep_dist.graph.latency import Latency
 from resrep_dist.graph.latency_table import read_table
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.merging import merge
+from resrep_dist.models.files import load_model
+from resrep_dist.models.resnet_cifar import cifar_resnet
 from resrep_dist.pruning.deadness import kill_channels
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.timing.steps import counted_width
@@ -156,3 +158,32 @@ def test_a_table_with_holes_or_of_another_model_is_refused(tmp_path):
         read_table(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="--output .* cannot be written"):
         table_for(graph).write(tmp_path)
+
+
+def test_a_table_of_another_depth_of_the_same_family_is_refused():
+    """All of its layers are those of the other model: only how many there are of each tells them apart."""
+    graphs = [trace(cifar_resnet(depth, 16, 10), residual_groups=True) for depth in (20, 32)]
+    small, deep = ([call.key for call in graph.calls] for graph in graphs)
+    assert set(small) == set(deep) and len(small) < len(deep)
+    for own, other in (graphs, graphs[::-1]):
+        table = table_for(own, model="cifar")
+        assert Latency(table, own, "costs.json").total(own.widths) == pytest.approx(table.base_ms)
+        number, expected = (sum(call.key == table.layers[1].key for call in graph.calls) for graph in (own, other))
+        name = table.layers[1].names[0]
+        with pytest.raises(ConfigError, match=rf"of another model .cifar., .* it has the times of {number} layers like "
+                                              rf"{name}, expected those of {expected}; write one"):  # fmt: skip
+            Latency(table, other, "costs.json")
+    # The layers of a model that is pruned elsewhere too, of which this one has all.
+    excluded = trace(cifar_resnet(20, 16, 10), exclude=["stage1_block1_conv1"])
+    with pytest.raises(ConfigError, match="or of other settings of what is pruned: it has the times of 3 layers like"):
+        Latency(table_for(trace(cifar_resnet(20, 16, 10))), excluded, "costs.json")
+
+
+def test_a_table_is_that_of_the_model_on_disk_whatever_its_layers_are_called(tmp_path):
+    model = small_resnet(16, 10)
+    model.save(tmp_path / "model.h5")
+    graph, again = (trace(each, residual_groups=True) for each in (model, load_model(tmp_path / "model.h5")))
+    table = table_for(graph)
+    renamed = [dataclasses.replace(layer, names=tuple(f"of_{name}" for name in layer.names)) for layer in table.layers]
+    latency = Latency(dataclasses.replace(table, layers=tuple(renamed)), again, "costs.json")
+    assert latency.total(graph.widths) == pytest.approx(table.base_ms)
