@@ -56,7 +56,10 @@ def load_sources(data: DataConfig, model: ModelConfig, task: str = "classificati
 def _check_image_size(source: ImageSource, data: DataConfig, model: ModelConfig) -> None:
     if isinstance(source, Source) and source.images.shape[1:3] != (model.image_size,) * 2:
         height, width = source.images.shape[1:3]
+        fix = f"set model.image_size: {height}, and give a model of that size"
+        if height != width:
+            fix = "expected squares; images that are none are pruned in a program, by resrep_dist.prune"
         raise ConfigError(
             f"model.image_size: received {model.image_size}, but data.source {data.source} "
-            f"holds images of {height} x {width} pixels"
+            f"holds images of {height} x {width} pixels; {fix}"
         )

@@ -46,7 +46,7 @@ def build_model(config: ModelConfig, task: str = "classification") -> keras.Mode
 
     Returns:
         A model [N, image_size, image_size, channels] -> [N, num_classes], with new weights unless the name begins with
-        `file:` or `python:`.
+        `file:` or `python:`. That of a file may have another width, since a program prunes it with images of any size.
 
     Raises:
         ConfigError: If the name is not known, or the model cannot be built for images of this size.
@@ -195,7 +195,9 @@ def _check(model: keras.Model, config: ModelConfig, task: str) -> None:
         shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
     except (AttributeError, TypeError):
         raise ModelError(f"{received}it has no fixed inputs; expected a functional or Sequential model") from None
-    if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[0][1:3] != (size, size):
+    # A program may prune a file's model with images that are no squares; `check_images` compares it with them.
+    widths = shapes[0][2:3] if config.name.startswith("file:") else (size,)
+    if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[0][1:3] != (size, *widths):
         raise ModelError(
             f"{received}inputs and outputs have shapes {shapes}, expected one input [None, {size}, {size}, channels] "
             "(channels last) and one output; model.image_size must be that of the model. Models with several inputs or "

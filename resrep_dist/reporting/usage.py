@@ -28,9 +28,9 @@ def usage_of(config: Config, source: ImageSource) -> dict[str, Any]:
         source: A data set of the run.
 
     Returns:
-        `pixels`: `image_size`, `channel_order`, and `mean` and `std` for pixels from 0 to 255, None for images that are
-        no such pixels; `classes`, the names in the order of the outputs, None if they have none; `task`; `outputs`;
-        `versions`; `data`; `date`; `command`.
+        `pixels`: `image_size` (height and width), `channel_order`, and `mean` and `std` for pixels from 0 to 255, None
+        for images that are no such pixels; `classes`, the names in the order of the outputs, None if they have none;
+        `task`; `outputs`; `versions`; `data`; `date`; `command`.
     """
     return {
         "pixels": _pixels(config, source),
@@ -47,10 +47,12 @@ def usage_of(config: Config, source: ImageSource) -> dict[str, Any]:
 def _pixels(config: Config, source: ImageSource) -> dict[str, Any]:
     # None for images that are used as they are, whatever the configuration says: floats from 0 to 1, for example.
     scale = source.pixel_scale()
+    # Arrays of a program may be no squares.
     size = config.model.image_size
+    shape = source.first_images(1).shape[1:3] if config.data.source == "arrays" else (size, size)
     is_file = config.data.source in _OF_FILES
     return {
-        "image_size": [size, size],
+        "image_size": list(shape),
         "range": [0, 255] if scale else None,
         "mean": [float(value) for value in scale.mean] if scale else None,
         "std": [float(value) for value in scale.std] if scale else None,

@@ -48,9 +48,15 @@ def predict(workdir: Path, paths: Sequence[Path], num_best: int = 3) -> list[lis
             f"{workdir}: its model finds the class of each pixel, for which `resrep predict` has no form; load "
             f"{report_path.parent}/model.h5 with Keras"
         )
+    height, width = pixels["image_size"]
+    if height != width:
+        raise UserError(
+            f"{workdir}: its model takes images of {height} x {width} pixels, but `resrep predict` crops squares; load "
+            f"{report_path.parent}/model.h5 with Keras"
+        )
     model = load_model(current_folder(report_path.parent) / "model.h5")
     scale = Normalization(pixels["mean"], pixels["std"], is_bgr=pixels["channel_order"] == "BGR")
-    images = [_read(path, pixels["image_size"][0], pixels["crop_fraction"]) for path in paths]
+    images = [_read(path, height, pixels["crop_fraction"]) for path in paths]
     outputs = model(scale(tf.stack(images)), training=False)
     if task == "multilabel":
         outputs = outputs if ends_in_sigmoid(model) else tf.sigmoid(outputs)

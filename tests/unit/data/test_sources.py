@@ -163,7 +163,7 @@ def test_cifar_from_its_published_files(tmp_path, source, kind):
 def test_cifar_files_that_are_missing_cut_off_or_of_another_size(tmp_path):
     for name, table in cifar_files(1, CIFAR["cifar10"][1]).items():
         (tmp_path / name).write_bytes(table.tobytes())
-    with pytest.raises(ConfigError, match="received 16, but data.source cifar10 holds images of 32 x 32"):
+    with pytest.raises(ConfigError, match="source cifar10 holds images of 32 x 32 pixels; set model.image_size: 32,"):
         load(source="cifar10", path=tmp_path, image_size=16)
     (tmp_path / "data_batch_3.bin").write_bytes(b"x" * 3000)
     with pytest.raises(DataError, match="data_batch_3.bin has 3000 bytes, expected a multiple of 3073"):

@@ -3,6 +3,7 @@
 import json
 
 import resrep_dist
+from resrep_dist.cli.main import main
 from resrep_dist.errors import ConfigError, DataError, ModelError
 from resrep_dist.reporting.run_folder import read_runs
 from resrep_dist.reporting.verdict import verdict
@@ -44,6 +45,28 @@ def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
     assert again.report == report and again.history == []
     with pytest.raises(ConfigError, match="prune.target_macs_fraction is 0.6 there and 0.7 here"):
         resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call | {"target": 0.7})
+
+
+def test_images_that_are_no_squares_are_pruned_in_a_folder_and_merged_again(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    scale = {"mean": [128.0] * 3, "std": [64.0] * 3}
+    data = [
+        resrep_dist.Source(random.integers(0, 256, [size, 8, 16, 3]), random.integers(0, 10, size), 10, **scale)
+        for size in (64, 32)
+    ]
+    inputs = keras.Input([8, 16, 3])
+    x = keras.layers.ReLU()(keras.layers.Conv2D(8, 3, name="conv0")(inputs))
+    x = keras.layers.ReLU()(keras.layers.Conv2D(8, 3, name="conv1")(x))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    settings = {"prune": {"min_base_top1": 0, "max_extension_epochs": 0}}
+    call = {"target": 0.7, "num_epochs": 2, "settings": settings, "workdir": tmp_path / "run", "console": None}
+    report = resrep_dist.prune(model, *data, **call).report
+    assert report["slim"]["macs"] < report["base"]["macs"] and report["certificate"]["num_images"] == 32
+    assert report["usage"]["pixels"]["image_size"] == [8, 16]
+    assert resrep_dist.prune(model, *data, **call).report == report
+    keras.utils.save_img(tmp_path / "image.png", np.zeros([8, 16, 3]))
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "image.png")]) == 2
+    assert "its model takes images of 8 x 16 pixels, but `resrep predict` crops squares" in capsys.readouterr().err
 
 
 def test_what_cannot_be_pruned_is_refused_in_words():
