@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from resrep_dist.data.labels import are_one_hot
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source, require_finite
 from resrep_dist.errors import DataError
@@ -20,8 +21,8 @@ def npz(
 ) -> tuple[Source, Source]:
     """Read images [N, height, width] or [N, height, width, 1 or 3] and labels.
 
-    Labels are whole numbers [N] or [N, 1], for `multilabel` 0 or 1 [N, num_classes], and for `segmentation` whole
-    numbers [N, height, width], where 255 or a negative number stands for no class.
+    Labels are whole numbers [N] or [N, 1] or one-hot rows [N, num_classes], for `multilabel` 0 or 1 [N, num_classes],
+    and for `segmentation` whole numbers [N, height, width], where 255 or a negative number stands for no class.
 
     Integer images are normalized, by default by mean and standard deviation of the training set's channels.
     Floating-point images are used as they are. A single channel is repeated three times.
@@ -162,10 +163,17 @@ def _masks(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.nd
 
 def _labels(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
     labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
+    if are_one_hot(labels):
+        if labels.shape[1] != num_classes:
+            raise DataError(
+                f"data.path {path}: {name} is one-hot for {labels.shape[1]} classes, expected {num_classes} "
+                "(model.num_classes); make them equal"
+            )
+        return labels.argmax(axis=1)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers [N], such as "
-            f"those of y.astype(int){_other_task(labels)}"
+            f"those of y.astype(int), or one-hot rows{_other_task(labels)}"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise DataError(

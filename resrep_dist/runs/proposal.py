@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from resrep_dist.config.normalization import default_normalization
+from resrep_dist.data.labels import are_one_hot
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
@@ -87,16 +88,19 @@ def find_data(path: Path) -> FoundData:
 def _find_arrays(path: Path) -> FoundData:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            labels, images = arrays["y_train"], arrays["x_train"]
+            labels, others, images = (arrays[name] for name in ("y_train", "y_test", "x_train"))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"data {path}: cannot be read ({error}); expected x_train, y_train, x_test and y_test"
         ) from None
     if labels.size == 0:
         raise DataError(f"data {path}: y_train is empty; expected labels and images")
-    task = {2: "multilabel", 3: "segmentation"}.get(labels.squeeze().ndim, "classification")
-    labels = labels[labels != 255] if task == "segmentation" else labels
-    num_classes = labels.shape[1] if task == "multilabel" else int(labels.max(initial=0)) + 1
+    labels, others = (each[..., 0] if each.ndim > 1 and each.shape[-1] == 1 else each for each in (labels, others))
+    task = {2: "multilabel", 3: "segmentation"}.get(labels.ndim, "classification")
+    if are_one_hot(labels) and (others.ndim == 1 or are_one_hot(others)):
+        task = "classification"
+    of_pixels = labels[labels != 255] if task == "segmentation" else labels
+    num_classes = labels.shape[1] if labels.ndim == 2 else int(of_pixels.max(initial=0)) + 1
     return FoundData("npz", str(path), num_classes, len(images), int(images.shape[1]), task)
 
 

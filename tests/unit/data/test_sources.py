@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 
+from resrep_dist.data.npz import npz
 from resrep_dist.data.record_index import RecordReader, index_records
 from resrep_dist.errors import ConfigError, DataError
 from tests.images import write_image_folders, write_records
@@ -196,11 +197,25 @@ def test_arrays_of_keras_own_files(tmp_path):
     np.testing.assert_array_equal(train.first_images(5), floats.astype(np.float32))
 
 
+def test_one_hot_labels_are_classes_unless_the_task_says_otherwise(tmp_path):
+    classes = {name: np.arange(size, dtype=np.int64) % 10 for name, size in (("y_train", 12), ("y_test", 5))}
+    # As `to_categorical` saves them.
+    rows = {name: np.eye(10, dtype=np.float32)[labels] for name, labels in classes.items()}
+    path = write_npz(tmp_path / "set.npz", **rows)
+    for source, labels in zip(load(source="npz", path=path, image_size=28), classes.values(), strict=True):
+        assert source.task == "classification"
+        np.testing.assert_array_equal(source.labels, labels)
+    for source in npz(path, 10, task="multilabel"):
+        assert source.task == "multilabel"
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
         ({"x_test": None}, "expected arrays x_train"),
         ({"y_train": np.arange(12)}, "y_train has labels 0 to 11, expected 0 to 9"),
+        ({"y_train": np.eye(12)}, r"y_train is one-hot for 12 classes, expected 10 \(model.num_classes\)"),
+        ({"y_train": np.ones([12, 10])}, "or one-hot rows; for several classes of one image set task: multilabel"),
         ({"y_train": np.zeros(12)}, "y_train is float64"),
         ({"y_train": np.zeros(11, int)}, "as many images as labels, received 12, 11"),
         ({"x_train": np.zeros((12, 28), np.uint8)}, r"x_train is uint8 \[12, 28\]"),

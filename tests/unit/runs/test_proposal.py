@@ -6,6 +6,7 @@ from pathlib import Path
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
 from resrep_dist.config.loading import parse_config
+from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import save_model
 from resrep_dist.runs.proposal import find_data, propose
@@ -58,6 +59,26 @@ def test_a_model_by_name_is_trained_first_unless_it_has_weights(arrays):
     assert parse_config(propose("resnet20", arrays, weights="w.h5"), "proposal").base is None
     digits = parse_config(propose("resnet20", "digits"), "proposal")
     assert (digits.data.source, digits.data.path, digits.train.num_epochs) == ("digits", None, 34)
+
+
+@pytest.mark.parametrize(
+    "others, task",
+    [
+        (np.eye(4)[[0, 3]], "classification"),
+        (np.array([0, 3]), "classification"),
+        # The rows of the training set are one-hot by chance.
+        (np.array([[1, 1, 0, 0], [0, 0, 0, 1]]), "multilabel"),
+    ],
+)
+def test_one_hot_labels_are_proposed_as_classes(tmp_path, others, task):
+    images = np.zeros([6, 16, 16, 3], np.uint8)
+    labels = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1]]
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=others)
+    found = find_data(tmp_path / "data.npz")
+    assert (found.task, found.num_classes) == (task, 4)
+    config = parse_config(propose("resnet20", tmp_path / "data.npz"), "proposal")
+    assert (config.task, config.model.num_classes) == (task, 4)
+    assert {source.task for source in load_sources(config.data, config.model, config.task)} == {task}
 
 
 def test_data_of_no_known_kind_is_refused_with_what_was_found(tmp_path, photos):
