@@ -27,6 +27,8 @@ Arrays = dict[str, np.ndarray]
 """Inputs or outputs by name, float32 [N, ...]."""
 # With the batches of an evaluation the memory of the process was corrupted (TensorFlow 2.18.1).
 _MAX_TFLITE_SAMPLES = 32
+# Scaled pixels, and those from 0 to 255.
+_NOISE_SCALES = (1.0, 10.0, 100.0)
 # It prints this once in a process.
 _LINES_OF_TFLITE = ["^INFO: Created TensorFlow Lite XNNPACK delegate"]
 
@@ -179,15 +181,14 @@ def load_any_model(path: Path, image_size: int, num_classes: int, task: str = "c
 def as_keras_model(inference: Inference, task: str = "classification") -> keras.Model:
     """Return a Keras model that calls `inference.run` and whose outputs are logits.
 
-    If the outputs for random images are probabilities, the model returns logits of the same probabilities: their
-    logarithms, or with `multilabel` those of p / (1 - p).
+    If the outputs for random images of several scales are probabilities, the model returns logits of the same
+    probabilities: their logarithms, or with `multilabel` those of p / (1 - p).
 
     Args:
         inference: The open file.
         task: What its outputs say; see `Config.task`.
     """
-    noise = np.random.default_rng(0).normal(size=(4, *inference.input_shape)).astype(np.float32)
-    outputs = inference.run(noise)
+    outputs = inference.run(_noise(inference.input_shape))
     is_of_labels = task == "multilabel"
     # In eight bits a probability is rounded to 1/256.
     tolerance = 1e-2 + inference.num_classes / 512
@@ -205,6 +206,16 @@ def as_keras_model(inference: Inference, task: str = "classification") -> keras.
 
     inputs = keras.Input(inference.input_shape)
     return keras.Model(inputs, keras.layers.Lambda(call)(inputs), name="file")
+
+
+def _noise(shape: Sequence[int]) -> np.ndarray:
+    """Return random images of several scales and colors: only probabilities stay what they are for all of them.
+
+    Logits may lie between 0 and 1 for noise of one scale, which is almost the same image to a model that averages it.
+    """
+    random, colors = np.random.default_rng(0), (1,) * (len(shape) - 1) + (shape[-1],)
+    noise = [scale * (random.normal(size=(4, *shape)) + random.normal(size=(4, *colors))) for scale in _NOISE_SCALES]
+    return np.concatenate(noise).astype(np.float32)
 
 
 def _open_saved_model(path: Path) -> Program:

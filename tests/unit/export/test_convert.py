@@ -12,7 +12,7 @@ from resrep_dist.data.normalization import IMAGENET
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export import convert as export
 from resrep_dist.export.convert import FORMATS, export_model
-from resrep_dist.export.inference import load_any_model, open_model_file, open_program
+from resrep_dist.export.inference import as_keras_model, from_keras, load_any_model, open_model_file, open_program
 from resrep_dist.models.files import save_model
 from resrep_dist.reporting.usage import usage_of
 from resrep_dist.training.evaluation import Evaluator
@@ -149,6 +149,25 @@ def test_probabilities_evaluate_like_the_model(tmp_path):
     source, metrics = random_source(50, seed=3), ["SparseCategoricalCrossentropy"]
     values = Evaluator(load_any_model(path, 16, 10), metrics).evaluate(source, 16)
     assert values == pytest.approx(Evaluator(model, metrics).evaluate(source, 16), rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "classification"])
+def test_logits_that_look_like_probabilities_for_noise_of_one_scale_are_logits(task):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([16, 16, 3])
+    weights = keras.initializers.RandomNormal(stddev=0.05)
+    outputs = keras.layers.Dense(2, kernel_initializer=weights, bias_initializer=keras.initializers.Constant(0.5))
+    model = keras.Model(inputs, outputs(keras.layers.GlobalAveragePooling2D()(inputs)))
+    noise = model(random_source(40).images).numpy()
+    assert noise.min() >= 0 and noise.max() <= 1 and np.abs(noise.sum(-1) - 1).max() < 0.02
+    images = random_source(8, seed=3).images
+    logits = model(images).numpy()
+    np.testing.assert_allclose(as_keras_model(from_keras(model), task)(images), logits, atol=1e-6)
+    end = keras.layers.Activation("sigmoid" if task == "multilabel" else "softmax")
+    received = as_keras_model(from_keras(keras.Model(inputs, end(model.output))), task)(images).numpy()
+    # A softmax does not tell a number that is added to all logits.
+    offset = 0.0 if task == "multilabel" else logits.mean(-1, keepdims=True) - received.mean(-1, keepdims=True)
+    np.testing.assert_allclose(received + offset, logits, atol=1e-5)
 
 
 def test_what_cannot_be_opened_or_converted_is_refused_in_one_line(tmp_path, monkeypatch):
