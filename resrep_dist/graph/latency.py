@@ -86,8 +86,9 @@ class Latency(Cost):
         if (known := self._fast_widths.get((group, full))) is not None:
             return known
         steps = self._steps[group]
-        is_free = bool(steps) and min(each.share for each in steps) >= _FREE_SHARE
-        fast = [width for width in range(1, full) if all(each.is_fast(width, is_free) for each in steps)] + [full]
+        is_free = bool(steps) and min(each.share for _, each in steps) >= _FREE_SHARE
+        fast = [width for width in range(1, full) if all(each.is_fast(n * width, is_free) for n, each in steps)]
+        fast.append(full)
         self._fast_widths[group, full] = fast
         return fast
 
@@ -144,12 +145,19 @@ def _require_same_layers(table: LatencyTable, graph: Graph, origin: str) -> None
     )
 
 
-def _steps_of_groups(graph: Graph, layers: Mapping[tuple[str, int, int], LayerTimes]) -> list[list[Steps]]:
-    """Return for each group the blocks of all layers that have its channels, and no others, on a side."""
-    result: list[list[Steps]] = [[] for _ in graph.groups]
+def _steps_of_groups(graph: Graph, layers: Mapping[tuple[str, int, int], LayerTimes]) -> list[list[tuple[int, Steps]]]:
+    """Return for each group the blocks of all layers that have its channels once, and no others, on a side.
+
+    Before them is the number of channels there for each of the group's width. Left out is what was not scanned, which
+    says nothing of blocks: the outputs of a layer that treats every channel alone, and both sides of a grouped one.
+    """
+    result: list[list[tuple[int, Steps]]] = [[] for _ in graph.groups]
     for call in graph.calls:
         layer = layers[call.key]
-        for segments, steps in ((call.inputs, layer.input_steps), (call.output, layer.output_steps)):
-            if len(segments) == 1 and segments[0][0] is not None:
-                result[segments[0][0]].append(steps)
+        sides = (call.inputs, layer.input_steps), (call.output, layer.output_steps)
+        for (segments, steps), is_scanned in zip(sides, call.is_scanned, strict=True):
+            groups = {group for group, _ in segments}
+            (group,) = groups if len(groups) == 1 else (None,)
+            if is_scanned and group is not None and len(segments) == graph.groups[group].num_parts:
+                result[group].append((len(segments), steps))
     return result

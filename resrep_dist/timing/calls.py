@@ -66,3 +66,12 @@ class WeightedCall:
         """Whether pruning changes the number of inputs, and of outputs on their own."""
         of_inputs, of_output = (any(group is not None for group, _ in side) for side in (self.inputs, self.output))
         return of_inputs, of_output and not self.is_per_channel
+
+    @property
+    def is_scanned(self) -> tuple[bool, bool]:
+        """Whether blocks of channels are looked for in the inputs of its kind, and in the outputs.
+
+        They are not in a grouped convolution, whose widths are multiples of its groups.
+        """
+        of_inputs, of_outputs = self.changes
+        return of_inputs and self.num_parts == 1, of_outputs and self.num_parts == 1

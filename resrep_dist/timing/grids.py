@@ -61,7 +61,7 @@ def scans_of(calls: Sequence[WeightedCall]) -> list[Scan]:
     chosen: dict[tuple[str, int], WeightedCall] = {}
     for call in calls:
         for side in range(2):
-            if not call.changes[side] or call.num_parts > 1:
+            if not call.is_scanned[side]:
                 continue
             before = chosen.get((call.kind, side))
             if before is None or _fitness(call, side) < _fitness(before, side):

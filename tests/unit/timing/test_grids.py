@@ -4,6 +4,10 @@ import itertools
 from functools import partial
 
 from resrep_dist.graph import trace
+from resrep_dist.graph.latency import Latency
+from resrep_dist.graph.latency_table import table_from
+from resrep_dist.models.mobilenet import mobilenet_v1
+from resrep_dist.timing import measuring
 from resrep_dist.timing.grids import grid_widths, possible_points, scans_of, unequal
 from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.timing.steps import SIZES, find_steps
@@ -12,6 +16,7 @@ from tests.networks import grouped_classifier, small_mobilenet, small_resnet
 
 import numpy as np
 import pytest
+from tensorflow import keras
 
 
 def test_functions_are_timed_in_turn_until_they_are_known():
@@ -72,3 +77,51 @@ def test_a_bundle_has_all_widths_that_blocks_can_ask_for(network):
         for call in calls:
             inputs, outputs = grid_widths(call, steps)
             assert {(call, i, o) for i in inputs for o in outputs} <= set(points)
+
+
+def in_blocks(call, inputs, outputs):
+    """The time of a layer in a runtime that computes blocks of 16 channels, ms."""
+    inputs, outputs = (-(-width // 16) * 16 for width in (inputs, outputs))
+    return 0.01 + 1e-4 * (inputs if call.is_per_channel else inputs * outputs)
+
+
+class Timed:
+    """Files whose passes are their times."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def layer(self, point):
+        return in_blocks(*point)
+
+    def whole(self, number):
+        widths = self.task.model_widths[max(0, number - 1)]
+        sides = [[sum(widths[group] if group is not None else width for group, width in side)
+                  for side in (call.inputs, call.output)] for call in self.task.calls]  # fmt: skip
+        return 0.5 + sum(in_blocks(call, *of_call) for call, of_call in zip(self.task.calls, sides, strict=True))
+
+
+def wide_grouped_network():
+    """A convolution of 4 groups between two that are not."""
+    layers, x = keras.layers, keras.Input([8, 8, 3])
+    inputs = x
+    for number, (width, size, num_groups) in enumerate([(64, 1, 1), (64, 3, 4), (64, 1, 1)]):
+        x = layers.Conv2D(width, size, groups=num_groups, use_bias=False, name=f"conv{number}")(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("network", [partial(mobilenet_v1, 32, 10), wide_grouped_network])
+def test_blocks_that_are_free_in_all_measured_layers_are_used_beside_layers_that_are_not_scanned(monkeypatch, network):
+    """The outputs of a depthwise convolution are its inputs, and a grouped one has its groups."""
+    monkeypatch.setattr(measuring, "time_in_turn", lambda runs, **_: [Median(run, 0.001) for run in runs])
+    graph = trace(network())
+    widths = tuple(tuple(max(1, width // part) for width in graph.widths) for part in (1, 2, 4))
+    task = measuring.Task("wide", "onnx", 1, graph.calls, (), widths)
+    versions = {"onnxruntime": "1.0"}
+    table = table_from(measuring.measure(task, Timed(task), num_threads=1, versions=versions, progress=lambda *_: None))
+    latency = Latency(table, graph, "costs.json")
+    assert latency.total(graph.widths) == pytest.approx(table.base_ms)
+    for index, group in enumerate(graph.groups):
+        fast = [w for w in range(1, group.width + 1) if w * group.num_parts <= 16 or w * group.num_parts % 16 == 0]
+        assert latency.fast_widths(index, group.width) == fast, group.name
