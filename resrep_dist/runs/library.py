@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from resrep_dist.config import Config, build_config
+from resrep_dist.data.labels import are_one_hot, are_rows
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
@@ -79,8 +80,8 @@ def prune(
         model: A functional or Sequential Keras model with its weights; a softmax at its end is left out.
         train: The training set: a Source, `(images, labels)`, or a `tf.data.Dataset`, which is read into memory. The
             images are as the model expects them, float [N, height, width, channels], the labels are classes or one-hot.
-            Rows of 0 and 1 that are not one-hot are those of `task: multilabel`, [N, height, width] those of
-            `segmentation`.
+            Rows of 0 and 1 are those of `task: multilabel`, unless all of both sets are one-hot, and labels
+            [N, height, width] those of `segmentation`.
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
@@ -96,7 +97,7 @@ def prune(
     """
     _require_classifier(model)
     cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
-    train_data, validation_data = (_source(data, tuple(model.output_shape)) for data in (train, validation))
+    train_data, validation_data = _sources((train, validation), tuple(model.output_shape))
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
@@ -209,10 +210,18 @@ def _config(
     return build_config(document, "settings", to_start=False)
 
 
-def _source(data: Data, output_shape: tuple[int | None, ...]) -> ImageSource:
-    num_classes = int(output_shape[-1] or 0)
-    if isinstance(data, ImageSource):
-        return data
+def _sources(sets: Sequence[Data], output_shape: tuple[int | None, ...]) -> list[ImageSource]:
+    """Open the sets of one task: where one has several labels for an image, another may have one for each by chance."""
+    opened = [data if isinstance(data, ImageSource) else _arrays(data) for data in sets]
+    is_multilabel = any(
+        data.task == "multilabel" if isinstance(data, ImageSource) else are_rows(data[1]) and not are_one_hot(data[1])
+        for data in opened
+    )
+    return [data if isinstance(data, ImageSource) else _source(*data, output_shape, is_multilabel) for data in opened]
+
+
+def _arrays(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels, those in a column as [N]."""
     if isinstance(data, tf.data.Dataset):
         data = _read(data)
     if not isinstance(data, tuple | list) or len(data) != 2:
@@ -221,11 +230,17 @@ def _source(data: Data, output_shape: tuple[int | None, ...]) -> ImageSource:
             f"data: received {received}, expected a Source, a pair (images, labels), or a tf.data.Dataset of such pairs"
         )
     images, labels = (np.asarray(part) for part in data)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    is_of_labels = labels.ndim == 2 and labels.shape[1] == num_classes and np.isin(labels, (0, 1)).all()
-    if labels.ndim == 2 and labels.shape[1] == num_classes and (not is_of_labels or (labels.sum(axis=1) == 1).all()):
-        labels, is_of_labels = labels.argmax(axis=1), False
+    return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _source(
+    images: np.ndarray, labels: np.ndarray, output_shape: tuple[int | None, ...], is_multilabel: bool
+) -> ImageSource:
+    num_classes = int(output_shape[-1] or 0)
+    has_all_classes = labels.ndim == 2 and labels.shape[1] == num_classes
+    is_of_labels = has_all_classes and is_multilabel and are_rows(labels)
+    if has_all_classes and not is_of_labels:
+        labels = labels.argmax(axis=1)
     is_of_pixels = labels.ndim == 3 and len(output_shape) == 4
     if images.ndim != 4 or not (labels.ndim == 1 or is_of_pixels or is_of_labels):
         raise DataError(

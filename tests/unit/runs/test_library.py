@@ -7,6 +7,7 @@ from resrep_dist.cli.main import main
 from resrep_dist.errors import ConfigError, DataError, ModelError
 from resrep_dist.reporting.run_folder import read_runs
 from resrep_dist.reporting.verdict import verdict
+from resrep_dist.runs import library
 from tests.networks import random_source, small_config, small_network
 
 import keras as keras3
@@ -86,6 +87,25 @@ def test_what_cannot_be_pruned_is_refused_in_words():
     endless = tf.data.Dataset.from_tensor_slices((training.images, training.labels)).repeat()
     with pytest.raises(DataError, match="the dataset is endless"):
         resrep_dist.prune(small_network(), endless, validation)
+
+
+@pytest.mark.parametrize(
+    "train, validation, task",
+    [
+        ([[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [0, 1, 0]], "multilabel"),
+        ([[1, 0, 0], [0, 1, 0]], [[0, 0, 0], [0, 1, 0]], "multilabel"),
+        ([[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]], "classification"),
+        ([[1, 0, 0], [0, 1, 0]], [0, 2], "classification"),
+        ([[0.9, 0.1, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]], "classification"),
+    ],
+)
+def test_both_sets_say_whether_rows_are_one_hot(train, validation, task):
+    images = np.zeros([2, 16, 16, 3])
+    sets = [(images, np.array(labels)) for labels in (train, validation)]
+    assert [source.task for source in library._sources(sets, (None, 3))] == [task] * 2
+    if task == "multilabel":
+        both = [resrep_dist.Source(images, np.array(train), 3), sets[1]]
+        assert [source.task for source in library._sources(both, (None, 3))] == [task] * 2
 
 
 def test_models_that_are_no_classifiers_of_keras_2_are_refused_in_words():
