@@ -128,6 +128,16 @@ def test_a_file_that_keras_3_cannot_load_is_refused_and_a_missing_keras_3_is_sai
     assert "Keras 3 cannot be used here" in caplog.text
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_nan_in_any_output_is_the_largest_difference(tmp_path, monkeypatch, number):
+    inputs = keras.Input([6, 6, 3])
+    model = keras.Model(inputs, [layers.Flatten()(inputs), layers.GlobalAveragePooling2D()(inputs)])
+    outputs = [output.numpy() for output in model(IMAGES)]
+    outputs[number][0, 0] = np.nan
+    monkeypatch.setattr(keras3, "outputs_in_keras3", lambda path, images: ("3.9.0", outputs))
+    assert np.isnan(compare_in_keras3(model, tmp_path / "model.h5", IMAGES).max_relative_difference)
+
+
 def test_the_certificate_has_a_limit_for_keras_3_too():
     good = Certificate(256, 1e-6, 1e-6, 1.0, {}, "3.9.0", 1e-6)
     check_certificate(good, 1e-4)
