@@ -32,7 +32,10 @@ class Median:
     milliseconds: float
     """Median of the samples."""
     spread: float
-    """Half of the 95 % confidence interval of the median, as a fraction of it (McGill, Tukey and Larsen 1978)."""
+    """Half of the 95 % confidence interval of the median, as a fraction of it (McGill, Tukey and Larsen 1978).
+
+    Of fewer than seven samples the range of all, and 1 of a single one, of which nothing is known.
+    """
 
     def is_known(self, spread_bound: float, at_least: float = 0.0) -> bool:
         """Return whether the error is below the bound, as a fraction of the median or of a larger time.
@@ -135,5 +138,9 @@ def _mean_of_medians(clean: Sequence[list[float]], disturbed: Sequence[list[floa
 
 
 def _median(samples: Sequence[float]) -> Median:
-    low, median, high = np.percentile(samples, [25, 50, 75])
-    return Median(float(median), float(1.57 * (high - low) / math.sqrt(len(samples)) / median))
+    least, low, median, high, most = np.percentile(samples, [0, 25, 50, 75, 100])
+    error = 1.57 * (high - low) / math.sqrt(len(samples))
+    if len(samples) < _MIN_SAMPLES:
+        # The quartiles of few samples are near each other by chance, and one has no spread at all.
+        error = most - least if len(samples) > 1 else median
+    return Median(float(median), float(error / median))

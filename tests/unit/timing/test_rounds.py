@@ -5,6 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 from resrep_dist.graph import trace
+from resrep_dist.graph.latency_table import table_from
 from resrep_dist.timing import rounds
 from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.timing.runtimes import onnx_options
@@ -65,6 +66,27 @@ def test_a_function_stops_when_its_median_is_known(clock):
     medians = time_in_turn([steady, noisy], spread_bound=0.02, max_rounds=50)
     assert num_rounds(steady) == 7 and num_rounds(noisy) == 50
     assert medians[0].spread == pytest.approx(0) and medians[1].spread > 0.02
+
+
+@pytest.mark.parametrize(("max_rounds", "spread"), [(1, 1.0), (2, 0.4 / 1.2), (3, 0.4 / 1.4), (6, 0.4 / 1.2)])
+def test_few_samples_are_known_to_their_range_and_one_is_not_known(clock, max_rounds, spread):
+    """Below seven samples; a single one once had a spread of 0."""
+    (median,) = time_in_turn([function(clock, NOISY)], spread_bound=0.02, max_rounds=max_rounds)
+    assert median.spread == pytest.approx(spread) and not median.is_known(0.02)
+
+
+def test_a_table_of_one_round_says_that_it_is_not_known_well(clock):
+    """What it says is finite, since a table refuses other numbers."""
+    graph = trace(small_network())
+    (whole, part) = time_in_turn([function(clock, [0.001]), function(clock, [0.0005])], spread_bound=0.02, max_rounds=1)
+    spread = whole.without(part).spread
+    layers = [
+        dataclasses.replace(layer, spreads=tuple(tuple(spread for _ in row) for row in layer.spreads))
+        for layer in table_for(graph).layers
+    ]
+    table = table_from(dataclasses.asdict(table_for(graph, layers=tuple(layers))))
+    assert 1 <= spread < 10 and wide_spreads(dataclasses.asdict(table)) == [layer.names[0] for layer in layers]
+    assert "Not known well:" in dict(summary(dataclasses.asdict(table)))
 
 
 def test_for_a_sum_the_error_of_a_short_function_matters_little(clock):
