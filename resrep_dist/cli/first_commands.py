@@ -1,6 +1,7 @@
 """The commands of the first hour: prune, init and predict, which need no configuration."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,13 @@ def _fraction(text: str) -> float:
     return number
 
 
-def _proposal(options: argparse.Namespace) -> str:
+def _proposal(options: argparse.Namespace, overrides: Sequence[str] = ()) -> str:
+    from resrep_dist.config.loading import parse_overrides
     from resrep_dist.runs.proposal import propose
 
     return propose(
-        options.model, options.data, options.target, options.epochs, options.weights, options.image_size
+        options.model, options.data, options.target, options.epochs, options.weights, options.image_size,
+        settings=parse_overrides(overrides),
     )  # fmt: skip
 
 
@@ -106,7 +109,7 @@ def _prune(options: argparse.Namespace) -> int:
     from resrep_dist.distributed.cluster import Cluster
 
     cluster = Cluster()
-    text = cluster.everywhere(lambda: _proposal(options))
+    text = cluster.everywhere(lambda: _proposal(options, options.overrides))
     config = parse_config(text, "the proposed configuration", options.overrides)
     name = Path(options.model).stem if Path(options.model).suffix else options.model.replace(":", "_")
     return run_training(config, options, options.workdir or Path("runs") / name, cluster, console)

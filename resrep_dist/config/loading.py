@@ -61,6 +61,21 @@ def parse_config(text: str, origin: str, overrides: Sequence[str] = (), *, to_st
     return build_config(document, origin, to_start=to_start)
 
 
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what overrides say, as nested dicts whose names and values are not checked.
+
+    Args:
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigError: If one is not `section.key=value`, or its value is not YAML.
+    """
+    document: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(document, override)
+    return document
+
+
 def build_config(document: dict[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:
     """Create a configuration from nested dicts.
 

@@ -20,14 +20,13 @@ from resrep_dist.models.building import logits_only, require_classes, require_fi
 from resrep_dist.models.files import save_model
 from resrep_dist.monitoring.hooks import Hook, Watched
 from resrep_dist.pruning.goals import agree_on_costs, goal_of
-from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
 from resrep_dist.runs.preparation import with_numbers
-from resrep_dist.runs.proposal import PROPOSED_ROUND_TO, proposed_batch_size, proposed_epochs, proposed_shrink_mode
+from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, proposed_pruning, proposed_shrink_mode
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir
 from resrep_dist.training.evaluation import Evaluator
@@ -189,21 +188,12 @@ def _config(
         "model": {"name": model.name, "num_classes": num_classes, "image_size": image_size},
         "data": {"source": "arrays", "global_batch_size": batch_size},
         "train": {"num_epochs": float(epochs), "learning_rate": 0.01},
-        "prune": {"target_macs_fraction": target},
+        **proposed_pruning(target, proposed_shrink_mode(model), settings),
         "logging": {
             "interval_steps": min(100, max(1, num_steps // 50)),
             "evaluation_epochs": max(1.0, epochs / 20),
         },
     }
-    other_target = settings.get("prune", {}).get("target")
-    if other_target:
-        del proposed["prune"]["target_macs_fraction"]
-    if settings.get("prune", {}).get("rule", "radial") == "radial":
-        proposed["prune"]["kept_lasso_strength"] = PAPER_LASSO_STRENGTH
-        # A table of times knows which widths are fast.
-        if "costs" not in (other_target or ()):
-            proposed["prune"]["round_to"] = PROPOSED_ROUND_TO
-        proposed["shrink"] = {"mode": proposed_shrink_mode(model)}
     sections = proposed.keys() | settings.keys()
     document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
     document["task"] = train_data.task

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.data.labels import are_one_hot
@@ -27,6 +28,13 @@ _MIN_STEPS = 1500
 _MIN_EPOCHS, _MAX_EPOCHS = 20, 180
 PROPOSED_ROUND_TO = 4
 """Proposed `prune.round_to`: ONNX Runtime's blocked convolutions need input channels in multiples of 4."""
+_COMMENTS = {
+    "target_macs_fraction": "multiply-adds that may be left",
+    "lasso_strength": "this and the times of the masks are chosen for the length of `train`",
+    "kept_lasso_strength": "of the channels that stay",
+    "round_to": f"widths in multiples of {PROPOSED_ROUND_TO} run faster on CPUs, of 8 on GPUs",
+    "mode": "merge: dead channels leave while it trains; off: at the end",
+}
 # With less the rows die in a hurry, see `MaskSchedule.cautions`.
 _FEWEST_STEPS = 400
 # From so many training images on, batches of this size.
@@ -139,6 +147,31 @@ def proposed_shrink_mode(model: keras.Model | None) -> Literal["merge", "off"]:
     return "off" if any(weight.constraint is not None for weight in weights) else "merge"
 
 
+def proposed_pruning(
+    target_macs_fraction: float, shrink_mode: str, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return what is proposed for the sections `prune` and `shrink`, without what a user's own settings exclude.
+
+    Args:
+        target_macs_fraction: Multiply-adds that may be left.
+        shrink_mode: See `proposed_shrink_mode`.
+        settings: The user's settings, by section and key.
+    """
+    prune = settings.get("prune")
+    own = prune if isinstance(prune, Mapping) else {}
+    target = own.get("target")
+    proposed: dict[str, Any] = {} if target else {"target_macs_fraction": target_macs_fraction}
+    proposed["lasso_strength"] = "auto"
+    # The other rule has one penalty for all rows, which are never exactly zero.
+    if own.get("rule", "radial") != "radial":
+        return {"prune": proposed}
+    proposed["kept_lasso_strength"] = PAPER_LASSO_STRENGTH
+    # A table of times knows which widths are fast.
+    if not (isinstance(target, Mapping) and "costs" in target):
+        proposed["round_to"] = PROPOSED_ROUND_TO
+    return {"prune": proposed, "shrink": {"mode": shrink_mode}}
+
+
 def propose(
     model: str,
     data: Path,
@@ -146,6 +179,7 @@ def propose(
     num_epochs: float | None = None,
     weights: str | None = None,
     image_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a complete configuration with comments, as YAML.
 
@@ -156,6 +190,7 @@ def propose(
         num_epochs: Length of the pruning phase; None for one that fits the number of images.
         weights: File with the weights of a model that is given by name; None to train it first.
         image_size: Height and width of the images, pixels; None for the model's, or the data's.
+        settings: Settings by section and key that will replace proposed ones. What they exclude is not proposed.
 
     Raises:
         DataError: If the data is of no known kind.
@@ -172,6 +207,7 @@ def propose(
     batch_size = proposed_batch_size(found.num_images)
     epochs = proposed_epochs(found.num_images, batch_size) if num_epochs is None else num_epochs
     num_steps = max(1, round(epochs * found.num_images / batch_size))
+    pruning = proposed_pruning(target_macs_fraction, proposed_shrink_mode(loaded), settings or {})
     return "\n".join(
         [
             "# Proposed by `resrep init`. Every key is described in resrep_dist/config.",
@@ -179,7 +215,8 @@ def propose(
             *_model(name, found, size, weights),
             *_data(found, batch_size, _normalization(found.source, name, scaling)),
             *([] if is_file or weights else _base(epochs)),
-            *_pruning(epochs, num_steps, target_macs_fraction, proposed_shrink_mode(loaded)),
+            *_phase(epochs, num_steps),
+            *_pruning(pruning),
             *_records(epochs, num_steps),
         ]
     )
@@ -212,22 +249,24 @@ def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
     ]
 
 
-def _pruning(epochs: float, num_steps: int, target_macs_fraction: float, shrink_mode: str) -> list[str]:
+def _phase(epochs: float, num_steps: int) -> list[str]:
     return [
         _commented("train:", f"the pruning phase, {num_steps:,} steps"),
         f"  num_epochs: {epochs:g}",
         _commented("  learning_rate: 0.01", "a cosine takes it to zero; 0.01 to 0.02 suit a trained model"),
         "",
-        "prune:",
-        _commented(f"  target_macs_fraction: {target_macs_fraction:g}", "multiply-adds that may be left"),
-        _commented("  lasso_strength: auto", "this and the times of the masks are chosen for the length of `train`"),
-        _commented(f"  kept_lasso_strength: {PAPER_LASSO_STRENGTH:g}", "of the channels that stay"),
-        _commented(f"  round_to: {PROPOSED_ROUND_TO}", "widths in multiples of 4 run faster on CPUs, of 8 on GPUs"),
-        "",
-        "shrink:",
-        _commented(f"  mode: {shrink_mode}", "merge: dead channels leave while it trains; off: at the end"),
-        "",
     ]
+
+
+def _pruning(proposed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for section, values in proposed.items():
+        lines.append(f"{section}:")
+        for name, value in values.items():
+            text = f"{value:g}" if isinstance(value, float) else value
+            lines.append(_commented(f"  {name}: {text}", _COMMENTS[name]))
+        lines.append("")
+    return lines
 
 
 def _records(epochs: float, num_steps: int) -> list[str]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
-from resrep_dist.config.loading import parse_config
+from resrep_dist.config.loading import parse_config, parse_overrides
 from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import save_model
+from resrep_dist.runs import library
 from resrep_dist.runs.proposal import find_data, propose
 from tests.networks import random_source, small_network
 
@@ -106,6 +107,39 @@ def test_a_file_with_several_inputs_or_outputs_is_refused_in_one_line(arrays, tm
             shown = capsys.readouterr()
             assert expected in shown.err and "prune it in Keras' own" in shown.err and "image_size" not in shown.out
             assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([], (0.5, 1e-4, 4, "merge")),
+        (["prune.rule=paper"], (0.5, None, 1, "off")),
+        (["prune.target={parameters_fraction: 0.6}"], (None, 1e-4, 4, "merge")),
+        (["prune.target={latency_fraction: 0.6, costs: costs.json}"], (None, 1e-4, 1, "merge")),
+        (["prune.target.latency_fraction=0.6", "prune.target.costs=costs.json"], (None, 1e-4, 1, "merge")),
+        (["prune.rule=paper", "prune.target={macs_fraction: 0.6}", "prune.round_to=8"], (None, None, 8, "off")),
+    ],
+)
+def test_what_a_users_settings_exclude_is_not_proposed_and_one_call_in_a_program_does_the_same(
+    arrays, tmp_path, monkeypatch, overrides, expected
+):
+    save_model(small_network(), tmp_path / "net.h5")
+    started = []
+    monkeypatch.setattr("resrep_dist.cli.running.run_training", lambda config, *_: started.append(config) or 0)
+    call = ["prune", str(tmp_path / "net.h5"), "--data", str(arrays)]
+    assert main(call + [part for override in overrides for part in ("--set", override)]) == 0
+    (config,) = started
+    in_a_program = library._config(small_network(), random_source(), 0.5, None, parse_overrides(overrides))
+    for prune, shrink in ((config.prune, config.shrink), (in_a_program.prune, in_a_program.shrink)):
+        assert (prune.target_macs_fraction, prune.kept_lasso_strength, prune.round_to, shrink.mode) == expected
+    assert config.prune == in_a_program.prune
+
+
+def test_a_setting_that_contradicts_another_of_the_users_own_is_refused(arrays, tmp_path, capsys):
+    save_model(small_network(), tmp_path / "net.h5")
+    call = ["prune", str(tmp_path / "net.h5"), "--data", str(arrays), "--set", "prune.rule=paper"]
+    assert main([*call, "--set", "prune.kept_lasso_strength=0.001"]) == 2
+    assert "prune.kept_lasso_strength: received 0.001 with prune.rule 'paper'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("epochs", ["0", "-1", "nan", "inf", "many"])
