@@ -43,8 +43,10 @@ def with_keras3_meaning(model: keras.Model) -> keras.Model:
         A copy with equal weights; the model itself if nothing has to be replaced.
 
     Raises:
-        ModelError: If a layer means something else in Keras 3 and cannot be replaced.
+        ModelError: If a layer means something else in Keras 3 and cannot be replaced, or two layers would have one name
+            in the file.
     """
+    _require_own_names(model)
     if not any(map(_means_something_else, model._flatten_layers())):
         return model
     replaced: dict[int, list[keras.layers.Layer]] = {}
@@ -64,6 +66,19 @@ def with_keras3_meaning(model: keras.Model) -> keras.Model:
     result = rebuild(flat, replace)
     copy_weights(flat, result)
     return result
+
+
+def _require_own_names(model: keras.Model) -> None:
+    """Check that layers of a model, or of a model inside of it, have names of their own in a file."""
+    names: dict[str, str] = {}
+    for layer in model.layers:
+        if (other := names.setdefault(name_in_file(layer.name), layer.name)) != layer.name:
+            raise ModelError(
+                f"layers {other} and {layer.name}: both are {name_in_file(layer.name)} in a file, since Keras 3 allows "
+                "no / in names; give one of them another name"
+            )
+        if isinstance(layer, keras.Model):
+            _require_own_names(layer)
 
 
 def _means_something_else(layer: keras.layers.Layer) -> bool:

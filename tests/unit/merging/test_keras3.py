@@ -103,6 +103,15 @@ def test_what_means_something_else_and_cannot_be_replaced_is_refused(tmp_path, l
     assert not (tmp_path / "model.h5").exists()
 
 
+def test_layers_that_would_have_one_name_in_a_file_are_refused_before_it_is_written(tmp_path):
+    inputs = keras.Input([6, 6, 3])
+    pair = keras.Model(inputs, layers.ReLU(name="a_b")(layers.Conv2D(4, 1, name="a/b")(inputs)), name="inner")
+    for model in (pair, keras.Model(inputs, layers.Flatten()(pair(inputs)))):
+        with pytest.raises(ModelError, match="layers a/b and a_b: both are a_b in a file, since Keras 3 allows no /"):
+            save_model(model, tmp_path / "model.h5")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_gated_model_is_merged_and_its_file_compared(tmp_path):
     inputs = keras.Input([6, 6, 3])
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(12, 3)(inputs)))
