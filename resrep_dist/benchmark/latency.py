@@ -114,6 +114,11 @@ def print_latency_benchmark(console: Console, result: dict[str, Any]) -> None:
 
 def _paths_of_run(workdir: Path) -> dict[str, Path]:
     paths = {"base": workdir / "base" / "model.h5", "slim": current_folder(workdir / "slim") / "model.h5"}
+    if not paths["slim"].exists() and (current_folder(workdir / "final") / "model.h5").exists():
+        raise UserError(
+            f"{workdir}: this run pruned nothing, its configuration has no section `prune`, so there is no slim model "
+            "to compare; give a run that prunes, or a configuration with that section"
+        )
     for path in paths.values():
         if not path.exists():
             raise UserError(f"{path}: there is no such file; give a finished run of `resrep train`, or a configuration")

@@ -159,6 +159,15 @@ def test_times_that_are_not_known_well_are_said(result, capsys):
     assert f"Not known well: 1 of {num_medians} medians vary by more than 4 %" in capsys.readouterr().out
 
 
+def test_a_run_that_pruned_nothing_has_no_slim_model_to_compare(tmp_path, capsys):
+    assert main(["benchmark", "latency", str(tmp_path)]) == 2
+    assert "there is no such file; give a finished run of `resrep train`" in capsys.readouterr().err
+    save_model(small_network(), tmp_path / "final" / "model.h5")
+    assert main(["benchmark", "latency", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: this run pruned nothing" in error and "there is no slim model to compare" in error
+
+
 def test_a_table_of_another_model_is_refused_before_the_measurement(tmp_path, run, capsys):
     other = write_table(trace(small_network(image_size=24)), tmp_path / "costs.json")
     models = {name: load_model(run / name / "model.h5") for name in ("base", "slim")}
