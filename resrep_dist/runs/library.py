@@ -28,7 +28,7 @@ from resrep_dist.runs.base import check_base
 from resrep_dist.runs.preparation import with_numbers
 from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, proposed_pruning, proposed_shrink_mode
 from resrep_dist.runs.results import finish_run
-from resrep_dist.runs.workdir import open_workdir
+from resrep_dist.runs.workdir import open_workdir, with_costs_of_run
 from resrep_dist.training.evaluation import Evaluator
 from resrep_dist.training.phase import pruning_of
 from resrep_dist.training.start_checks import require_one_input_and_output
@@ -100,6 +100,8 @@ def prune(
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
+    if workdir:
+        config = with_costs_of_run(config, workdir)
     agree_on_costs(cluster, config.prune)
     graph, hooks = _graph(model, config), [history, *hooks]
     options: dict[str, Any] = {"cluster": cluster, "workdir": workdir, "console": console, "hooks": hooks}

@@ -5,7 +5,6 @@ Everything that can be refused is refused here, so that no base model is trained
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 
 from resrep_dist.checkpoints.same_data import check_data_of_ranks
@@ -22,7 +21,7 @@ from resrep_dist.monitoring.curves import check_heat_maps
 from resrep_dist.pruning.goals import agree_on_costs
 from resrep_dist.pruning.targets import require_prunable, require_reachable_target
 from resrep_dist.runs.start import copy_newest_state
-from resrep_dist.runs.workdir import COSTS, earlier_choices, open_workdir
+from resrep_dist.runs.workdir import earlier_choices, open_workdir
 from resrep_dist.training.phase import fingerprints, plan_phase, pruning_of
 from resrep_dist.training.start_checks import check_images, check_loss_and_metrics, note_widths
 
@@ -61,7 +60,6 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     """
     # On every rank, so that the others do not wait forever if something is missing on one host.
     model = cluster.everywhere(lambda: build_model(config.model, config.task))
-    config = _with_costs_of_run(config, workdir, cluster)
     agree_on_costs(cluster, config.prune)
     graph = cluster.everywhere(lambda: _checked_graph(model, config))
     train_data, validation_data = cluster.everywhere(lambda: load_sources(config.data, config.model, config.task))
@@ -78,23 +76,6 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     if graph:
         cluster.everywhere(lambda: check_loss_and_metrics(model, config))
     return Prepared(config, model, graph, train_data, validation_data)
-
-
-def _with_costs_of_run(config: Config, workdir: Path, cluster: Cluster) -> Config:
-    """Return a configuration that names the copy in the folder of a run if its table of times is gone.
-
-    Only of a run that has begun: what a refused start left may be of another table.
-    """
-    prune, copy = config.prune, (workdir / COSTS).absolute()
-    if prune is None or prune.target is None or prune.target.costs is None:
-        return config
-    has_begun = any((workdir / name).exists() for name in ("base", "checkpoints"))
-    if os.path.exists(prune.target.costs) or not has_begun or not copy.exists():
-        return config
-    if cluster.is_root:
-        _log.info("prune.target.costs: %s is gone; the run goes on with its copy, %s.", prune.target.costs, copy)
-    target = dataclasses.replace(prune.target, costs=str(copy))
-    return dataclasses.replace(config, prune=dataclasses.replace(prune, target=target))
 
 
 def _checked_graph(model: keras.Model, config: Config) -> Graph | None:

@@ -13,6 +13,7 @@ from resrep_dist.models.files import load_weights
 from resrep_dist.runs.base import obtain_base
 from resrep_dist.runs.preparation import prepare
 from resrep_dist.runs.results import finish_run, finished_report
+from resrep_dist.runs.workdir import with_costs_of_run
 from resrep_dist.training.determinism import enable_determinism
 from resrep_dist.training.trainer import Trainer
 
@@ -49,7 +50,7 @@ def train(
         StoppedError: If the run was asked to stop; the checkpoint is written.
     """
     # Checkpoints and TensorBoard keep the paths, which are then used from other current folders.
-    config = with_absolute_paths(config)
+    config = with_costs_of_run(with_absolute_paths(config), workdir)
     report = cluster.from_root(lambda: finished_report(config, workdir))
     if report is not None:
         return report

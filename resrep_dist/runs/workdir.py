@@ -49,6 +49,23 @@ def open_workdir(config: Config, workdir: Path) -> None:
         shutil.copyfile(costs, workdir / COSTS)
 
 
+def with_costs_of_run(config: Config, workdir: Path) -> Config:
+    """Return a configuration that names the copy in the folder of a run if its table of times is gone.
+
+    Only of a run that has begun: what a refused start left may be of another table.
+
+    Args:
+        config: A configuration for the run.
+        workdir: Folder of the run.
+    """
+    named, copy = config.prune.goal.costs if config.prune else None, (workdir / COSTS).absolute()
+    has_begun = any((workdir / name).exists() for name in ("base", "checkpoints"))
+    if named is None or os.path.exists(named) or not has_begun or not copy.exists():
+        return config
+    _log.info("prune.target.costs: %s is gone; the run goes on with its copy, %s.", named, copy)
+    return _with_target(config, costs=str(copy))
+
+
 def config_of_run(workdir: Path) -> Config:
     """Read the configuration of a run.
 

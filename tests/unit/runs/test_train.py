@@ -12,7 +12,7 @@ from resrep_dist.reporting.verdict import verdict
 from resrep_dist.runs.preparation import prepare
 from resrep_dist.runs.results import merge_run
 from resrep_dist.runs.train import train
-from resrep_dist.runs.workdir import config_of_run, open_workdir
+from resrep_dist.runs.workdir import config_of_run, open_workdir, with_costs_of_run
 from tests.networks import DIGITS_CONFIG, shrinking_config, small_config, small_network
 from tests.tables import write_table
 
@@ -48,7 +48,7 @@ def test_a_folder_of_other_things_is_refused_and_what_a_killed_start_left_is_not
         open_workdir(load_config(DIGITS_CONFIG), tmp_path)
 
 
-def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, monkeypatch):
+def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, monkeypatch, caplog):
     graph = trace(small_network())
     monkeypatch.chdir(tmp_path)
     write_table(graph, tmp_path / "costs.json")
@@ -82,31 +82,32 @@ def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, mon
     write_table(graph, tmp_path / "moved.json", base_ms=7.0)
     with pytest.raises(ConfigError, match="prune.target.costs_sha256 is .* there and .* here"):
         train(moved, tmp_path / "run", Cluster(), None)
-
-
-def test_a_run_goes_on_with_its_copy_of_a_table_that_is_gone(tmp_path, caplog):
+    (tmp_path / "moved.json").unlink()
     caplog.set_level("INFO", logger="resrep_dist")
+    assert train(moved, tmp_path / "run", Cluster(), None)["target"] == report["target"]
+    assert f"moved.json is gone; the run goes on with its copy, {tmp_path / 'run' / 'costs.json'}." in caplog.text
+
+
+def test_the_copy_of_a_table_that_is_gone_is_used_once_a_run_has_begun(tmp_path):
     costs, run = tmp_path / "costs.json", tmp_path / "run"
     write_table(trace(small_network()), costs)
     target = {"target_macs_fraction": None, "target": {"latency_fraction": 0.7, "costs": str(costs)}}
     config = small_config(model={"name": "python:tests.networks:small_classifier"}, prune=target)
     started = prepare(config, run, Cluster())
-    assert started.config.prune.target.costs == str(costs)
+    assert with_costs_of_run(config, run) == config
     costs.unlink()
     # What a start without a step left may be of another table.
-    with pytest.raises(ConfigError, match=r"costs\.json: cannot be read"):
-        prepare(config, run, Cluster())
+    assert with_costs_of_run(config, run) == config
     (run / "base").mkdir()
     moved = run.rename(tmp_path / "moved")
-    resumed = prepare(config, moved, Cluster())
-    assert f"{costs} is gone; the run goes on with its copy, {moved / 'costs.json'}." in caplog.text
+    resumed = prepare(with_costs_of_run(config, moved), moved, Cluster())
     assert resumed.config.prune.target == dataclasses.replace(
         started.config.prune.target, costs=str(moved / "costs.json")
     )
     assert config_of_run(moved) == resumed.config
     (moved / "costs.json").unlink()
     with pytest.raises(ConfigError, match=r"costs\.json: cannot be read"):
-        prepare(config, moved, Cluster())
+        prepare(with_costs_of_run(config, moved), moved, Cluster())
 
 
 @pytest.mark.parametrize("mode", ["exact", "merge"])
