@@ -10,6 +10,8 @@ from pathlib import Path
 from docs.drawings.packages import ROOT
 from tests.docs.examples import examples
 
+import pytest
+
 PAGE = "docs/quick_start.md"
 # 60 images in three classes, and a classifier with its own scaling and a softmax, as tutorials of Keras have it.
 USER = """
@@ -39,6 +41,7 @@ model.save("mine.keras")
 """
 
 
+@pytest.mark.slow
 def test_the_quick_start_from_a_folder_and_a_file_of_keras_3(tmp_path):
     def run(*command, **changes):
         environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}

@@ -45,6 +45,7 @@ def test_an_own_model_is_pruned_on_a_folder_of_images(tmp_path):
         assert slim.get_layer(name).filters == int(kept) <= int(original)
 
 
+@pytest.mark.slow
 def test_fit_prunes_and_resumes_where_it_ended(tmp_path):
     first = run("fit_with_callbacks.py", tmp_path)
     widths = re.findall(r"(\d+) of (\d+) channels", first)

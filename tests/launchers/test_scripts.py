@@ -45,6 +45,7 @@ def test_horovods_timeline_has_the_collective_of_the_step(mpirun):
 
 
 @needs_mpi
+@pytest.mark.slow
 def test_horovodrun_and_mpirun_end_with_the_same_model(tmp_path, mpirun):
     code, log = run_script("local.sh", tmp_path / "run", tmp_path / "log", *sets())
     assert code == 0, log[-4000:]

@@ -73,6 +73,7 @@ def test_a_job_whose_ranks_never_started_is_not_taken_for_a_good_one(slurm, tmp_
     assert "usage: resrep train" in log and "srun returned 0, but no run has come to its end" in log
 
 
+@pytest.mark.slow
 def test_a_job_on_two_nodes_trains_prunes_and_merges(slurm, tmp_path, mpirun):
     start = time.monotonic()
     # A thread for each rank, as under mpirun: sums in another number of threads are rounded otherwise.

@@ -24,7 +24,7 @@ import pytest
 SHORT = [
     "model.name=python:tests.networks:small_network",
     "base.num_epochs=2", "base.warmup_epochs=1", "train.num_epochs=9", "prune.mask_start_epochs=1",
-    "prune.mask_interval_steps=5", "prune.channels_per_update=2",
+    "prune.mask_interval_steps=5", "prune.channels_per_update=4",
     "prune.target_macs_fraction=0.8", "prune.lasso_strength=0.15", "prune.min_base_top1=0",
     "train.learning_rate=0.02", "checkpoint.interval_steps=20", "logging.interval_steps=10",
     "logging.evaluation_epochs=4",

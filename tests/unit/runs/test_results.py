@@ -282,6 +282,7 @@ def is_current(model):
     return not is_replaced and model.parent.name != "slim.partial"
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_merged_again_only_for_another_checkpoint_or_other_settings(
     there, monkeypatch, logged, caplog
 ):
