@@ -45,7 +45,7 @@ def test_both_launchers_train_over_both_hosts_and_end_with_the_same_model(tmp_pa
 
 
 # The ranks of both hosts have to find one another to say so.
-@pytest.mark.parametrize("script", INTERFACES)
+@pytest.mark.parametrize("script", ["local.sh", pytest.param("mpirun.sh", marks=pytest.mark.slow)])
 def test_a_workdir_that_the_hosts_do_not_share_is_refused(tmp_path, script):
     with TwoHosts(f"mount -t tmpfs own {tmp_path}") as hosts:
         code, log = train(script, hosts, tmp_path / "run", tmp_path / "log")

@@ -110,7 +110,7 @@ def test_the_copy_of_a_table_that_is_gone_is_used_once_a_run_has_begun(tmp_path)
         prepare(with_costs_of_run(config, moved), moved, Cluster())
 
 
-@pytest.mark.parametrize("mode", ["exact", "merge"])
+@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "merge"])
 def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
     config = dataclasses.replace(
         shrinking_config(mode),
