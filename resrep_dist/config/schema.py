@@ -149,7 +149,7 @@ class PruneConfig:
     min_channels: Positive = 1
     """Minimum number of channels that every layer keeps."""
     round_to: Positive = 1
-    """Widths of the slim model are rounded up to multiples of this number of channels; 8 is fast on tensor cores."""
+    """Widths of the slim model are rounded up to multiples of this number of channels; 4 is fast on CPUs, 8 on GPUs."""
     paper_dead_row_norm: NotNegativeFloat = 1e-5
     """For the rule `paper`: norm up to which a masked row counts as dead. The default is the authors' threshold."""
     ranking: Literal["norm", "norm_per_cost"] = "norm"
