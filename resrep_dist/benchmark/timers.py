@@ -13,6 +13,7 @@ from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, OPSET
 from resrep_dist.models.calling import with_autograph
 from resrep_dist.timing import runtimes
+from resrep_dist.timing.rounds import OnGpu
 from resrep_dist.timing.runtimes import Run, open_file
 
 import numpy as np
@@ -52,6 +53,15 @@ def gpu_name() -> str | None:
     """Return the name of the GPU on which Keras models run here, None without one."""
     gpus = tf.config.get_visible_devices("GPU")
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "a GPU")) if gpus else None
+
+
+def in_tensorflow(run: Run) -> Run:
+    """Return a function of TensorFlow as it is to be timed: marked as one that waits for a GPU, if there is one.
+
+    Args:
+        run: The function.
+    """
+    return OnGpu(run) if gpu_name() else run
 
 
 def require_converter(runtime: Runtime) -> dict[str, str]:
@@ -154,8 +164,13 @@ def _infer(model: keras.Model, batch: tf.Tensor) -> Any:
 def _in_keras(model: keras.Model, batch_size: int) -> Run:
     images = np.random.default_rng(0).normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)
     function, batch = tf.function(functools.partial(_infer, model), autograph=False), tf.constant(images)
-    # The copy of a result waits for it.
-    return lambda: tf.nest.map_structure(lambda output: output.numpy(), function(batch))
+
+    def run() -> None:
+        function(batch)
+        # A GPU may still be at work. Copying the outputs would also wait, but those of a layer are large.
+        tf.test.experimental.sync_devices()
+
+    return in_tensorflow(run) if gpu_name() else functools.partial(function, batch)
 
 
 def _layer_in_tflite(model: keras.Model, shape: tuple[int, ...]) -> bytes:

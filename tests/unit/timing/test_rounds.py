@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency_table import table_from
 from resrep_dist.timing import rounds
-from resrep_dist.timing.rounds import Median, time_in_turn
+from resrep_dist.timing.rounds import Median, OnGpu, time_in_turn
 from resrep_dist.timing.runtimes import onnx_options
 from resrep_dist.timing.summary import summary, wide_spreads
 from tests.networks import small_network
@@ -108,6 +108,12 @@ def test_samples_of_a_busy_core_count_only_if_there_are_no_others(clock, busy):
     busy = function(clock, [0.003], **busy)
     assert time_in_turn([busy], spread_bound=0.02, max_rounds=9)[0].milliseconds == pytest.approx(3)
     assert num_rounds(busy) == 9
+
+
+def test_a_function_that_waits_for_a_gpu_need_not_have_a_core(clock):
+    waiting = function(clock, [0.003], core_share=0.1, num_switches=1)
+    time_in_turn([OnGpu(waiting)], spread_bound=0.02, max_rounds=50)
+    assert num_rounds(waiting) == 7
 
 
 def test_a_spread_is_known_by_its_own_median_or_a_larger_one():
