@@ -10,7 +10,6 @@ from typing import Any
 
 from resrep_dist.benchmark.inference_files import InferenceFile, files_in_every_format, noise_for
 from resrep_dist.benchmark.layer_times import measure_layers
-from resrep_dist.benchmark.timers import in_tensorflow
 from resrep_dist.config import Config, load_config
 from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.errors import UserError
@@ -27,7 +26,6 @@ from resrep_dist.pruning.targets import require_prunable
 from resrep_dist.reporting.table import find_report, read_report
 from resrep_dist.runs.workdir import config_of_run
 from resrep_dist.timing.rounds import Median, time_in_turn
-from resrep_dist.timing.runtimes import Run
 from resrep_dist.training.phase import pruning_of
 
 import numpy as np
@@ -165,9 +163,7 @@ def _measure(files: list[InferenceFile], batch_size: int, num_rounds: int) -> di
     # One runtime after another, since the idle threads of a library keep a core busy for a while.
     for runtime in dict.fromkeys(file.runtime for file in files):
         in_turn = [file for file in files if file.runtime == runtime]
-        runs: list[Run] = [functools.partial(file.inference.run, images) for file in in_turn]
-        if runtime in ("keras", "saved_model"):
-            runs = [in_tensorflow(run) for run in runs]
+        runs = [functools.partial(file.inference.run, images) for file in in_turn]
         medians = time_in_turn(runs, spread_bound=_SPREAD_BOUND, max_rounds=num_rounds)
         result |= {(file.format, file.model): median for file, median in zip(in_turn, medians, strict=True)}
     return result

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from resrep_dist.errors import UserError
 from resrep_dist.export.convert import FORMATS, OPSET
 from resrep_dist.models.calling import with_autograph
 from resrep_dist.timing import runtimes
-from resrep_dist.timing.rounds import OnGpu
+from resrep_dist.timing.rounds import Passes
 from resrep_dist.timing.runtimes import Run, open_file
 
 import numpy as np
@@ -55,15 +55,6 @@ def gpu_name() -> str | None:
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "a GPU")) if gpus else None
 
 
-def in_tensorflow(run: Run) -> Run:
-    """Return a function of TensorFlow as it is to be timed: marked as one that waits for a GPU, if there is one.
-
-    Args:
-        run: The function.
-    """
-    return OnGpu(run) if gpu_name() else run
-
-
 def require_converter(runtime: Runtime) -> dict[str, str]:
     """Check that the packages that write the files of a runtime are there; return their versions.
 
@@ -97,7 +88,7 @@ def whole_model(model: keras.Model, runtime: Runtime, batch_size: int, num_threa
         UserError: If the converter is not installed.
     """
     if runtime == "keras":
-        return _in_keras(model, batch_size)
+        return _model_in_keras(model, batch_size)
     return open_file(runtime, model_file(model, runtime), batch_size, num_threads)
 
 
@@ -111,7 +102,7 @@ def single_layer(model: keras.Model, runtime: Runtime, batch_size: int, num_thre
         num_threads: Number of threads.
     """
     if runtime == "keras":
-        return _in_keras(model, batch_size)
+        return _layer_in_keras(model, batch_size)
     return open_file(runtime, layer_file(model, runtime, batch_size), batch_size, num_threads)
 
 
@@ -161,16 +152,39 @@ def _infer(model: keras.Model, batch: tf.Tensor) -> Any:
     return with_autograph(model, batch, training=False)
 
 
-def _in_keras(model: keras.Model, batch_size: int) -> Run:
-    images = np.random.default_rng(0).normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)
-    function, batch = tf.function(functools.partial(_infer, model), autograph=False), tf.constant(images)
+def _noise(model: keras.Model, batch_size: int) -> tf.Tensor:
+    shape = (batch_size, *model.input_shape[1:])
+    return tf.constant(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
-    def run() -> None:
-        function(batch)
-        # A GPU may still be at work. Copying the outputs would also wait, but those of a layer are large.
-        tf.test.experimental.sync_devices()
 
-    return in_tensorflow(run) if gpu_name() else functools.partial(function, batch)
+def _model_in_keras(model: keras.Model, batch_size: int) -> Run:
+    function = tf.function(functools.partial(_infer, model), autograph=False)
+    return _synchronized(functools.partial(function, _noise(model, batch_size)))
+
+
+def _layer_in_keras(model: keras.Model, batch_size: int) -> Run:
+    def passes(images: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        # Each pass replaces the outputs of the one before, so that none can be left out.
+        return tf.while_loop(
+            lambda done, _: done < number,
+            lambda done, _: (done + 1, _infer(model, images)),
+            (tf.constant(0), tf.zeros((batch_size, *model.output_shape[1:]))),
+            parallel_iterations=1,
+        )[1]
+
+    function, images = tf.function(passes, autograph=False), _noise(model, batch_size)
+    return Passes(_synchronized(lambda number: function(images, tf.constant(number))))
+
+
+def _synchronized(run: Callable[..., Any]) -> Callable[..., None]:
+    """Return a function that ends when a GPU has done all work. To copy the outputs of a layer would take long."""
+    synchronize = tf.test.experimental.sync_devices if gpu_name() else lambda: None
+
+    def run_to_the_end(*arguments: int) -> None:
+        run(*arguments)
+        synchronize()
+
+    return run_to_the_end
 
 
 def _layer_in_tflite(model: keras.Model, shape: tuple[int, ...]) -> bytes:

@@ -17,8 +17,10 @@ except ImportError:  # on Windows
     resource = None
 
 _MIN_SECONDS = 3e-4
+# One call of TensorFlow takes up to half a millisecond.
+_MIN_SECONDS_OF_PASSES = 5e-3
 _MIN_SAMPLES = 7
-_MAX_REPEATS = 50
+_MAX_PASSES = 50
 # Less than this part of the time on a core means that another process had it.
 _MIN_CORE_SHARE = 0.95
 # With several threads the time on cores says little, but another process then takes a core from them more often.
@@ -60,15 +62,15 @@ class Median:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnGpu:
-    """A function that waits for a GPU: how long it has a core says nothing about other processes."""
+class Passes:
+    """A function that makes many passes in one call, since a call can take longer than what it is to measure."""
 
-    run: Callable[[], Any]
-    """The function."""
+    run: Callable[[int], Any]
+    """Makes so many passes."""
 
     def __call__(self) -> Any:
-        """Call it."""
-        return self.run()
+        """Make one pass."""
+        return self.run(1)
 
 
 def time_in_turn(
@@ -83,7 +85,7 @@ def time_in_turn(
 
     A sample is left out if others had the cores in between: if this process had one for less than 95 % of the time, or
     if one was taken from its threads more than 40 times per second, which only Linux tells. If fewer than seven samples
-    are left, all count, and of functions on a GPU always. A function takes part until its spread is below the bound.
+    are left, all count. A function takes part until its spread is below the bound.
 
     Args:
         runs: The functions.
@@ -96,13 +98,13 @@ def time_in_turn(
     Returns:
         The medians, in the order of `runs`.
     """
-    repeats = [_warm_up(run) for run in runs]
+    num_passes = [_warm_up(run) for run in runs]
     clean: list[list[float]] = [[] for _ in runs]
     disturbed: list[list[float]] = [[] for _ in runs]
     going = list(range(len(runs)))
     for number in range(1, max_rounds + 1):
         for index in going:
-            sample, is_clean = _sample(runs[index], repeats[index])
+            sample, is_clean = _sample(runs[index], num_passes[index])
             (clean if is_clean else disturbed)[index].append(sample)
         mean = _mean_of_medians(clean, disturbed) if is_for_a_sum else 0.0
         going = [
@@ -121,22 +123,39 @@ def time_in_turn(
 
 
 def _warm_up(run: Callable[[], Any]) -> int:
-    """Call a function for the first times; return how often it is called for a sample."""
+    """Call a function for the first times; return how many passes a sample has."""
     run()
+    seconds = _seconds_of(run, 1)
+    if not isinstance(run, Passes):
+        return _passes_for(_MIN_SECONDS, seconds)
+    num_passes = _passes_for(_MIN_SECONDS_OF_PASSES, seconds)
+    if num_passes > 1:
+        # What further passes add has not the call in it.
+        seconds = (_seconds_of(run, num_passes) - seconds) / (num_passes - 1)
+    return _passes_for(_MIN_SECONDS_OF_PASSES, seconds)
+
+
+def _passes_for(wanted_seconds: float, seconds: float) -> int:
+    return max(1, min(_MAX_PASSES, math.ceil(wanted_seconds / max(seconds, 1e-9))))
+
+
+def _seconds_of(run: Callable[[], Any], num_passes: int) -> float:
     start = time.perf_counter()
-    run()
-    return max(1, min(_MAX_REPEATS, math.ceil(_MIN_SECONDS / max(time.perf_counter() - start, 1e-9))))
+    if isinstance(run, Passes):
+        run.run(num_passes)
+    else:
+        for _ in range(num_passes):
+            run()
+    return time.perf_counter() - start
 
 
-def _sample(run: Callable[[], Any], num_repeats: int) -> tuple[float, bool]:
+def _sample(run: Callable[[], Any], num_passes: int) -> tuple[float, bool]:
     run()  # what other functions have put out of the caches comes back
-    switches, on_core, start = _num_switches(), time.process_time(), time.perf_counter()
-    for _ in range(num_repeats):
-        run()
-    seconds, core_seconds = time.perf_counter() - start, time.process_time() - on_core
+    switches, on_core = _num_switches(), time.process_time()
+    seconds = _seconds_of(run, num_passes)
+    core_seconds = time.process_time() - on_core
     had_its_cores = _num_switches() - switches <= _MAX_SWITCHES_PER_SECOND * seconds
-    is_clean = isinstance(run, OnGpu) or (had_its_cores and core_seconds >= _MIN_CORE_SHARE * seconds)
-    return 1000.0 * seconds / num_repeats, is_clean
+    return 1000.0 * seconds / num_passes, had_its_cores and core_seconds >= _MIN_CORE_SHARE * seconds
 
 
 def _num_switches() -> int:

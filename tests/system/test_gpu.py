@@ -3,11 +3,8 @@
 import json
 
 import resrep_dist
-from resrep_dist.benchmark.timers import whole_model
 from resrep_dist.cli.main import main
-from resrep_dist.distributed.environment import visible_cores
 from resrep_dist.layers.insertion import has_compactors
-from resrep_dist.timing.rounds import time_in_turn
 from tests.networks import random_source, shrinking_config, small_config, small_network
 from tests.ranks.launcher import run_ranks
 from tests.system.runs import train_command
@@ -69,13 +66,6 @@ def test_a_table_of_times_names_the_gpu(tmp_path):
     assert main(["measure", str(path), "--runtime", "keras", "--output", str(tmp_path / "costs.json")]) == 0
     machine = json.loads((tmp_path / "costs.json").read_text())["machine"]
     assert machine["processor"] and machine["gpu"] == tf.config.experimental.get_device_details(GPUS[0])["device_name"]
-
-
-def test_what_waits_for_the_gpu_is_timed_though_it_has_no_core(tmp_path):
-    run = whole_model(small_network(), "keras", 8, visible_cores())
-    rounds = []
-    time_in_turn([run], spread_bound=10.0, max_rounds=50, on_round=lambda number, _: rounds.append(number))
-    assert len(rounds) == 7
 
 
 def test_batches_are_on_the_gpu_and_a_bad_one_changes_nothing():

@@ -24,6 +24,7 @@ from tests.networks import small_config, small_mobilenet
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow import keras
 
@@ -53,6 +54,22 @@ def test_a_layer_in_a_runtime_is_that_of_the_model(name):
     np.testing.assert_allclose(output, expected, atol=1e-4)
     for runtime in ("keras", "tflite", "onnx"):
         single_layer(layer, runtime, 2, 1)()
+
+
+def test_a_call_of_a_keras_layer_makes_as_many_passes_as_it_is_asked_for():
+    num_passes = []
+
+    def count(images):
+        num_passes.append(1)
+        return images
+
+    images = keras.Input((4, 4, 3))
+    counted = keras.layers.Lambda(lambda x: tf.ensure_shape(tf.numpy_function(count, [x], tf.float32), x.shape))
+    layer = single_layer(keras.Model(images, counted(images)), "keras", 2, 1)
+    layer()
+    assert len(num_passes) == 1
+    layer.run(7)
+    assert len(num_passes) == 8
 
 
 def test_a_dense_layer_in_onnx_is_that_of_the_model():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from resrep_dist.graph import trace
 from resrep_dist.graph.latency_table import table_from
 from resrep_dist.timing import rounds
-from resrep_dist.timing.rounds import Median, OnGpu, time_in_turn
+from resrep_dist.timing.rounds import Median, Passes, time_in_turn
 from resrep_dist.timing.runtimes import onnx_options
 from resrep_dist.timing.summary import summary, wide_spreads
 from tests.networks import small_network
@@ -110,10 +110,21 @@ def test_samples_of_a_busy_core_count_only_if_there_are_no_others(clock, busy):
     assert num_rounds(busy) == 9
 
 
-def test_a_function_that_waits_for_a_gpu_need_not_have_a_core(clock):
-    waiting = function(clock, [0.003], core_share=0.1, num_switches=1)
-    time_in_turn([OnGpu(waiting)], spread_bound=0.02, max_rounds=50)
-    assert num_rounds(waiting) == 7
+@pytest.mark.parametrize(
+    ("seconds_of_a_pass", "num_passes", "milliseconds"), [(1e-4, 50, 0.1), (1e-3, 5, 1), (0.02, 1, 20)]
+)
+def test_a_call_that_takes_longer_than_a_pass_hardly_counts(clock, seconds_of_a_pass, num_passes, milliseconds):
+    """A function of TensorFlow takes half a millisecond to be called."""
+    tried = []
+
+    def run(number):
+        tried.append(number)
+        clock.now += 5e-4 + number * seconds_of_a_pass
+        clock.on_core = clock.now
+
+    (median,) = time_in_turn([Passes(run)], spread_bound=0.02, max_rounds=50)
+    assert tried[-2:] == [1, num_passes]
+    assert median.milliseconds == pytest.approx(milliseconds, rel=0.13) and median.spread == pytest.approx(0)
 
 
 def test_a_spread_is_known_by_its_own_median_or_a_larger_one():
