@@ -46,10 +46,10 @@ class WeightedCall:
 
     @property
     def kind(self) -> str:
-        """Class of the layer and size of its kernel, as in "Conv2D 3x3"."""
+        """Class of the layer, size of its kernel and whether it treats every channel alone, as in "Conv2D 3x3"."""
         text = json.loads(self.signature)
         size = "x".join(map(str, text.get("kernel_size", ())))
-        return f"{text['layer']} {size}".strip()
+        return f"{text['layer']} {size} {'by channel' if self.is_per_channel else ''}".strip()
 
     @property
     def size(self) -> str:

@@ -61,9 +61,19 @@ def test_a_layer_is_measured_at_whole_blocks_and_below_one():
     grouped = {call.name: call for call in trace(grouped_classifier(16, 10)).calls}["conv1"]
     assert all(width % 4 == 0 for side in grid_widths(grouped, [Steps(), Steps()]) for width in side)
     scans = {(scan.kind, scan.side): scan.widths for scan in scans_of(list(calls.values()))}
-    assert set(scans) == {("Conv2D 1x1", 0), ("Conv2D 1x1", 1), ("Conv2D 3x3", 1), ("DepthwiseConv2D 3x3", 0),
-                          ("Dense", 0)}  # fmt: skip
+    assert set(scans) == {("Conv2D 1x1", 0), ("Conv2D 1x1", 1), ("Conv2D 3x3", 1), ("Dense", 0),
+                          ("DepthwiseConv2D 3x3 by channel", 0)}  # fmt: skip
     assert all(widths[-1] - widths[0] < 48 for widths in scans.values())
+
+
+def test_a_depthwise_convolution_by_groups_is_another_kind_than_a_full_one_of_its_kernel():
+    layers, x = keras.layers, keras.Input([8, 8, 3])
+    inputs = x
+    for num_groups in (1, 64):
+        x = layers.Conv2D(64, 3, groups=num_groups, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    calls = trace(keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))).calls
+    assert [call.kind for call in calls] == ["Conv2D 3x3", "Conv2D 3x3 by channel", "Dense"]
 
 
 @pytest.mark.parametrize("network", [small_resnet, small_mobilenet, grouped_classifier])
