@@ -40,6 +40,15 @@ class ChannelHistory:
             masked_at[~masked] = _NEVER
             died_at[dead & (died_at == _NEVER)] = step
 
+    def end(self, step: int) -> None:
+        """Let all masked channels be dead: the run was merged in training, for which they had to be.
+
+        Args:
+            step: Number of steps made.
+        """
+        for name, masked_at in self.masked_at.items():
+            self.died_at[name][(masked_at != _NEVER) & (self.died_at[name] == _NEVER)] = step
+
     def first_and_last_death(self) -> tuple[int, int]:
         """Return the first and the last step at which channels died; (0, 0) if none has."""
         steps = [step for died_at in self.died_at.values() for step in died_at.tolist() if step != _NEVER]

@@ -25,12 +25,18 @@ class Curves(Hook):
         config: Intervals, heat maps and the profile.
         global_batch_size: Number of samples per step, over all ranks.
         sweep_row: Name of the run in TensorBoard's table of a sweep; None for base training, which has no row.
+        graph: What the phase prunes; None for training without pruning.
     """
 
     def __init__(
-        self, monitor: Monitor, config: LoggingConfig, global_batch_size: int, sweep_row: str | None = None
+        self,
+        monitor: Monitor,
+        config: LoggingConfig,
+        global_batch_size: int,
+        sweep_row: str | None = None,
+        graph: Graph | None = None,
     ) -> None:
-        self._monitor, self._config, self._sweep_row = monitor, config, sweep_row
+        self._monitor, self._config, self._sweep_row, self._graph = monitor, config, sweep_row, graph
         self._timer, self._data_wait = StepTimer(global_batch_size), DataWait()
         self._history = ChannelHistory()
         self._collective_seconds = 0.0
@@ -70,6 +76,7 @@ class Curves(Hook):
             self.add_masks(trainer.step, trainer.pruner)
         if metrics is not None:
             self.add_training(trainer.step, metrics, trainer.pruner)
+            self._add_what_is_left(trainer)
 
     def on_evaluation(self, trainer: Watched, values: Mapping[str, float], seconds: float) -> None:
         """Add the points and the images of an evaluation. Drawing them is part of its time, not of a step's."""
@@ -98,6 +105,11 @@ class Curves(Hook):
         """Add the time that a shrink took, and the multiply-adds that remain."""
         self._monitor.scalars(trainer.step, {f"shrink/{name}": value for name, value in figures.items()})
         self._add_pause("shrink", trainer.step, figures["build_seconds"] + figures["tracing_seconds"])
+        if trainer.state.channels and trainer.state.channels.is_merged:
+            # The last rows have died since their masks were recorded.
+            self._history.end(trainer.step)
+            self._write_history()
+            self._add_what_is_left(trainer)
 
     def on_end(self, trainer: Watched) -> None:
         """Close the curves, the profile and the progress bar."""
@@ -152,7 +164,7 @@ class Curves(Hook):
         """
         if self._monitor.folder is not None:
             self._history.update(step, pruner.channel_states())
-            self._monitor.text_file(HISTORY_FILE, self._history.to_json())
+            self._write_history()
 
     def add_validation(self, step: int, values: Mapping[str, float], pruner: Pruner | None) -> None:
         """Add the points of an evaluation, and images of the channels and of some compactors.
@@ -170,6 +182,17 @@ class Curves(Hook):
         for name in self._heat_maps(pruner):
             picture = heat_map(pruner.kernel(name))
             self._monitor.picture(step, f"compactor/{name}", picture, "Outputs down, inputs across.")
+
+    def _write_history(self) -> None:
+        self._monitor.text_file(HISTORY_FILE, self._history.to_json())
+
+    def _add_what_is_left(self, trainer: Watched) -> None:
+        """Add the multiply-adds of a model that was merged in training: it has no masks any more that tell them."""
+        channels, graph = trainer.state.channels, self._graph
+        if graph and channels and channels.is_merged:
+            fraction = graph.macs.total(channels.widths) / graph.macs.total(graph.widths)
+            names = "prune/macs_fraction_by_mask", "prune/macs_fraction_living"
+            self._monitor.scalars(trainer.step, dict.fromkeys(names, fraction))
 
     def _add_pause(self, name: str, step: int, seconds: float) -> None:
         """Add time that is not part of a step."""

@@ -47,7 +47,7 @@ def default_hooks(
     curves = folder / "tensorboard" if folder and cluster.is_root else None
     monitor = Monitor(title, curves, console if cluster.is_root else None, num_steps)
     hooks: list[Hook] = [
-        Curves(monitor, config.logging, config.data.global_batch_size, sweep_row),
+        Curves(monitor, config.logging, config.data.global_batch_size, sweep_row, graph),
         Health(config.prune if graph else None, guessing),
     ]
     if config.logging.record_samples and folder:

@@ -19,7 +19,7 @@ from resrep_dist.monitoring.channel_images import (
 )
 from resrep_dist.monitoring.dashboard import subrun_of, write_hparams
 from resrep_dist.monitoring.monitor import Monitor
-from tests.networks import random_source, small_config, small_network
+from tests.networks import random_source, shrinking_config, small_config, small_network
 
 import numpy as np
 import pytest
@@ -189,6 +189,25 @@ def test_the_history_of_the_channels_survives_the_resume_and_ends_as_the_model_i
         np.testing.assert_array_equal(history.died_at[name] >= 0, dead)
     masked_at = np.concatenate(list(history.masked_at.values()))
     assert masked_at[masked_at >= 0].min() == 10, "what happened before the resume is known"
+
+
+def test_a_run_that_is_merged_in_training_shows_what_is_left_to_its_end(tmp_path):
+    """The last rows die between two logging steps, and then there are no masks any more."""
+    model, sources = small_network(), (random_source(), random_source(64, seed=1))
+    graph = resrep_dist.trace(model)
+    trainer = resrep_dist.Trainer(model, graph, shrinking_config("merge"), *sources, workdir=tmp_path, console=None)
+    trainer.run()
+    channels = trainer.state.channels
+    assert channels.is_merged and trainer.state.early_merge["step"] < trainer.step - 20
+    history = ChannelHistory.load(tmp_path / "tensorboard")
+    for group, kept in zip(graph.groups, channels.kept, strict=True):
+        assert np.flatnonzero(history.died_at[group.name] < 0).tolist() == list(kept)
+        np.testing.assert_array_equal(history.died_at[group.name] < 0, history.masked_at[group.name] < 0)
+    ask = serve(tmp_path)
+    fraction = graph.macs.total(channels.widths) / graph.macs.total(graph.widths)
+    for name in ("living", "by_mask"):
+        step, last = values(ask, f"prune/macs_fraction_{name}")[-1]
+        assert step == trainer.step and last == pytest.approx(fraction)
 
 
 def test_channels_died_when_the_curves_say_so(run, ask):
