@@ -37,8 +37,8 @@ def plan_step_seconds(compute_seconds: float, reduce_seconds: float, overlap: fl
     Args:
         compute_seconds: Time of its computation.
         reduce_seconds: Time of its collective.
-        overlap: Fraction of the computation that runs at the same time as the collective. It is 0 for the steps of this
-            package, which start their one collective when all gradients are computed.
+        overlap: Fraction of the computation that runs at the same time as the collectives. The first of them start when
+            their gradients are computed, while others still are.
     """
     return compute_seconds + max(0.0, reduce_seconds - overlap * compute_seconds)
 

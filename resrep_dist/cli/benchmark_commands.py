@@ -41,7 +41,7 @@ def _add_data(kinds: Any) -> argparse.ArgumentParser:
 
 def _add_steps(kinds: Any) -> argparse.ArgumentParser:
     steps = add_command(
-        kinds, "steps", "training steps: plain, ResRep, shrunken in each way, slim; under horovodrun too",
+        kinds, "steps", "training steps: plain, ResRep, shrunken, slim; under horovodrun too",
         "resrep benchmark steps configs/digits_resnet20.yaml --run runs/digits",
     )  # fmt: skip
     add_config(steps)
@@ -56,7 +56,8 @@ def _add_steps(kinds: Any) -> argparse.ArgumentParser:
     steps.add_argument(
         "--arms",
         metavar="A,B",
-        help="names as in the table (default: all), also stock_keras on one rank, one_group; plain is always measured",
+        help="names as in the table (default: all), also stock_keras on one rank, one_group, resrep_taught; plain is "
+        "always measured",
     )
     steps.set_defaults(command=_benchmark_steps)
     return steps
@@ -103,7 +104,7 @@ def _add_plan(commands: Any) -> None:
         "--overlap",
         type=_between(0, 1),
         default=0.0,
-        help="share of the computation that goes on while the collective runs (default: 0, as in `resrep train`)",
+        help="share of the computation that goes on while the collectives run (default: 0; `resrep train` has more)",
     )
     plan.add_argument(
         "--benchmark", type=Path, metavar="FILE", help="benchmark.json of one rank; default: the steps are measured now"
