@@ -81,8 +81,8 @@ def _source(
     images: np.ndarray = table[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     if normalization.is_bgr:
         images = images[..., ::-1]
-    labels = table[:, num_labels - 1].astype(np.int64)
-    return Source(np.ascontiguousarray(images), labels, num_classes, normalization.mean, normalization.std)
+    images, labels = np.ascontiguousarray(images), table[:, num_labels - 1].astype(np.int64)
+    return Source(images, labels, num_classes, normalization.mean, normalization.std, normalization)
 
 
 def _read(path: Path, names: Sequence[str]) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from resrep_dist.data.labels import are_one_hot
 from resrep_dist.data.normalization import Normalization
@@ -44,9 +43,10 @@ def npz(
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"data.path {path}: x_train holds images of {train.shape[1:]}, x_test of {test.shape[1:]}")
     _require_one_scale(path, train, test)
-    if normalization is not None and normalization.is_bgr and np.issubdtype(train.dtype, np.integer):
+    scale = _scale(path, train, normalization)
+    if scale is not None and scale.is_bgr:
         train, test = train[..., ::-1], test[..., ::-1]
-    mean, std = _statistics(path, train, normalization)
+    mean, std = (scale.mean, scale.std) if scale else (None, None)
     read = {"multilabel": _yes_or_no, "segmentation": _masks}.get(task, _labels)
     labels = [read(path, name, arrays[name], num_classes) for name in ("y_train", "y_test")]
     if labels[0].shape[1:] != labels[1].shape[1:]:
@@ -60,7 +60,10 @@ def npz(
                 f"data.path {path}: expected as many images as labels, received {len(images)}, {len(of_images)} in "
                 f"x_{name} and y_{name}"
             )
-    return Source(train, labels[0], num_classes, mean, std), Source(test, labels[1], num_classes, mean, std)
+    return (
+        Source(train, labels[0], num_classes, mean, std, scale),
+        Source(test, labels[1], num_classes, mean, std, scale),
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -73,18 +76,17 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"data.path {path}: cannot be read as .npz without pickle ({error})") from None
 
 
-def _statistics(path: Path, train: np.ndarray, normalization: Normalization | None) -> tuple[Any, Any]:
-    """Return what integer images are normalized by, or None twice for floating-point images."""
-    is_integer = np.issubdtype(train.dtype, np.integer)
-    if normalization is not None and is_integer:
-        return normalization.mean, normalization.std
+def _scale(path: Path, train: np.ndarray, normalization: Normalization | None) -> Normalization | None:
+    """Return what integer images are normalized by; None for floating-point images, which are used as they are."""
+    if not np.issubdtype(train.dtype, np.integer):
+        if normalization is not None:
+            _require_as_they_are(path, normalization)
+        return None
     if normalization is not None:
-        _require_as_they_are(path, normalization)
-    if not is_integer:
-        return None, None
+        return normalization
     # A channel that is constant becomes 0 instead of NaN.
     std = np.maximum(train.std((0, 1, 2), np.float64), 1e-6).tolist()
-    return train.mean((0, 1, 2), np.float64).tolist(), std
+    return Normalization(train.mean((0, 1, 2), np.float64).tolist(), std)
 
 
 def _images(path: Path, name: str, images: np.ndarray) -> np.ndarray:

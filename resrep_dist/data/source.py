@@ -118,13 +118,15 @@ class Source(ImageSource):
     """Images in memory.
 
     Attributes:
-        images: [N, height, width, channels]: normalized, or pixels if mean and std are given.
+        images: [N, height, width, channels]: normalized, or pixels if mean and std are given. The channels are in the
+            order in which the model receives them.
         labels: int64 [N], 0 <= label < num_classes; for `multilabel` 0 or 1, [N, num_classes]; for `segmentation`
             [N, height, width], where -1 stands for no class.
         num_classes: Number of classes.
         mean: Mean of each channel, in the unit of the images. None to use the images as they are.
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
-        scale: For normalized images, what pixels from 0 to 255 were normalized by. None if that is not known.
+        scale: What pixels from 0 to 255 are normalized by: of normalized images, and of integers in the order blue,
+            green, red. None for integers in the order red, green, blue, or if that is not known.
 
     Raises:
         DataError: If there are no images, not as many images as labels, or labels that are no classes, one-hot ones for
@@ -169,7 +171,8 @@ class Source(ImageSource):
         return len(self.images)
 
     def pixel_scale(self) -> Normalization | None:
-        if self.mean is None or self.std is None:
+        # Mean and deviation alone do not say the order of the channels.
+        if self.scale is not None or self.mean is None or self.std is None:
             return self.scale
         return Normalization(self.mean, self.std) if np.issubdtype(self.images.dtype, np.integer) else None
 

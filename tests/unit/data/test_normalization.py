@@ -1,14 +1,18 @@
 """The scale of the pixels: by name, by model family, and what is refused."""
 
+import dataclasses
 import logging
 
-from resrep_dist.config import ChannelStatistics
+from resrep_dist.config import ChannelStatistics, RandAugmentConfig
 from resrep_dist.config.normalization import default_normalization
+from resrep_dist.data import rand_augment
 from resrep_dist.data.augmentation import normalize
 from resrep_dist.data.imagefolder import ImageFolder
 from resrep_dist.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from resrep_dist.data.order import training_batches
 from resrep_dist.errors import ConfigError, DataError
 from resrep_dist.models.input_scale import scaling_layer
+from resrep_dist.reporting.usage import usage_of
 from resrep_dist.runs.preparation import _warn_if_scaled_twice
 from resrep_dist.runs.workdir import config_of_run, open_workdir
 from tests.images import write_image_folders
@@ -51,12 +55,13 @@ def test_own_mean_and_deviation(tmp_path):
     np.testing.assert_allclose(sources_of(config)[0].first_images(4), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("source", ["npz", "cifar10"])
-def test_pixels_in_memory_have_the_same_scales(tmp_path, source):
+@pytest.fixture(params=["npz", "cifar10"])
+def in_memory(request, tmp_path):
+    """Five images of noise, and a function of a scale that returns the configuration of a source that holds them."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    if source == "npz":
+    path = tmp_path / "set.npz"
+    if request.param == "npz":
         labels = np.arange(5)
-        path = tmp_path / "set.npz"
         np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     else:
         path = tmp_path / "binary"
@@ -64,13 +69,45 @@ def test_pixels_in_memory_have_the_same_scales(tmp_path, source):
         table = np.concatenate([np.zeros((5, 1), np.uint8), pixels.transpose(0, 3, 1, 2).reshape(5, -1)], 1)
         for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
             (path / name).write_bytes(table.tobytes())
+
+    def config_of(normalization):
+        data = {"source": request.param, "path": str(path), "normalization": normalization}
+        return small_config(data=data, model={"name": "resnet20", "image_size": 32})
+
+    return pixels, config_of
+
+
+def test_pixels_in_memory_have_the_same_scales(in_memory):
+    pixels, config_of = in_memory
     for name, mode in MODES.items():
-        config = small_config(
-            data={"source": source, "path": str(path), "normalization": name},
-            model={"name": "resnet20", "image_size": 32},
-        )
         expected = keras.applications.imagenet_utils.preprocess_input(pixels.astype(np.float32), mode=mode)
-        np.testing.assert_allclose(sources_of(config)[1].first_images(5), expected, atol=1e-4)
+        np.testing.assert_allclose(sources_of(config_of(name))[1].first_images(5), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*MODES, "zero_one", "none", "data_set"])
+def test_the_scale_that_pixels_in_memory_say_is_the_one_that_they_have(in_memory, name):
+    pixels, config_of = in_memory
+    for source in sources_of(config_of(name)):
+        images = source.first_images(5)
+        np.testing.assert_allclose(source.pixel_scale()(pixels), images, atol=1e-4)
+        np.testing.assert_allclose(source.pixel_scale().pixels_of(images), pixels, atol=1e-3)
+        described = usage_of(config_of(name), source)["pixels"]
+        assert described["channel_order"] == ("BGR" if name == "caffe" else "RGB") and described["range"] == [0, 255]
+        np.testing.assert_allclose(described["mean"], source.mean)
+
+
+def test_augmentation_by_color_sees_the_colors_of_pixels_in_memory(in_memory, monkeypatch):
+    # The one operation that weighs red, green and blue differently and rounds nothing.
+    monkeypatch.setattr(rand_augment, "OPERATIONS", {"color": rand_augment.OPERATIONS["color"]})
+    batches = {}
+    for name in ("none", "caffe"):
+        config = in_memory[1](name)
+        data = dataclasses.replace(config.data, rand_augment=RandAugmentConfig(magnitude=20))
+        place = {"seed": 0, "rank": 0, "num_ranks": 1, "first_step": 0}
+        order = training_batches(sources_of(config)[0], global_batch_size=8, augmentation="none", config=data, **place)
+        batches[name], _ = next(iter(order))
+    expected = keras.applications.imagenet_utils.preprocess_input(batches["none"].numpy(), mode="caffe")
+    np.testing.assert_allclose(batches["caffe"], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
