@@ -44,7 +44,10 @@ def _add_train(commands: Any) -> None:
     train.add_argument(
         "--from", type=Path, dest="run", metavar="DIR", help="another run, whose base model this one starts from"
     )
-    train.add_argument("--newest", action="store_true", help="with --from: start from its newest state, at its step")
+    train.add_argument(
+        "--newest", action="store_true",
+        help="with --from: start from its newest state, at its step; refused if that was merged in training",
+    )  # fmt: skip
     add_running(train)
     train.set_defaults(command=_train)
 

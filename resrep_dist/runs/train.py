@@ -39,7 +39,8 @@ def train(
         workdir: Folder of the run.
         cluster: The ranks.
         console: Where progress is shown; None to show none.
-        newest_of: Folder of another run whose newest state this one starts from, if it has none yet.
+        newest_of: Folder of another run whose newest state this one starts from, if it has none yet. Refused if that
+            run was merged in its training.
         accepts_changed_data: True to resume with other data than before, which is logged.
 
     Returns:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 
+from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.config import load_config
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import ConfigError
@@ -11,6 +12,7 @@ from resrep_dist.reporting.table import print_report
 from resrep_dist.reporting.verdict import verdict
 from resrep_dist.runs.preparation import prepare
 from resrep_dist.runs.results import merge_run
+from resrep_dist.runs.start import copy_newest_state, from_run
 from resrep_dist.runs.train import train
 from resrep_dist.runs.workdir import config_of_run, open_workdir, with_costs_of_run
 from tests.networks import DIGITS_CONFIG, shrinking_config, small_config, small_network
@@ -110,15 +112,21 @@ def test_the_copy_of_a_table_that_is_gone_is_used_once_a_run_has_begun(tmp_path)
         prepare(with_costs_of_run(config, moved), moved, Cluster())
 
 
-@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "merge"])
-def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(tmp_path, mode):
+@pytest.fixture(scope="module", params=[pytest.param("exact", marks=pytest.mark.slow), "merge"])
+def shrunken_run(request, tmp_path_factory):
+    """The mode in which a run has shrunk, its configuration, its folder and its report."""
+    mode, run = request.param, tmp_path_factory.mktemp("shrunken")
     config = dataclasses.replace(
         shrinking_config(mode),
         model=dataclasses.replace(small_config().model, name="python:tests.networks:small_classifier"),
         train=dataclasses.replace(small_config().train, num_epochs=8 if mode == "merge" else 4),
     )
-    prune = dataclasses.replace(config.prune, mask_start_epochs=0.2)
-    report = train(dataclasses.replace(config, prune=prune), tmp_path, Cluster(), Console(quiet=True))
+    config = dataclasses.replace(config, prune=dataclasses.replace(config.prune, mask_start_epochs=0.2))
+    return mode, config, run, train(config, run, Cluster(), Console(quiet=True))
+
+
+def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_original_widths(shrunken_run):
+    mode, _, _, report = shrunken_run
     graph = trace(small_network())
     channels = report["certificate"]["channels"]
     assert {name: entry["original"] for name, entry in channels.items()} == {g.name: g.width for g in graph.groups}
@@ -134,3 +142,23 @@ def test_a_run_that_shrinks_is_merged_from_its_checkpoint_and_reports_the_origin
         assert report["slim"]["macs"] < report["trained"]["macs"] < 1.1 * report["base"]["macs"]
     assert report["slim"]["top1"] == report["trained"]["top1"]
     assert 0.4 < report["training"]["macs_vs_plain"] < 1.1
+
+
+def test_the_newest_state_of_another_run_is_taken_unless_it_was_merged(shrunken_run, tmp_path):
+    mode, config, run, report = shrunken_run
+    new, step = tmp_path / "new", report["made_from"]["step"]
+    if mode == "exact":
+        copy_newest_state(run, new)
+        assert CheckpointFolder(new / "checkpoints").newest_step() == step
+        return
+    again = from_run(config, run)
+    expected = rf"--from {run}: its newest checkpoint, step {step}, was merged .* to file:{run}/slim/model.h5$"
+    with pytest.raises(ConfigError, match=expected):
+        train(again, new, Cluster(), None, newest_of=run)
+    assert [path.name for path in new.iterdir()] == ["config.yaml"]
+    # Both ways on that it names can start, the first one in the folder of the refused start.
+    prepare(again, new, Cluster())
+    slim = dataclasses.replace(config.model, name=f"file:{run}/slim/model.h5")
+    prepare(dataclasses.replace(config, model=slim), tmp_path / "slim", Cluster())
+    # A run that was merged itself goes on from its own state.
+    copy_newest_state(run, run)
