@@ -1,6 +1,9 @@
-"""Which labels that are rows of 0 and 1 are classes, and which say yes or no for each class."""
+"""What labels say: which rows of 0 and 1 are classes, and which pixels of masks have none."""
 
 import numpy as np
+
+NO_CLASS = 255
+"""Value of the pixels of masks that have no class, as in Pascal VOC and Cityscapes."""
 
 
 def are_rows(labels: np.ndarray) -> bool:
@@ -21,3 +24,21 @@ def are_one_hot(labels: np.ndarray) -> bool:
         labels: The labels.
     """
     return are_rows(labels) and bool((np.count_nonzero(labels, axis=1) == 1).all())
+
+
+def with_no_class(masks: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return masks in which -1 stands for no class, in place of 255, which is one only if there are more classes.
+
+    Args:
+        masks: Classes, [N, height, width].
+        num_classes: Number of classes.
+
+    Returns:
+        The same array if it has no such pixels, otherwise a copy, of a type with negative numbers.
+    """
+    has_none = masks == NO_CLASS
+    if num_classes > NO_CLASS or not has_none.any():
+        return masks
+    marked = masks.astype(np.promote_types(masks.dtype, np.int16))
+    marked[has_none] = -1
+    return marked

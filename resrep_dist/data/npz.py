@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from resrep_dist.data.labels import are_one_hot
+from resrep_dist.data.labels import NO_CLASS, are_one_hot, with_no_class
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source, require_finite
 from resrep_dist.errors import DataError
@@ -11,8 +11,6 @@ from resrep_dist.errors import DataError
 import numpy as np
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
-# In masks, as in Pascal VOC and Cityscapes.
-_NO_CLASS = 255
 
 
 def npz(
@@ -152,13 +150,11 @@ def _masks(path: Path, name: str, labels: np.ndarray, num_classes: int) -> np.nd
             f"data.path {path}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers "
             "[N, height, width] with task segmentation"
         )
-    labels = labels.astype(np.int64)
-    if num_classes <= _NO_CLASS:
-        labels[labels == _NO_CLASS] = -1
+    labels = with_no_class(labels.astype(np.int64), num_classes)
     if labels.max() >= num_classes:
         raise DataError(
             f"data.path {path}: {name} has labels up to {labels.max()}, expected 0 to {num_classes - 1} "
-            f"(model.num_classes), or {_NO_CLASS} for pixels without a class"
+            f"(model.num_classes), or {NO_CLASS} for pixels without a class"
         )
     return np.maximum(labels, -1)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from resrep_dist.data.augmentation import augment, normalize
 from resrep_dist.data.batches import NUM_PARALLEL_BATCHES, Batches
+from resrep_dist.data.labels import with_no_class
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.errors import DataError
 
@@ -121,7 +122,7 @@ class Source(ImageSource):
         images: [N, height, width, channels]: normalized, or pixels if mean and std are given. The channels are in the
             order in which the model receives them.
         labels: int64 [N], 0 <= label < num_classes; for `multilabel` 0 or 1, [N, num_classes]; for `segmentation`
-            [N, height, width], where -1 stands for no class.
+            [N, height, width], where 255 or -1 stands for no class; 255 becomes -1.
         num_classes: Number of classes.
         mean: Mean of each channel, in the unit of the images. None to use the images as they are.
         std: Standard deviation of each channel, in the unit of the images. None to use the images as they are.
@@ -155,6 +156,8 @@ class Source(ImageSource):
                 f"labels of shape {list(self.labels.shape)}, expected [N, {self.num_classes}] for several labels; "
                 "one-hot labels become classes by labels.argmax(-1), a column of classes by labels[:, 0]"
             )
+        if self.task == "segmentation":
+            object.__setattr__(self, "labels", with_no_class(self.labels, self.num_classes))
         lowest = -1 if self.task == "segmentation" else 0
         highest = 1 if self.task == "multilabel" else self.num_classes - 1
         if self.labels.min() < lowest or self.labels.max() > highest:

@@ -80,7 +80,7 @@ def prune(
         train: The training set: a Source, `(images, labels)`, or a `tf.data.Dataset`, which is read into memory. The
             images are as the model expects them, float [N, height, width, channels], the labels are classes or one-hot.
             Rows of 0 and 1 are those of `task: multilabel`, unless all of both sets are one-hot, and labels
-            [N, height, width] those of `segmentation`.
+            [N, height, width] those of `segmentation`, where 255 or -1 stands for no class.
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
@@ -95,7 +95,7 @@ def prune(
         CertificateError: If the outputs of the slim model differ from those of the trained one.
     """
     _require_classifier(model)
-    cluster, workdir = cluster or Cluster(), Path(workdir) if workdir is not None else None
+    cluster, workdir = cluster or cluster_for(settings or {}), Path(workdir) if workdir is not None else None
     train_data, validation_data = _sources((train, validation), tuple(model.output_shape))
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
@@ -116,6 +116,20 @@ def prune(
         else:
             report = _report(model, base_score, slim, certificate, graph, config, validation_data, cluster)
     return PruneResult(slim, certificate, report, history.values)
+
+
+def cluster_for(settings: Mapping[str, Any]) -> Cluster:
+    """Start the ranks with sums as settings of a run ask for them, by `training.deterministic`.
+
+    Args:
+        settings: Sections of settings by name, which are not checked yet. What is missing or wrong counts as the
+            default.
+
+    Raises:
+        UserError: As `Cluster`.
+    """
+    training = settings.get("training")
+    return Cluster(not isinstance(training, Mapping) or training.get("deterministic") is not False)
 
 
 def _open(

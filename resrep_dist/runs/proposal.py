@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config.normalization import default_normalization
-from resrep_dist.data.labels import are_one_hot
+from resrep_dist.data.labels import NO_CLASS, are_one_hot
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
@@ -107,7 +107,7 @@ def _find_arrays(path: Path) -> FoundData:
     task = {2: "multilabel", 3: "segmentation"}.get(labels.ndim, "classification")
     if are_one_hot(labels) and (others.ndim == 1 or are_one_hot(others)):
         task = "classification"
-    of_pixels = labels[labels != 255] if task == "segmentation" else labels
+    of_pixels = labels[labels != NO_CLASS] if task == "segmentation" else labels
     num_classes = labels.shape[1] if labels.ndim == 2 else int(of_pixels.max(initial=0)) + 1
     return FoundData("npz", str(path), num_classes, len(images), int(images.shape[1]), task)
 

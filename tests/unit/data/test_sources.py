@@ -5,7 +5,9 @@ import os
 import tarfile
 
 from resrep_dist.data.npz import npz
+from resrep_dist.data.order import evaluation_batches
 from resrep_dist.data.record_index import RecordReader, index_records
+from resrep_dist.data.source import Source
 from resrep_dist.errors import ConfigError, DataError
 from tests.images import write_image_folders, write_records
 from tests.networks import small_config, sources_of
@@ -239,3 +241,18 @@ def test_synthetic_images_are_the_same_every_time():
     assert len(train) == 100 and len(validation) == 1024
     np.testing.assert_array_equal(train.first_images(70), again.first_images(70))
     assert train.first_images(2).shape == (2, 12, 12, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16, np.float32])
+def test_pixels_of_255_have_no_class_in_the_masks_of_a_program(dtype):
+    masks = np.random.default_rng(0).integers(0, 3, (4, 8, 8)).astype(dtype)
+    masks[:, 0] = 255
+    images, kept = np.zeros((4, 8, 8, 3), np.float32), masks.copy()
+    source = Source(images, masks, 3)
+    _, labels = next(iter(evaluation_batches(source, 4, 0, 1)))
+    np.testing.assert_array_equal(labels, np.where(kept == 255, -1, kept.astype(np.int64)))
+    np.testing.assert_array_equal(masks, kept, "the program's own array")
+    # Where it is a class, it stays one.
+    assert Source(images, masks, 256).labels is masks
+    with pytest.raises(DataError, match=r"expected labels from 0 to 2, received -1(\.0)? to 7"):
+        Source(images, np.where(masks == 2, 7, masks), 3)

@@ -10,7 +10,7 @@ from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model
 from resrep_dist.reporting.table import read_report
 from resrep_dist.runs.library import prune
-from tests.networks import label_network, small_config
+from tests.networks import label_network, pixel_network, small_config
 
 import numpy as np
 import pytest
@@ -177,3 +177,13 @@ def test_one_call_prunes_a_model_of_labels_as_such():
     result = prune(model, (x, y), (x_test, y_test), num_epochs=2, settings=settings, console=None)
     assert result.report["base"]["mean_average_precision"] > 90
     assert {"mean_average_precision", "f1"} <= result.history[-1].keys()
+
+
+def test_one_call_prunes_a_model_of_masks_with_pixels_of_no_class():
+    # What marks them, in the first row, is 255.
+    sets = [(x / 128 - 1, y) for x, y in (arrays("segmentation", 96, 0), arrays("segmentation", 32, 1))]
+    keras.utils.set_random_seed(0)
+    settings = {"prune": {"max_extension_epochs": 0, "min_base_top1": 0}}
+    result = prune(pixel_network(16, 2), *sets, num_epochs=1, settings=settings, console=None)
+    assert result.report["slim"]["macs"] < result.report["base"]["macs"]
+    assert {"mean_iou", "pixel_accuracy"} <= result.history[-1].keys()
