@@ -19,8 +19,6 @@ import tensorflow as tf
 _MAX_NAMED = 100
 _NUM_SIZES = 512
 _SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".pjpeg", ".png", ".bmp", ".gif")
-
-
 _IN_FOLDERS = "folders inside of a class"
 _HOW_TO_READ = "TensorFlow decodes JPEG, PNG, BMP and GIF; convert other images to one of them."
 _log = logging.getLogger(__name__)
@@ -131,6 +129,16 @@ def image_folders(
     return train, ImageFolder(folder / "val", image_size, crop_fraction, train.classes, normalization)
 
 
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of a class' folder is read as an image: a file that is not hidden, by its ending.
+
+    Args:
+        entry: The entry.
+    """
+    is_named_so = entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".")
+    return is_named_so and not entry.is_dir()
+
+
 def _class_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
@@ -149,9 +157,9 @@ def _file_names(folder: Path, left_out: Counter[str]) -> list[str]:
         found = [entry for entry in entries if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in found if entry.is_dir())
     left_out.update({_IN_FOLDERS: len(folders)} if folders else {})
-    visible = [entry.name for entry in found if not entry.is_dir()]
-    names = sorted(name for name in visible if name.lower().endswith(_SUFFIXES))
-    left_out.update(Path(name).suffix.lower() for name in visible if not name.lower().endswith(_SUFFIXES))
+    names = sorted(entry.name for entry in found if is_image(entry))
+    others = [entry.name for entry in found if not (is_image(entry) or entry.is_dir())]
+    left_out.update(Path(name).suffix.lower() for name in others)
     if not names and folders:
         raise DataError(
             f"{folder}: it holds folders, such as {folders[0]}, and no images; the images of a class stand in its "

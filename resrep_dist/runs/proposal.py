@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config.normalization import default_normalization
+from resrep_dist.data.imagefolder import is_image
 from resrep_dist.data.labels import NO_CLASS, are_one_hot
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import load_model
@@ -20,7 +21,6 @@ import numpy as np
 from tensorflow import keras
 
 _MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
-_IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 _DEFAULT_IMAGE_SIZE = 224
 # They have 8 pixels. With fewer than 32 some networks have none left at their end.
 _DIGITS_IMAGE_SIZE = 32
@@ -75,9 +75,7 @@ def find_data(path: Path) -> FoundData:
         return _find_arrays(path)
     if (path / "train").is_dir() and (path / "val").is_dir():
         classes = [entry for entry in os.scandir(path / "train") if entry.is_dir() and not entry.name.startswith(".")]
-        num_images = sum(
-            file.name.lower().endswith(_IMAGE_SUFFIXES) for entry in classes for file in os.scandir(entry.path)
-        )
+        num_images = sum(is_image(file) for entry in classes for file in os.scandir(entry.path))
         if not num_images:
             raise DataError(f"{path / 'train'}: no images in its folders; expected one folder for each class")
         return FoundData("imagefolder", str(path), len(classes), num_images)

@@ -6,11 +6,13 @@ from pathlib import Path
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
 from resrep_dist.config.loading import parse_config, parse_overrides
+from resrep_dist.data.imagefolder import ImageFolder
 from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import save_model
 from resrep_dist.runs import library
 from resrep_dist.runs.proposal import find_data, propose
+from tests.images import write_image_folders
 from tests.networks import random_source, small_network
 
 import numpy as np
@@ -80,6 +82,23 @@ def test_one_hot_labels_are_proposed_as_classes(tmp_path, others, task):
     config = parse_config(propose("resnet20", tmp_path / "data.npz"), "proposal")
     assert (config.task, config.model.num_classes) == (task, 4)
     assert {source.task for source in load_sources(config.data, config.model, config.task)} == {task}
+
+
+def test_images_by_any_name_that_is_read_are_counted_and_no_others(tmp_path):
+    folder = write_image_folders(tmp_path, 9, 3) / "train"
+    endings = (".jfif", ".JPE", ".pjpeg", ".bmp", ".gif", ".png", ".jpg", ".webp")
+    for path, ending in zip(sorted(folder.glob("*/*.JPEG")), endings, strict=False):
+        path.rename(path.with_suffix(ending))
+    some_class = next(folder.iterdir())
+    # As macOS leaves them beside each file.
+    (some_class / "._1.jpg").touch()
+    (some_class / "more.jpg").mkdir()
+    found, read = find_data(folder.parent), ImageFolder(folder, 16, 0.875)
+    assert (found.num_images, found.num_classes) == (len(read), read.num_classes) == (8, 3)
+    for path in folder.glob("*/*.*"):
+        if path.is_file() and path.suffix != ".jfif":
+            path.unlink()
+    assert find_data(folder.parent).num_images == 1
 
 
 def test_data_of_no_known_kind_is_refused_with_what_was_found(tmp_path, photos):
