@@ -139,12 +139,14 @@ def _write(
     from resrep_dist.export.convert import export_model, print_export, size_bytes
     from resrep_dist.export.eight_bits import export_eight_bits, print_eight_bits, require_one_end
     from resrep_dist.export.record import record_export, record_usage
+    from resrep_dist.training.phase import phase_seed
 
     in_eight_bits = [name for name in options.formats if name in _EIGHT_BIT_FORMATS]
     if in_eight_bits:
         # Before the images are read.
         require_one_end(model)
-        calibration_images = first_epoch_images(sources[0], options.num_calibration_images, config.seed)
+        seed = phase_seed(config, is_pruning=config.prune is not None)
+        calibration_images = first_epoch_images(sources[0], options.num_calibration_images, seed)
     if len(in_eight_bits) < len(options.formats):
         images = sources[1].first_images(config.merge.num_images)
     for name in options.formats:

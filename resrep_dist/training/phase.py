@@ -52,6 +52,16 @@ def pruning_of(config: Config) -> PruneConfig:
     return config.prune
 
 
+def phase_seed(config: Config, is_pruning: bool) -> int:
+    """Return the seed of a phase: base training and pruning use different orders of the samples.
+
+    Args:
+        config: The configuration of the run.
+        is_pruning: True for a phase that prunes.
+    """
+    return 2 * config.seed + is_pruning
+
+
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
     """The settings of a phase, with its length in steps and its learning rate."""
@@ -120,9 +130,7 @@ def plan_phase(config: Config, graph: Graph | None, num_samples: int) -> PhasePl
     if graph and prune:
         rates = schedule(tf.range(num_steps)).numpy()
         masks = plan_masks(prune, graph, rates, steps_per_epoch, phase.warmup_epochs)
-    # Base training and pruning use different orders of the samples.
-    seed = 2 * config.seed + (graph is not None)
-    max_steps = num_steps + extension_steps
+    seed, max_steps = phase_seed(config, graph is not None), num_steps + extension_steps
     return PhasePlan(phase, batch_size, steps_per_epoch, num_steps, max_steps, schedule, seed, config.task, masks)
 
 

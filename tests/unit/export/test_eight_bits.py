@@ -5,15 +5,26 @@ import sys
 
 from resrep_dist.benchmark.inference_files import open_for_timing
 from resrep_dist.cli.main import build_parser, main
+from resrep_dist.data.order import training_batches
 from resrep_dist.data.source import Source
 from resrep_dist.errors import CertificateError, ModelError, UserError
 from resrep_dist.export.convert import FORMATS
 from resrep_dist.export.eight_bits import EIGHT_BIT_FORMATS, export_eight_bits, write_eight_bits
 from resrep_dist.export.encoding import Encoding
 from resrep_dist.export.inference import load_any_model, open_model_file, open_program
+from resrep_dist.graph import trace
 from resrep_dist.models.files import file_sha256, save_model
 from resrep_dist.training.evaluation import Evaluator
-from tests.networks import label_network, pixel_network, random_source, randomise, small_config, small_network
+from resrep_dist.training.phase import plan_phase
+from tests.networks import (
+    label_network,
+    pixel_network,
+    random_source,
+    randomise,
+    small_config,
+    small_network,
+    sources_of,
+)
 
 import numpy as np
 import pytest
@@ -266,6 +277,26 @@ def test_the_command_exports_and_evaluates_a_run_in_eight_bits(tmp_path, capsys)
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1
     assert main([*command, "--format", "tflite", *sets, "--set", "data.source=arrays"]) == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"base": None, "prune": None}])
+def test_the_command_calibrates_on_the_images_that_the_phase_sees_first(tmp_path, monkeypatch, changes):
+    received = []
+
+    def keep(model, name, folder, calibration_images, *_, **__):
+        received.append(calibration_images)
+        raise UserError("that was all")
+
+    monkeypatch.setattr("resrep_dist.export.eight_bits.export_eight_bits", keep)
+    config = small_config(seed=3, **changes)
+    save_model(network(), tmp_path / "model.h5")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert main(["export", str(tmp_path), "--format", "tflite_int8", "--num-calibration-images", "20"]) == 2
+    train_data, _ = sources_of(config)
+    plan = plan_phase(config, trace(network()) if config.prune else None, len(train_data))
+    place = {"rank": 0, "num_ranks": 1, "first_step": 0}
+    batches = training_batches(train_data, global_batch_size=20, augmentation="none", seed=plan.seed, **place)
+    np.testing.assert_array_equal(received[0], next(iter(batches))[0])
 
 
 def test_a_damaged_record_is_said_in_one_line(tmp_path, capsys):
