@@ -1,7 +1,7 @@
 """The commands of the first hour: prune, init and predict, which need no configuration."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,24 +92,25 @@ def _fraction(text: str) -> float:
     return number
 
 
-def _proposal(options: argparse.Namespace, overrides: Sequence[str] = ()) -> str:
-    from resrep_dist.config.loading import parse_overrides
+def _proposal(options: argparse.Namespace, settings: Mapping[str, Any] | None = None) -> str:
     from resrep_dist.runs.proposal import propose
 
     return propose(
         options.model, options.data, options.target, options.epochs, options.weights, options.image_size,
-        settings=parse_overrides(overrides),
+        settings=settings,
     )  # fmt: skip
 
 
 def _prune(options: argparse.Namespace) -> int:
     console = start_terminal(options.quiet)
     from resrep_dist.cli.running import run_training
-    from resrep_dist.config.loading import parse_config
-    from resrep_dist.distributed.cluster import Cluster
+    from resrep_dist.config.loading import parse_config, parse_overrides
+    from resrep_dist.runs.library import cluster_for
 
-    cluster = Cluster()
-    text = cluster.everywhere(lambda: _proposal(options, options.overrides))
+    # There is no configuration yet: it is made once the ranks can tell each other what is wrong with it.
+    settings = parse_overrides(options.overrides)
+    cluster = cluster_for(settings)
+    text = cluster.everywhere(lambda: _proposal(options, settings))
     config = parse_config(text, "the proposed configuration", options.overrides)
     name = Path(options.model).stem if Path(options.model).suffix else options.model.replace(":", "_")
     return run_training(config, options, options.workdir or Path("runs") / name, cluster, console)

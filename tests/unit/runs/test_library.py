@@ -4,7 +4,7 @@ import json
 
 import resrep_dist
 from resrep_dist.cli.main import main
-from resrep_dist.errors import ConfigError, DataError, ModelError
+from resrep_dist.errors import ConfigError, DataError, HostError, ModelError
 from resrep_dist.reporting.run_folder import read_runs
 from resrep_dist.reporting.verdict import verdict
 from resrep_dist.runs import library
@@ -106,6 +106,25 @@ def test_both_sets_say_whether_rows_are_one_hot(train, validation, task):
     if task == "multilabel":
         both = [resrep_dist.Source(images, np.array(train), 3), sets[1]]
         assert [source.task for source in library._sources(both, (None, 3))] == [task] * 2
+
+
+@pytest.mark.parametrize(
+    "settings, is_deterministic",
+    [({}, True), ({"training": {"deterministic": False}}, False), ({"training": {"precision": "mixed_float16"}}, True)],
+)
+def test_the_ranks_start_with_the_sums_that_the_settings_ask_for(monkeypatch, settings, is_deterministic):
+    started = []
+
+    def start(cluster, deterministic=True):
+        started.append(deterministic)
+        raise HostError("no ranks here", 0)
+
+    monkeypatch.setattr(resrep_dist.Cluster, "__init__", start)
+    with pytest.raises(HostError):
+        resrep_dist.prune(small_network(), random_source(8), random_source(8), settings=settings)
+    overrides = [f"--set=training.{name}={value}" for name, value in settings.get("training", {}).items()]
+    assert main(["prune", "mine.h5", "--data", "photos", *overrides]) == HostError.exit_code
+    assert started == [is_deterministic] * 2
 
 
 def test_models_that_are_no_classifiers_of_keras_2_are_refused_in_words():
