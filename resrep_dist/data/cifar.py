@@ -14,7 +14,10 @@ from resrep_dist.errors import DataError
 
 import numpy as np
 
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+"""Number of classes of each set."""
 _NUM_PIXELS = 32 * 32 * 3
+_TRAIN_FILES = {"cifar10": [f"data_batch_{number}.bin" for number in range(1, 6)], "cifar100": ["train.bin"]}
 
 
 def _of_fractions(mean: Sequence[float], std: Sequence[float]) -> Normalization:
@@ -39,9 +42,9 @@ def cifar10(path: Path, normalization: Normalization | None = None) -> tuple[Sou
     Raises:
         DataError: If a file is missing, cannot be read or is not of the binary version.
     """
-    train = [f"data_batch_{number}.bin" for number in range(1, 6)]
     scale = normalization or _CIFAR10
-    return _source(path, train, 1, 10, scale), _source(path, ["test_batch.bin"], 1, 10, scale)
+    train = _source(path, _TRAIN_FILES["cifar10"], 1, 10, scale)
+    return train, _source(path, ["test_batch.bin"], 1, 10, scale)
 
 
 def cifar100(path: Path, normalization: Normalization | None = None) -> tuple[Source, Source]:
@@ -58,7 +61,28 @@ def cifar100(path: Path, normalization: Normalization | None = None) -> tuple[So
         DataError: If a file is missing, cannot be read or is not of the binary version.
     """
     scale = normalization or _CIFAR100
-    return _source(path, ["train.bin"], 2, 100, scale), _source(path, ["test.bin"], 2, 100, scale)
+    train = _source(path, _TRAIN_FILES["cifar100"], 2, 100, scale)
+    return train, _source(path, ["test.bin"], 2, 100, scale)
+
+
+def find_sets(path: Path) -> list[str]:
+    """Find out which sets a folder or a tar archive holds, at any depth, by the name of the first training file.
+
+    Args:
+        path: The folder or archive.
+
+    Returns:
+        Of `cifar10` and `cifar100` those that are there; none for what is no folder and no whole archive.
+    """
+    try:
+        if path.is_dir():
+            names = {file.name for file in path.rglob("*.bin")}
+        else:
+            with tarfile.open(path) as archive:
+                names = {Path(member.name).name for member in archive if member.isfile()}
+    except (OSError, tarfile.TarError, EOFError):
+        return []
+    return [name for name, files in _TRAIN_FILES.items() if files[0] in names]
 
 
 def _source(

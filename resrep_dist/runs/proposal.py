@@ -4,11 +4,12 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config.normalization import default_normalization
+from resrep_dist.data.cifar import NUM_CLASSES, find_sets
 from resrep_dist.data.imagefolder import is_image
 from resrep_dist.data.labels import NO_CLASS, are_one_hot
 from resrep_dist.errors import DataError
@@ -63,8 +64,8 @@ def find_data(path: Path) -> FoundData:
     """Find out what a folder or a file holds.
 
     Args:
-        path: A folder with `train/<class>/` and `val/<class>/`, an `.npz` file, a folder of CIFAR's binary version, or
-            the word `digits`.
+        path: A folder with `train/<class>/` and `val/<class>/`, an `.npz` file, a folder or tar archive of CIFAR's
+            binary version, or the word `digits`.
 
     Raises:
         DataError: If it is none of these. The message says what was found and what to do.
@@ -79,16 +80,23 @@ def find_data(path: Path) -> FoundData:
         if not num_images:
             raise DataError(f"{path / 'train'}: no images in its folders; expected one folder for each class")
         return FoundData("imagefolder", str(path), len(classes), num_images)
-    if (path / "data_batch_1.bin").exists():
-        return FoundData("cifar10", str(path), 10, 50_000, 32)
-    if (path / "train.bin").exists():
-        return FoundData("cifar100", str(path), 100, 50_000, 32)
-    held = sorted(entry.name for entry in os.scandir(path))[:5] if path.is_dir() else []
-    found = f"it holds {', '.join(held) or 'nothing'}" if path.is_dir() else "there is no such folder"
+    sets = find_sets(path)
+    if len(sets) == 1:
+        return FoundData(sets[0], str(path), NUM_CLASSES[sets[0]], 50_000, 32)
     raise DataError(
-        f"data {path}: {found}; expected train/<class>/ and val/<class>/ with images (val may be every fifth of them), "
-        "an .npz file with x_train, y_train, x_test and y_test, or a folder of CIFAR's binary version"
+        f"data {path}: {_kind_of(path, sets)}; expected train/<class>/ and val/<class>/ with images (val may be every "
+        "fifth of them), an .npz file with x_train, y_train, x_test and y_test, or a folder or tar archive of CIFAR's "
+        "binary version"
     )
+
+
+def _kind_of(path: Path, sets: Sequence[str]) -> str:
+    """Return what was found, for a message."""
+    if sets:
+        return f"it holds {' and '.join(sets)}, not one of them"
+    if path.is_dir():
+        return f"it holds {', '.join(sorted(entry.name for entry in os.scandir(path))[:5]) or 'nothing'}"
+    return "it is a file of another kind, or not whole" if path.exists() else "there is no such file or folder"
 
 
 def _find_arrays(path: Path) -> FoundData:

@@ -1,6 +1,7 @@
 """The first hour: a model and a folder of images are all that a user gives."""
 
 import json
+import tarfile
 from pathlib import Path
 
 from resrep_dist.cli.main import main
@@ -11,7 +12,7 @@ from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import save_model
 from resrep_dist.runs import library
-from resrep_dist.runs.proposal import find_data, propose
+from resrep_dist.runs.proposal import FoundData, find_data, propose
 from tests.images import write_image_folders
 from tests.networks import random_source, small_network
 
@@ -101,11 +102,47 @@ def test_images_by_any_name_that_is_read_are_counted_and_no_others(tmp_path):
     assert find_data(folder.parent).num_images == 1
 
 
+def write_cifar(folder, source):
+    """The files of the binary version, one image each, and an archive of their folder beside it."""
+    names = {
+        "cifar10": [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"],
+        "cifar100": ["train.bin", "test.bin"],
+    }[source]
+    (folder / source).mkdir(parents=True)
+    for name in names:
+        (folder / source / name).write_bytes(bytes(3073 if source == "cifar10" else 3074))
+    with tarfile.open(folder / f"{source}.tar.gz", "w:gz") as archive:
+        archive.add(folder / source, "binary")
+    return folder / f"{source}.tar.gz"
+
+
+@pytest.mark.parametrize("source, num_classes", [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_found_in_an_archive_and_at_any_depth(tmp_path, source, num_classes, capsys):
+    archive = write_cifar(tmp_path / "data", source)
+    for path in (archive, tmp_path / "data" / source, tmp_path):
+        assert find_data(path) == FoundData(source, str(path), num_classes, 50_000, 32)
+    assert main(["init", str(archive), "resnet20"]) == 0
+    config = parse_config(capsys.readouterr().out, "proposal")
+    # What is proposed can be read.
+    assert [len(set_) for set_ in load_sources(config.data, config.model)] == [5 if source == "cifar10" else 1, 1]
+    archive.write_bytes(archive.read_bytes()[:-40])
+    with pytest.raises(DataError, match="it is a file of another kind, or not whole"):
+        find_data(archive)
+    write_cifar(tmp_path / "more", {"cifar10": "cifar100", "cifar100": "cifar10"}[source])
+    with pytest.raises(
+        DataError, match="it holds cifar10 and cifar100, not one of them; expected .* CIFAR's binary version"
+    ):
+        find_data(tmp_path)
+
+
 def test_data_of_no_known_kind_is_refused_with_what_was_found(tmp_path, photos):
-    with pytest.raises(DataError, match="there is no such folder; expected train/<class>/"):
+    with pytest.raises(DataError, match="there is no such file or folder; expected train/<class>/"):
         find_data(tmp_path / "nothing")
     with pytest.raises(DataError, match="it holds cat, dog, owl; expected train/<class>/ and val/<class>/"):
         find_data(photos / "train")
+    (tmp_path / "notes.txt").write_text("no archive")
+    with pytest.raises(DataError, match="it is a file of another kind, or not whole; expected .* tar archive"):
+        find_data(tmp_path / "notes.txt")
     (tmp_path / "broken.npz").write_bytes(b"no zip")
     with pytest.raises(DataError, match="expected x_train, y_train, x_test and y_test"):
         find_data(tmp_path / "broken.npz")
