@@ -160,13 +160,18 @@ class _Generator(_RandomGenerator):
             layer.call_of_batch = layer.call
             layer.call = functools.partial(_call_one_by_one, layer)
 
-    def begin(self, positions: tf.Tensor | None) -> None:
-        """Draw for these samples from now on, int64 [B]; None to draw as Keras does."""
-        self._positions, self._num_draws = positions, 0
+    def begin(self, positions: tf.Tensor | None, num_draws: int = 0) -> None:
+        """Draw for these samples from now on, int64 [B], after so many draws; None to draw as Keras does."""
+        self._positions, self._num_draws = positions, num_draws
 
     @property
     def positions(self) -> tf.Tensor | None:
         return self._positions
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws since the step began."""
+        return self._num_draws
 
     def dropout(self, inputs: tf.Tensor, rate: Any, noise_shape: Any = None) -> tf.Tensor:
         if self._positions is None:
@@ -243,11 +248,19 @@ def _call_one_by_one(layer: keras.layers.Layer, inputs: Any, *args: Any, **kwarg
     if positions is None or not isinstance(inputs, tf.Tensor):
         return call(inputs, *args, **kwargs)
 
+    first_draw = generator.num_draws
+    shapes: list[tf.TensorShape] = []
+
     def call_one(sample: Sequence[tf.Tensor]) -> tf.Tensor:
-        generator.begin(sample[1][tf.newaxis])
-        return call(sample[0][tf.newaxis], *args, **kwargs)[0]
+        generator.begin(sample[1][tf.newaxis], first_draw)
+        output = call(sample[0][tf.newaxis], *args, **kwargs)[0]
+        shapes.append(output.shape)
+        return output
 
     outputs = tf.map_fn(call_one, (inputs, positions), fn_output_signature=tf.as_dtype(layer.compute_dtype))
-    generator.begin(positions)
-    outputs.set_shape([None, *layer.output_shape[1:]])
+    # A later call of the same layer, as of a shared one, draws other numbers.
+    generator.begin(positions, generator.num_draws)
+    if shapes:
+        # Not that of the layer: inside of another layer it has none, and a shared one has several.
+        outputs.set_shape([None, *shapes[0]])
     return outputs

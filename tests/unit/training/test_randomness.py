@@ -39,7 +39,19 @@ def random_network(name="net"):
     return keras.Model(inputs, layers.Dense(10)(x), name=name)
 
 
+class Augment(layers.Layer):
+    """Random layers inside of a layer, which Keras does not know as layers of the model."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.flip, self.turn, self.drop = layers.RandomFlip(), layers.RandomRotation(0.1), layers.Dropout(0.1)
+
+    def call(self, inputs, training=None):
+        return self.drop(self.turn(self.flip(inputs, training=training), training=training), training=training)
+
+
 ALIKE = {
+    "augment": lambda: Augment(),
     "dropout": lambda: layers.Dropout(0.5),
     "of_rows": lambda: layers.Dropout(0.5, noise_shape=(None, 1, 1, 3)),
     "spatial": lambda: layers.SpatialDropout2D(0.5),
@@ -90,6 +102,27 @@ def test_a_mask_that_all_samples_share_is_the_same_on_all_ranks_and_new_in_every
     assert (whole == whole[:1]).all()
     np.testing.assert_array_equal(drawn(make, 5, 1, 3), whole[4:8])
     assert not np.array_equal(drawn(make, 6, 0, 1), whole)
+
+
+def test_a_layer_that_inputs_of_different_sizes_share_draws_other_numbers_in_every_call():
+    flip = layers.RandomFlip("horizontal")
+    inputs = [keras.Input(shape) for shape in ([8, 8, 1], [6, 6, 1], [8, 8, 1])]
+    model = keras.Model(inputs, [flip(tensor) for tensor in inputs])
+    randomness = LayerRandomness(model, 0, 64, Rank(0, 1))
+    images = [tf.repeat(tf.range(float(size))[tf.newaxis, :, tf.newaxis], size, 0)[tf.newaxis] for size in (8, 6, 8)]
+
+    @tf.function
+    def run():
+        with randomness.at(tf.range(64, dtype=tf.int64)):
+            return model([tf.repeat(image, 64, axis=0) for image in images], training=True)
+
+    outputs = run()
+    assert [tuple(output.shape[1:]) for output in outputs] == [(8, 8, 1), (6, 6, 1), (8, 8, 1)]
+    flipped = [output.numpy()[:, 0, 0, 0] != 0 for output in outputs]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert 0.2 < (flipped[one] != flipped[other]).mean() < 0.8
+    for output, again in zip(outputs, run(), strict=True):
+        np.testing.assert_array_equal(again, output)
 
 
 def test_two_layers_draw_different_numbers_of_the_right_distribution():
