@@ -42,7 +42,8 @@ def default_hooks(
     """
     if graph:
         check_heat_maps(config.logging, graph)
-    is_plain = config.task == "classification"
+    # With a teacher the loss of guessing depends on what the teacher says.
+    is_plain = config.task == "classification" and not (graph and config.train.distillation)
     guessing = guessing_loss(config.training, config.model.num_classes) if is_plain else None
     curves = folder / "tensorboard" if folder and cluster.is_root else None
     monitor = Monitor(title, curves, console if cluster.is_root else None, num_steps)

@@ -176,10 +176,13 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
     def _with_gradient(
         self, pairs: Sequence[tuple[tf.Tensor | None, tf.Variable]]
     ) -> list[tuple[tf.Tensor, tf.Variable]]:
-        """Leave out the weights that the loss does not reach, as Keras' optimizers do, but for compactors."""
+        """Leave out the weights that the loss does not reach, as Keras' optimizers do, but for compactors.
+
+        The gradients are dense, since those of an embedding are slices, which the ranks cannot sum.
+        """
         of_compactors = {compactor.kernel.ref() for compactor in self.compactors}
         reached = [
-            (tf.zeros_like(variable) if gradient is None else gradient, variable)
+            (tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient), variable)
             for gradient, variable in pairs
             if gradient is not None or variable.ref() in of_compactors
         ]

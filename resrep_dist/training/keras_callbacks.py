@@ -13,6 +13,7 @@ The random layers of the model, such as Dropout, draw numbers that follow from s
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_reachable_target
 from resrep_dist.training.randomness import draw_by_position_in_fit
 
+import numpy as np
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
@@ -250,19 +252,29 @@ class PruningCurves(keras.callbacks.Callback):
         step, pruner = self._masks.step, self._masks.pruner
         if step % self._interval_steps == 0 and self._masks.cluster.is_root and pruner is not None:
             scalars, histograms = pruner.curves()
-            scalars |= {f"train/{name}": float(value) for name, value in (logs or {}).items()}
+            scalars |= _curves("train", logs or {})
             scalars["train/learning_rate"] = self.model.optimizer.rate_at(step - 1)
             self._monitor.scalars(step, scalars)
             self._monitor.histograms(step, histograms)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Add the results of the validation inside `fit`."""
-        values = {n.removeprefix("val_"): float(v) for n, v in (logs or {}).items() if n.startswith("val_")}
-        self._monitor.scalars(self._masks.step, {f"validation/{name}": value for name, value in values.items()})
+        values = {name.removeprefix("val_"): value for name, value in (logs or {}).items() if name.startswith("val_")}
+        self._monitor.scalars(self._masks.step, _curves("validation", values))
 
     def on_train_end(self, logs: Any = None) -> None:
         """Close the curves."""
         self._monitor.close()
+
+
+def _curves(section: str, logs: Mapping[str, Any]) -> dict[str, float]:
+    """The points of what Keras logs; a metric may have a value for each class."""
+    points: dict[str, float] = {}
+    for name, value in logs.items():
+        values = np.ravel(value)
+        names = [name] if np.ndim(value) == 0 else [f"{name}/{index}" for index in range(len(values))]
+        points |= {f"{section}/{each}": float(number) for each, number in zip(names, values, strict=True)}
+    return points
 
 
 def _optimizer_of(model: keras.Model) -> ResRepOptimizer:
@@ -281,6 +293,12 @@ def _optimizer_of(model: keras.Model) -> ResRepOptimizer:
         raise UserError(
             f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
             "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
+        )
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        raise UserError(
+            f"the model: it was made under a {type(model.distribute_strategy).__name__} of "
+            f"{model.distribute_strategy.num_replicas_in_sync} devices, expected none; start one process for each "
+            "device, with horovodrun"
         )
     # Keras begins with 1 where it is to choose the number.
     received = "auto" if getattr(model, "autotune_steps_per_execution", False) else int(num_steps or 1)

@@ -283,10 +283,12 @@ class TrainStep:
         gradients = tape.gradient(
             scaled, self._model.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
+        # Those of an embedding are slices, which the ranks cannot sum.
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
         correct = tf.reduce_sum(correct_shares(self._model, labels, outputs))
-        return RankSums(list(gradients), share * pack(self._statistics, self._dtype), tf.stack([loss, correct, count]))
+        return RankSums(gradients, share * pack(self._statistics, self._dtype), tf.stack([loss, correct, count]))
 
     def _sum(self, gradients: Sequence[tf.Tensor], rest: Sequence[tf.Tensor]) -> ClusterSums:
         return sum_over_ranks(self._cluster, gradients, rest, self._config.compression)

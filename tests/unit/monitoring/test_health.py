@@ -6,6 +6,7 @@ import resrep_dist
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import BrokenModelError, ConfigError, TargetMissedError
 from resrep_dist.layers.insertion import insert_compactors
+from resrep_dist.monitoring.defaults import default_hooks
 from resrep_dist.monitoring.health import Health, guessing_loss
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.reporting.problems import problems_of, require_success
@@ -77,6 +78,20 @@ def test_with_another_loss_guessing_is_not_known(warnings):
     assert not warnings()
     see_losses([50.0] + [160.0] * 5, training={"loss": "categorical_hinge"})
     assert "far above its lowest, 50" in warnings()[0]
+
+
+def test_with_a_teacher_guessing_is_not_known(warnings):
+    """The loss then is that of the teacher's answers in part, whose size has nothing to do with guessing."""
+    config, graph = small_config(train={"distillation": {"weight": 0.5}}), resrep_dist.trace(small_network())
+    options = {"cluster": Cluster(), "folder": None, "sweep_row": None, "console": None}
+    _, health = default_hooks(config, graph, "prune", 100, **options)
+    _, of_base = default_hooks(config, None, "base", 100, **options)
+    for step in range(20):
+        health.see(step, 4.0, None)
+    assert not warnings()
+    for step in range(20):
+        of_base.see(step, 4.0, None)
+    assert "stays above that of guessing, 2.3" in warnings()[0]
 
 
 def mask(model, name, kept, is_dead):

@@ -7,6 +7,7 @@ from tests.networks import randomise, small_network
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 
 @pytest.mark.parametrize("rule", ["radial", "paper"])
@@ -69,6 +70,18 @@ def test_the_step_of_all_compactors_is_a_few_operations():
 
     # Reading and writing a variable is one operation each; the arithmetic does not grow with their number.
     assert num_operations(20) <= num_operations(2) + 2
+
+
+def test_the_gradient_of_an_embedding_is_dense_before_the_ranks_sum_it():
+    embedding = keras.layers.Embedding(50, 4)
+    embedding.build(None)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(embedding(tf.constant([3, 3, 7])))
+    slices = tape.gradient(loss, embedding.embeddings)
+    assert isinstance(slices, tf.IndexedSlices)
+    ((gradient, _),) = ResRepOptimizer(0.1)._with_gradient([(slices, embedding.embeddings)])
+    assert isinstance(gradient, tf.Tensor) and gradient.shape == (50, 4)
+    assert gradient.numpy().sum(1).tolist() == [8.0 if row == 3 else 4.0 if row == 7 else 0.0 for row in range(50)]
 
 
 def test_an_unknown_rule_is_refused():

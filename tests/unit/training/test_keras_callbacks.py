@@ -6,6 +6,7 @@ import resrep_dist
 from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, ModelError, UserError
+from resrep_dist.reporting.run_folder import read_curves
 from resrep_dist.training.keras_callbacks import ChannelMasks, PruningCurves
 from tests.fitting import fit
 from tests.networks import small_config, small_network, sources_of
@@ -153,9 +154,28 @@ def test_another_optimizer_and_a_wrong_order_are_refused(tmp_path):
         model.compile(resrep_dist.ResRepOptimizer(0.1), "mse", steps_per_execution=number)
         with pytest.raises(UserError, match=f"steps_per_execution: received {number}, expected 1"):
             model.fit(*data, verbose=0, callbacks=[masks])
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        mirrored = keras.models.clone_model(base)
+        mirrored.compile(resrep_dist.ResRepOptimizer(0.1), "mse")
+    with pytest.raises(UserError, match="a MirroredStrategy of 2 devices, expected none"):
+        mirrored.fit(*data, verbose=0, callbacks=[masks])
     model.compile(resrep_dist.ResRepOptimizer(0.1), "mse")
     with pytest.raises(UserError, match="put ChannelMasks first"):
         model.fit(*data, verbose=0, callbacks=[PruningCurves(tmp_path, masks), masks])
+
+
+def test_a_metric_with_a_value_for_each_class_has_a_curve_for_each(tmp_path):
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    model = resrep_dist.insert_compactors(base, graph)
+    compactors = [model.get_layer(layer.compactor) for layer in graph.layers]
+    model.compile(resrep_dist.ResRepOptimizer(0.01, compactors), "mse", metrics=[keras.metrics.F1Score()])
+    masks = ChannelMasks(graph, CONFIG.prune, first_step=1, last_step=10)
+    curves = PruningCurves(tmp_path, masks, interval_steps=1)
+    data = np.zeros([4, 16, 16, 3], np.float32), np.eye(10, dtype=np.float32)[:4]
+    model.fit(*data, verbose=0, callbacks=[masks, curves], validation_data=data)
+    found = read_curves(tmp_path)
+    assert {f"{part}/f1_score/{index}" for part in ("train", "validation") for index in range(10)} < found.keys()
 
 
 def test_group_lasso_has_the_penalty_as_its_gradient_and_0_at_a_zero_row():
