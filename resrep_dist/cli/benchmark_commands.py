@@ -154,7 +154,7 @@ def _plan(options: argparse.Namespace) -> int:
     result = benchmark.plan(steps, options.ranks, options.bandwidth, options.latency, options.overlap)
     path = benchmark.write_benchmark(options.output, {"plan": result})
     benchmark.print_plan(console, result)
-    console.print(f"File: {path}")
+    console.print(f"File: {path}", markup=False)
     return 0
 
 
@@ -166,7 +166,7 @@ def _benchmark_data(options: argparse.Namespace) -> int:
     result = benchmark.benchmark_data(config, options.num_images, options.num_rounds)
     path = benchmark.write_benchmark(options.output, {"data": result})
     benchmark.print_data_benchmark(console, result)
-    console.print(f"File: {path}")
+    console.print(f"File: {path}", markup=False)
     return 0
 
 
@@ -191,7 +191,7 @@ def _benchmark_steps(options: argparse.Namespace) -> int:
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, benchmark.steps_sections(result))))
     if cluster.is_root:
         benchmark.print_steps_benchmark(console, result)
-        console.print(f"File: {path}")
+        console.print(f"File: {path}", markup=False)
         _draw(console, options.output, "steps", result)
     cluster.shutdown()
     return 0
@@ -208,7 +208,7 @@ def _benchmark_replay(options: argparse.Namespace) -> int:
     path = cluster.from_root(lambda: str(benchmark.write_benchmark(options.output, {"replay": result})))
     if cluster.is_root:
         benchmark.print_replay_benchmark(console, result)
-        console.print(f"File: {path}")
+        console.print(f"File: {path}", markup=False)
         _draw(console, options.output, "replay", result)
     cluster.shutdown()
     return 0
@@ -224,7 +224,7 @@ def _draw(console: Any, folder: Path, section: str, result: dict[str, Any]) -> N
         return
     path = folder / f"{section}.svg"
     path.write_text(PICTURES[section](result), encoding="utf-8")
-    console.print(f"Picture: {path}")
+    console.print(f"Picture: {path}", markup=False)
 
 
 def _benchmark_latency(options: argparse.Namespace) -> int:
@@ -237,5 +237,5 @@ def _benchmark_latency(options: argparse.Namespace) -> int:
     output = options.output or (options.path if options.path.is_dir() else Path("benchmark"))
     path = benchmark.write_benchmark(output, {"latency": result})
     benchmark.print_latency_benchmark(console, result)
-    console.print(f"File: {path}")
+    console.print(f"File: {path}", markup=False)
     return 0

@@ -74,7 +74,7 @@ def _measure(options: argparse.Namespace) -> int:
     table.write(options.output)
     for heading, text in summary(dataclasses.asdict(table)):
         console.print(f"[bold]{heading}[/bold] {escape(text)}".removeprefix("[bold][/bold] "))
-    console.print(f"File: {options.output}")
+    console.print(f"File: {options.output}", markup=False)
     return 0
 
 

@@ -162,7 +162,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     model = load_any_model(path, config.model.image_size, config.model.num_classes, config.task)
     evaluator = Evaluator(model, config.training.metrics, config.task)
     values = evaluator.evaluate(validation_data, config.data.evaluation_batch_size)
-    console.print(f"{', '.join(named_scores(values))} on {len(validation_data)} images ({path})")
+    console.print(f"{', '.join(named_scores(values))} on {len(validation_data)} images ({path})", markup=False)
     return 0
 
 
@@ -198,7 +198,7 @@ def _report(options: argparse.Namespace) -> int:
         )
         return 0
     one = options.workdirs[0] if len(runs) == 1 else Path("report")
-    console.print(f"Page: {write_pages(runs, options.output or one)}")
+    console.print(f"Page: {write_pages(runs, options.output or one)}", markup=False)
     return 0
 
 

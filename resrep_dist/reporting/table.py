@@ -12,6 +12,7 @@ from resrep_dist.reporting.goals import outcome_of
 from resrep_dist.reporting.savings import describe_savings
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -68,7 +69,7 @@ def print_report(console: Console, report: dict[str, Any], workdir: Path) -> Non
     for problem in report.get("problems", []):
         console.print(f"[bold]Broken:[/bold] {problem}.")
     folder = workdir / names[-1]
-    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard")
+    console.print(f"Files: {folder}/model.h5 (plain Keras), {folder}/report.json, {workdir}/tensorboard", markup=False)
 
 
 def print_comparison(console: Console, reports: Mapping[str, dict[str, Any]]) -> None:
@@ -95,7 +96,7 @@ def _table(title: str, rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row, base in rows:
         table.add_row(
-            name,
+            escape(name),
             _score(row, score_name),
             f"{row['macs'] / 1e6:.2f} M ({100 * row['macs'] / base['macs']:.1f} %)" if row["macs"] else "not known",
             f"{row['parameters']:,}",

@@ -75,6 +75,8 @@ def test_a_run_aims_at_a_time_and_goes_on_with_the_same_table_only(tmp_path, mon
     shown = Console(file=io.StringIO(), width=200)
     print_report(shown, report, tmp_path / "run")
     assert "target 70.0 % latency" in shown.file.getvalue()
+    print_report(shown, report, tmp_path / "run [v2]")
+    assert "run [v2]/slim/model.h5" in shown.file.getvalue()
     # Moved, and gone: the run has its own copy.
     (tmp_path / "costs.json").rename(tmp_path / "moved.json")
     assert merge_run(tmp_path / "run")["target"] == report["target"]
