@@ -11,6 +11,7 @@ from typing import Any
 from resrep_dist.errors import ModelError, one_line
 from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
 from resrep_dist.graph.configurations import activity_regularization, config_of
+from resrep_dist.graph.objectives import check_objective
 from resrep_dist.graph.operators import operator_as_layer
 from resrep_dist.graph.stored_order import remember_order
 from resrep_dist.graph.tensor_functions import is_symbolic
@@ -50,9 +51,10 @@ def flatten(model: keras.Model) -> keras.Model:
     """Return the model itself if it is flat, otherwise a flat copy with equal weights and outputs.
 
     Raises:
-        ModelError: If the model is subclassed or not built, or a layer cannot be copied from its configuration.
+        ModelError: If the model is subclassed, not built or has a loss of its own, or a layer cannot be copied.
     """
     require_functional(model)
+    check_objective(model)
     is_flat = all(
         not isinstance(node.layer, keras.Model)
         and not _has_activation_to_split(node.layer)
@@ -100,9 +102,10 @@ def rebuild(
         names: New names of layers by the names that they have in a flat copy. None to change none.
 
     Raises:
-        ModelError: If the model is subclassed or not built, or a layer cannot be copied from its configuration.
+        ModelError: If the model is subclassed, not built or has a loss of its own, or a layer cannot be copied.
     """
     require_functional(model)
+    check_objective(model)
     shapes = input_shapes or [tuple(t.shape) for t in model.inputs]
     inputs = [
         keras.Input(batch_shape=shape, dtype=_dtype_of(t), name=(names or {}).get(t.node.layer.name, t.node.layer.name))
