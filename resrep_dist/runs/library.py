@@ -12,7 +12,7 @@ from resrep_dist.data.labels import are_one_hot, are_rows
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
-from resrep_dist.errors import DataError
+from resrep_dist.errors import DataError, ModelError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
@@ -25,7 +25,7 @@ from resrep_dist.reporting.goals import target_section
 from resrep_dist.reporting.measurement import count_parameters
 from resrep_dist.reporting.problems import problems_of
 from resrep_dist.runs.base import check_base
-from resrep_dist.runs.preparation import with_numbers
+from resrep_dist.runs.preparation import check_file, with_numbers
 from resrep_dist.runs.proposal import proposed_batch_size, proposed_epochs, proposed_pruning, proposed_shrink_mode
 from resrep_dist.runs.results import finish_run
 from resrep_dist.runs.workdir import open_workdir, with_costs_of_run
@@ -144,6 +144,10 @@ def _open(
 
     def write() -> None:
         open_workdir(config, workdir)
+        try:
+            check_file(model, workdir)
+        except ModelError as error:
+            raise ModelError(f"{error}; without `workdir` no file is needed") from None
         if not path.exists():
             save_model(model, path)
 
@@ -259,7 +263,7 @@ def _source(
 
 def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2:
+    if not isinstance(spec, tuple) or len(spec) != 2 or not all(isinstance(each, tf.TensorSpec) for each in spec):
         raise DataError(f"data: a dataset of {spec}, expected pairs of images and labels")
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise DataError("data: the dataset is endless, expected each image once; leave out `repeat`")

@@ -72,7 +72,7 @@ def prepare(config: Config, workdir: Path, cluster: Cluster, newest_of: Path | N
     cluster.everywhere(lambda: check_images(model, train_data))
     if cluster.is_root:
         _warn_if_scaled_twice(model, config, train_data)
-    cluster.from_root(lambda: _check_file(model, workdir))
+    cluster.from_root(lambda: check_file(model, workdir))
     if graph:
         cluster.everywhere(lambda: check_loss_and_metrics(model, config))
     return Prepared(config, model, graph, train_data, validation_data)
@@ -125,8 +125,16 @@ def with_numbers(config: Config, graph: Graph, num_samples: int, workdir: Path, 
     return plan.resolved(config)
 
 
-def _check_file(model: keras.Model, workdir: Path) -> None:
-    """Check before training that the model can be loaded from its own file, as it will be at the end."""
+def check_file(model: keras.Model, workdir: Path) -> None:
+    """Check before training that the model can be loaded from its own file, as it will be at the end.
+
+    Args:
+        model: The model.
+        workdir: Folder of the run, in which the file is for a moment.
+
+    Raises:
+        ModelError: If it cannot, such as one with layers of the user's own.
+    """
     path = workdir / ".untrained.h5"
     try:
         save_model(model, path)

@@ -70,6 +70,24 @@ def test_images_that_are_no_squares_are_pruned_in_a_folder_and_merged_again(tmp_
     assert "its model takes images of 8 x 16 pixels, but `resrep predict` crops squares" in capsys.readouterr().err
 
 
+class Scaled(keras.layers.Layer):
+    """A layer that our files do not know."""
+
+    def call(self, inputs):
+        return 2.0 * inputs
+
+
+def test_a_model_that_cannot_be_read_from_a_file_is_refused_before_it_is_trained(tmp_path):
+    base, data = small_network(), (random_source(), random_source(64, seed=1))
+    inputs = keras.Input(base.input_shape[1:])
+    model = keras.Model(inputs, base(Scaled()(inputs)))
+    call = {"target": 0.6, "num_epochs": 1, "settings": QUIET}
+    with pytest.raises(ModelError, match="Scaled.* without `workdir` no file is needed"):
+        resrep_dist.prune(model, *data, workdir=tmp_path / "run", **call)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert any("scaled" in layer.name for layer in resrep_dist.prune(model, *data, **call).slim.layers)
+
+
 def test_what_cannot_be_pruned_is_refused_in_words():
     training, validation = random_source(64), random_source(64, seed=1)
     with pytest.raises(ModelError, match="so it is not pruned"):
@@ -87,6 +105,9 @@ def test_what_cannot_be_pruned_is_refused_in_words():
     endless = tf.data.Dataset.from_tensor_slices((training.images, training.labels)).repeat()
     with pytest.raises(DataError, match="the dataset is endless"):
         resrep_dist.prune(small_network(), endless, validation)
+    named = tf.data.Dataset.from_tensor_slices(({"image": training.images}, training.labels))
+    with pytest.raises(DataError, match="a dataset of .*image.*, expected pairs of images and labels"):
+        resrep_dist.prune(small_network(), named, validation)
 
 
 @pytest.mark.parametrize(
