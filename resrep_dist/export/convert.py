@@ -46,7 +46,7 @@ class Export:
 def export_model(
     model: keras.Model,
     format_name: str,
-    folder: Path,
+    folder: Path | str,
     images: Any,
     tolerance: float,
     usage: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ def export_model(
     """
     require_format(format_name, FORMATS)
     name, convert, lowest_tolerance = FORMATS[format_name]
-    path = folder / name
+    path = Path(folder) / name
     with replacing(path) as partial:
         with converting(model, format_name):
             convert(model, partial)

@@ -89,7 +89,7 @@ class EightBitExport:
 def export_eight_bits(
     model: keras.Model,
     format_name: str,
-    folder: Path,
+    folder: Path | str,
     calibration_images: np.ndarray,
     validation_data: ImageSource,
     *,
@@ -122,7 +122,7 @@ def export_eight_bits(
     if len(calibration_images) == 0:
         raise UserError("calibration without images: received 0, expected at least 1 training image")
     require_drop(max_score_drop)
-    path = folder / EIGHT_BIT_FORMATS[format_name].file_name
+    path = Path(folder) / EIGHT_BIT_FORMATS[format_name].file_name
     with replacing(path) as partial:
         write_eight_bits(model, format_name, partial, calibration_images, has_integer_ends)
         if usage and partial.suffix == ".onnx":

@@ -51,7 +51,7 @@ class Keras3Comparison(NamedTuple):
     """Largest absolute difference of two outputs, as a fraction of the largest absolute output."""
 
 
-def compare_in_keras3(model: keras.Model, path: Path, images: Any) -> Keras3Comparison | None:
+def compare_in_keras3(model: keras.Model, path: Path | str, images: Any) -> Keras3Comparison | None:
     """Load a file with Keras 3 and compare its outputs with those of a model.
 
     Args:
@@ -65,7 +65,7 @@ def compare_in_keras3(model: keras.Model, path: Path, images: Any) -> Keras3Comp
     Raises:
         CertificateError: If Keras 3 cannot load or run the file.
     """
-    found = outputs_in_keras3(path, images)
+    found = outputs_in_keras3(Path(path), images)
     if found is None:
         return None
     version, received = found

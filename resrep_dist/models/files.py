@@ -17,7 +17,7 @@ import numpy as np
 from tensorflow import keras
 
 
-def save_model(model: keras.Model, path: Path) -> None:
+def save_model(model: keras.Model, path: Path | str) -> None:
     """Save a model as HDF5, the format that both Keras 2 and Keras 3 can read.
 
     Args:
@@ -28,7 +28,7 @@ def save_model(model: keras.Model, path: Path) -> None:
         OSError: If the file cannot be written.
         ModelError: If a layer means something else in Keras 3 and cannot be replaced by one that does not.
     """
-    model = with_keras3_meaning(model)
+    model, path = with_keras3_meaning(model), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.h5")
     with warnings.catch_warnings():

@@ -53,6 +53,11 @@ def test_a_file_gives_the_models_outputs_for_any_batch_and_evaluates_to_the_same
     assert values == pytest.approx(expected, rel=1e-2 if is_float16 else 1e-4)
 
 
+def test_a_folder_is_given_as_text_too(tmp_path):
+    result = export_model(network(), "tflite", f"{tmp_path}/new", IMAGES, 1e-4)
+    assert result.path == tmp_path / "new" / "model.tflite" and result.path.is_file()
+
+
 def two_in_three_out():
     """Two inputs and three outputs: classes, boxes, and a map whose layer's name no format can hold."""
     layers = keras.layers

@@ -67,7 +67,8 @@ def exported(name, tmp_path_factory):
     """A model, its validation set, and its export with a float input and output."""
     model, folder = network(), tmp_path_factory.mktemp("float")
     data = classified_by(model)
-    return model, data, export_eight_bits(model, name, folder, CALIBRATION, data, max_score_drop=100)
+    # A folder as text; the other tests give a path.
+    return model, data, export_eight_bits(model, name, str(folder), CALIBRATION, data, max_score_drop=100)
 
 
 def test_a_file_is_compared_on_the_whole_validation_set_and_gives_those_outputs_for_any_batch(exported):

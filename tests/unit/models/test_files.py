@@ -57,6 +57,14 @@ def test_a_program_loads_files_of_either_keras_and_is_told_what_cannot_be_loaded
         resrep_dist.load_model(tmp_path)
 
 
+def test_a_program_saves_a_model_by_a_path_as_text(tmp_path):
+    model = small_network()
+    resrep_dist.save_model(model, f"{tmp_path}/new/model.h5")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.h5"]
+    for saved, weights in zip(load_model(tmp_path / "new" / "model.h5").weights, model.weights, strict=True):
+        np.testing.assert_array_equal(saved, weights)
+
+
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 @pytest.mark.parametrize("network", keras_files.NETWORKS)
 @pytest.mark.parametrize("version", ["keras2", "keras3"])
