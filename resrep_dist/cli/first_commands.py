@@ -31,7 +31,8 @@ def add_first_commands(commands: Any) -> None:
     _add_model(prune)
     prune.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER",
-        help="train/<class>/ and val/<class>/ with images, an .npz file, a folder of CIFAR, or the word digits",
+        help="train/<class>/ and val/<class>/ with images, an .npz file, a folder or archive of CIFAR, or "
+        "the word digits",
     )  # fmt: skip
     _add_choices(prune)
     prune.add_argument("--workdir", type=Path, help="folder of the run (default: runs/ and the model's name)")
@@ -72,7 +73,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Keras file (.keras, .h5), or a name as in the key model.name")
     parser.add_argument("--weights", metavar="FILE", help="weights of a model given by name (default: it is trained)")
     parser.add_argument(
-        "--image-size", type=positive, metavar="PIXELS", help="height and width (default: the model's, or 224)"
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="height and width (default: the model's, the data's, or 224)",
     )
 
 

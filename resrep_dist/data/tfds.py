@@ -70,7 +70,7 @@ def _builder(name: str, data_dir: Path) -> Any:
     except ImportError as error:
         raise DataError(
             f"data.source tfds: tensorflow-datasets cannot be imported ({error}); "
-            "install it by `pip install resrep-dist[tfds]`"
+            "install it by `.venv/bin/uv pip install --python .venv/bin/python -e '.[tfds]'` in the repository's root"
         ) from None
     try:
         builder = tfds.builder(name, data_dir=str(data_dir))

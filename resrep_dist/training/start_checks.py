@@ -153,9 +153,11 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
     """
     expected, received = model.input_shape[1:], source.first_images(1).shape[1:]
     if any(wanted not in (None, found) for wanted, found in zip(expected, received, strict=True)):
+        # Grayscale files are read in three channels.
+        hint = "; arrays in a program keep their one channel" if expected[-1] == 1 and received[-1] == 3 else ""
         raise ConfigError(
             f"model.name: {model.name} takes images of height, width and channels {expected}, but those of data.source "
-            f"are {received}; give another model or other data"
+            f"are {received}; give another model or other data{hint}"
         )
     if isinstance(source, Source) and source.task == "segmentation":
         masks, outputs = source.labels.shape[1:], model.output_shape[1:-1]

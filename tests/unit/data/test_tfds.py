@@ -12,7 +12,7 @@ import pytest
 
 needs_tfds = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_datasets") is None,
-    reason="tensorflow-datasets is not installed; `pip install resrep-dist[tfds]` brings it",
+    reason="tensorflow-datasets is not installed; the extra `tfds` brings it",
 )
 
 
@@ -47,7 +47,7 @@ def prepare(data_dir, encoding, name="gray", label="label"):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow_datasets") is not None, reason="tensorflow-datasets is here")
 def test_without_the_package_the_command_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be imported .*`pip install resrep-dist\[tfds\]`"):
+    with pytest.raises(DataError, match=r"cannot be imported .*-e '.\[tfds\]'`"):
         load(tmp_path)
 
 
