@@ -7,7 +7,7 @@ Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 19
 from collections.abc import Sequence
 from typing import Any
 
-from resrep_dist.checkpoints.variables import batch_norm_statistics, model_variables, plain_name
+from resrep_dist.checkpoints.variables import batch_norm_statistics, model_variables, plain_name, variable_names
 from resrep_dist.graph import copy_weights, rebuild
 
 import tensorflow as tf
@@ -87,7 +87,8 @@ def averaged_variables(model: keras.Model) -> dict[str, tf.Variable]:
     Args:
         model: A functional Keras model.
     """
-    return {plain_name(variable): variable for variable in [*model.trainable_variables, *batch_norm_statistics(model)]}
+    names, variables = variable_names(model), [*model.trainable_variables, *batch_norm_statistics(model)]
+    return {names[variable.ref()]: variable for variable in variables}
 
 
 def evaluated_variables(model: keras.Model, is_averaged: bool) -> dict[str, tf.Variable]:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from resrep_dist.checkpoints.average import AVERAGE, WeightAverage
 from resrep_dist.checkpoints.digest import Digest
-from resrep_dist.checkpoints.variables import model_variables, plain_name
+from resrep_dist.checkpoints.variables import model_variables, variable_names
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.graph.kept_channels import KeptChannels
 
@@ -98,10 +98,11 @@ class TrainState(Mapping[str, tf.Variable]):
         self.early_merge: Mapping[str, Any] | None = None
         self._shared = dict(shared or {})
         optimizer.build(model.trainable_variables)
+        names = variable_names(model)
         velocities = zip(model.trainable_variables, optimizer.velocities, strict=True)
         self._variables = {
             **model_variables(model),
-            **{f"{_VELOCITY}{plain_name(variable)}": velocity for variable, velocity in velocities},
+            **{f"{_VELOCITY}{names[variable.ref()]}": velocity for variable, velocity in velocities},
             **{f"{AVERAGE}{name}": variable for name, variable in (average.variables if average else {}).items()},
             "iterations": optimizer.iterations,
             **self._shared,

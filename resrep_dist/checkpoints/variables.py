@@ -1,5 +1,8 @@
 """The variables of a model, and their names in checkpoints and messages."""
 
+import itertools
+from typing import Any
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -10,9 +13,22 @@ def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
     Args:
         model: A functional Keras model.
     """
-    variables = {plain_name(variable): variable for variable in model.weights}
-    assert len(variables) == len(model.weights), "layer names are unique in a functional model"
+    variables: dict[str, tf.Variable] = {}
+    for variable in model.weights:
+        name = plain_name(variable)
+        # Keras gives all weights of a layer that were added without a name the same one.
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+        variables[next(free for free in names if free not in variables)] = variable
     return variables
+
+
+def variable_names(model: keras.Model) -> dict[Any, str]:
+    """Return the names that the variables of a model have in `model_variables`, by their references (`ref`).
+
+    Args:
+        model: A functional Keras model.
+    """
+    return {variable.ref(): name for name, variable in model_variables(model).items()}
 
 
 def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
@@ -31,7 +47,7 @@ def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
 
 
 def plain_name(variable: tf.Variable) -> str:
-    """Return the name of a variable as it is in checkpoints and messages.
+    """Return the name of a variable as it is in messages, and in checkpoints if no other one of its model has it.
 
     Args:
         variable: A variable.

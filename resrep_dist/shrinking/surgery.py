@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from resrep_dist.checkpoints.variables import model_variables, plain_name
+from resrep_dist.checkpoints.variables import model_variables, variable_names
 from resrep_dist.graph import Graph
 from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.graph.weighted import Weighted
@@ -114,9 +114,10 @@ def narrow_velocities(
     finally:
         for name, variable in variables.items():
             variable.assign(weights[name])
+    names = variable_names(model)
     layers = [(model.get_layer(name), arrays) for name, arrays in narrow.items()]
     named = [pair for layer, arrays in layers for pair in zip(layer.weights, arrays, strict=True)]
-    return {plain_name(variable): array for variable, array in named if plain_name(variable) in velocities}
+    return {names[variable.ref()]: array for variable, array in named if names[variable.ref()] in velocities}
 
 
 def _batch_norm_behind(layer: keras.layers.Layer) -> keras.layers.BatchNormalization | None:
