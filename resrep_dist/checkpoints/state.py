@@ -1,5 +1,6 @@
 """The state of a run: changed by steps, saved in checkpoints, and passed on when the model shrinks."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 _VELOCITY = "velocity/"
+_log = logging.getLogger(__name__)
 
 
 class Optimizer(Protocol):
@@ -123,6 +125,29 @@ class TrainState(Mapping[str, tf.Variable]):
         """The velocity of each weight, by the name of the weight."""
         return {name.removeprefix(_VELOCITY): variable for name, variable in self.items() if name.startswith(_VELOCITY)}
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate of a `fit` with a number, which callbacks may change; None if it follows from the step."""
+        return None if (rate := self._rate_variable()) is None else float(rate)
+
+    def restore_learning_rate(self, saved: Any) -> None:
+        """Set the learning rate of a `fit` to that of a checkpoint, if both have one.
+
+        Args:
+            saved: What `learning_rate` was; None of a checkpoint that does not have it.
+        """
+        rate = self._rate_variable()
+        if rate is None or not isinstance(saved, float) or not 0.0 <= saved < float("inf") or saved == float(rate):
+            return
+        _log.warning(
+            "The learning rate is %.3g, as it was at step %d of the checkpoint, and not %.3g; for another one use the "
+            "callback LearningRateScheduler.",
+            saved,
+            int(self.optimizer.iterations.numpy()),
+            float(rate),
+        )
+        rate.assign(saved)
+
     def evaluated_model(self) -> keras.Model:
         """Return the model whose outputs count: the one with averaged weights, or without them that in training."""
         return self.average.complete() if self.average else self.model
@@ -169,3 +194,7 @@ class TrainState(Mapping[str, tf.Variable]):
         """
         if cluster.size > 1:
             cluster.agree(self._digest.names, self._digest())
+
+    def _rate_variable(self) -> tf.Variable | None:
+        rate = getattr(self.optimizer, "_learning_rate", None)
+        return rate if isinstance(rate, tf.Variable) else None

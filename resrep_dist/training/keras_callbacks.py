@@ -170,7 +170,8 @@ class ChannelMasks(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """Resumes from the newest checkpoint of a folder; saves every `interval_steps`, and at the end.
 
-    The caller positions the data: start it at `saved_step()`, and pass the matching `initial_epoch` to `fit`.
+    The caller positions the data: start it at `saved_step()`, and pass the matching `initial_epoch` to `fit`. A
+    learning rate that is a number is kept as well, as other callbacks have set it.
 
     Args:
         folder: Folder of the checkpoints.
@@ -182,7 +183,7 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, folder: str | Path, masks: ChannelMasks, *, interval_steps: int, num_kept: int = 3) -> None:
         super().__init__()
         self._checkpoints, self._masks = CheckpointFolder(Path(folder), num_kept), masks
-        self._interval_steps, self._num_failed = interval_steps, 0
+        self._interval_steps, self._num_failed, self._is_due = interval_steps, 0, False
 
     def saved_step(self) -> int:
         """Return the step of the newest checkpoint, or 0 if there is none. A collective."""
@@ -190,13 +191,21 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restore the newest checkpoint on rank 0 and give all ranks its state."""
-        state = _started(self._masks, self)
-        state.num_chosen = self._masks.cluster.from_root(lambda: self._restore(state))
+        state, self._is_due = _started(self._masks, self), False
+        state.num_chosen, rate = self._masks.cluster.from_root(lambda: self._restore(state))
         self._masks.share()
+        state.restore_learning_rate(rate)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Save the checkpoint that was due after the batch before."""
+        if self._is_due:
+            self._save()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save a checkpoint if it is due."""
-        if self._masks.step % self._interval_steps == 0:
+        self._is_due = self._masks.step % self._interval_steps == 0
+        # At the end of an epoch, which may be now, callbacks such as ReduceLROnPlateau change a rate that is a number.
+        if self._is_due and _started(self._masks, self).learning_rate is None:
             self._save()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -208,18 +217,24 @@ class Checkpoints(keras.callbacks.Callback):
         position = self._checkpoints.restore_newest({}, is_whole=False)
         return position["step"] if position else 0
 
-    def _restore(self, state: TrainState) -> int:
+    def _restore(self, state: TrainState) -> tuple[int, Any]:
+        step = int(state.optimizer.iterations.numpy())
         position = self._checkpoints.restore_newest(state)
-        return position["num_chosen"] if position else state.num_chosen
+        if position is None:
+            return state.num_chosen, None
+        # In a second fit of the same program the rate may be a new one.
+        return position["num_chosen"], position.get("learning_rate") if position["step"] != step else None
 
     def _save(self, is_last: bool = False) -> None:
+        self._is_due = False
         self._masks.agree()
         state = _started(self._masks, self)
         self._masks.cluster.from_root(lambda: self._write(state, is_last))
 
     def _write(self, state: TrainState, is_last: bool) -> None:
         try:
-            self._checkpoints.save(state.step, snapshot(state), {"num_chosen": state.num_chosen})
+            rate = {} if state.learning_rate is None else {"learning_rate": state.learning_rate}
+            self._checkpoints.save(state.step, snapshot(state), {"num_chosen": state.num_chosen, **rate})
             self._num_failed = 0
         except CheckpointWriteError as error:
             self._num_failed += 1

@@ -1,13 +1,14 @@
 """Keras' own way: compile and fit."""
 
 import contextlib
+import json
 
 import resrep_dist
 from resrep_dist.checkpoints.files import CheckpointFolder
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, ModelError, UserError
 from resrep_dist.reporting.run_folder import read_curves
-from resrep_dist.training.keras_callbacks import ChannelMasks, PruningCurves
+from resrep_dist.training.keras_callbacks import ChannelMasks, Checkpoints, PruningCurves
 from tests.fitting import fit
 from tests.networks import small_config, small_network, sources_of
 
@@ -136,6 +137,63 @@ def test_weights_that_the_loss_does_not_reach_stay_as_they_are(caplog):
     changed = {v.name for v in model.trainable_variables if (v.numpy() != before[v.name]).any()}
     assert before.keys() - changed == {"unused/kernel:0", "unused/bias:0"}
     assert "2 weights have no gradient of the loss and stay as they are: unused/bias:0, unused/kernel:0" in caplog.text
+
+
+class Lower(keras.callbacks.Callback):
+    """Sets the rate at the end of the first epoch, as ReduceLROnPlateau does, and ends the program in the third."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.model.optimizer.learning_rate = 0.001
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.model.optimizer.iterations == 5:
+            raise KeyboardInterrupt
+
+
+def fit_at_rate(rate, folder, num_epochs, callbacks=()):
+    """Fit two steps per epoch, with a checkpoint at the end of each; returns the model, how to go on, and the rates."""
+    base = small_network()
+    graph = resrep_dist.trace(base)
+    model = resrep_dist.insert_compactors(base, graph)
+    compactors = [model.get_layer(layer.compactor) for layer in graph.layers]
+    model.compile(resrep_dist.ResRepOptimizer(rate, compactors), "mse")
+    masks = ChannelMasks(graph, small_config().prune, first_step=50, last_step=100)
+    checkpoints = Checkpoints(folder, masks, interval_steps=2)
+    images, rates = np.random.default_rng(0).normal(size=(8, 16, 16, 3)), []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: rates.append(model.optimizer.rate_at(0)))
+
+    def go_on(epochs):
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(
+                images, np.zeros([8, 10]), batch_size=4, epochs=epochs, verbose=0,
+                initial_epoch=checkpoints.saved_step() // 2, callbacks=[masks, checkpoints, watch, *callbacks],
+            )  # fmt: skip
+        return rates
+
+    go_on(num_epochs)
+    return model, go_on, rates
+
+
+def test_a_resumed_fit_has_the_rate_that_was_set_and_a_second_fit_its_own(tmp_path, caplog):
+    fit_at_rate(0.1, tmp_path, 4, [Lower()])
+    position = CheckpointFolder(tmp_path, 1).newest_position()
+    assert (position["step"], position["learning_rate"]) == (4, pytest.approx(0.001))
+    # The rate was set after step 2, before the checkpoint of that step was written.
+    first = json.loads((tmp_path / "step-00000002/position.json").read_text())
+    assert first["learning_rate"] == pytest.approx(0.001)
+    model, go_on, rates = fit_at_rate(0.1, tmp_path, 4)
+    assert rates == pytest.approx([0.001] * 2)
+    assert "The learning rate is 0.001, as it was at step 4 of the checkpoint, and not 0.1" in caplog.text
+    model.optimizer.learning_rate = 0.02
+    assert go_on(5)[2:] == pytest.approx([0.02])
+
+
+def test_checkpoints_without_a_rate_leave_the_optimizers_and_a_schedule_adds_none(tmp_path):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.01])
+    fit_at_rate(schedule, tmp_path, 2)
+    assert CheckpointFolder(tmp_path, 1).newest_position().keys() == {"format", "step", "num_chosen"}
+    assert fit_at_rate(0.05, tmp_path, 3)[2] == pytest.approx([0.05])
 
 
 def test_another_optimizer_and_a_wrong_order_are_refused(tmp_path):
