@@ -4,19 +4,23 @@ A record is a label of one byte (for CIFAR-100 the coarse, then the fine label) 
 then blue.
 """
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.source import Source
-from resrep_dist.errors import DataError
+from resrep_dist.errors import DataError, one_line
 
 import numpy as np
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 """Number of classes of each set."""
 _NUM_PIXELS = 32 * 32 * 3
+# What reading an archive ends in if it is none, cut off or damaged.
+_DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 _TRAIN_FILES = {"cifar10": [f"data_batch_{number}.bin" for number in range(1, 6)], "cifar100": ["train.bin"]}
 
 
@@ -80,7 +84,7 @@ def find_sets(path: Path) -> list[str]:
         else:
             with tarfile.open(path) as archive:
                 names = {Path(member.name).name for member in archive if member.isfile()}
-    except (OSError, tarfile.TarError, EOFError):
+    except _DAMAGED:
         return []
     return [name for name, files in _TRAIN_FILES.items() if files[0] in names]
 
@@ -123,5 +127,7 @@ def _read(path: Path, names: Sequence[str]) -> list[bytes]:
         raise DataError(
             f"data.path {path}: no {error.args[0]} in it; expected {', '.join(names)} of the binary version"
         ) from None
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"data.path {path}: cannot be read ({error}); give the folder or the .tar.gz") from None
+    except _DAMAGED as error:
+        raise DataError(
+            f"data.path {path}: cannot be read ({one_line(error)}); give the folder or the .tar.gz"
+        ) from None

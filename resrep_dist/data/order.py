@@ -28,7 +28,7 @@ def sample_indices(positions: tf.Tensor, num_samples: int, seed: int) -> tf.Tens
     Args:
         positions: int64 [B].
         num_samples: Number of samples of the training set.
-        seed: Seed of the run.
+        seed: Seed of the phase, see `training.phase.phase_seed`.
 
     Returns:
         int64 [B], each in [0, num_samples).
@@ -56,7 +56,7 @@ def first_epoch_images(source: ImageSource, num_images: int, seed: int) -> np.nd
     Args:
         source: The training set.
         num_images: Maximum number of images, at least 1.
-        seed: Seed of the run.
+        seed: Seed of the phase, see `training.phase.phase_seed`.
 
     Returns:
         float32 [min(num_images, len(source)), height, width, channels].
@@ -91,7 +91,7 @@ def training_batches(
         source: The training set.
         global_batch_size: Number of samples of all ranks per step.
         augmentation: As in `DataConfig.augmentation`.
-        seed: Seed of the run.
+        seed: Seed of the phase, see `training.phase.phase_seed`.
         rank: This rank.
         num_ranks: Number of ranks.
         first_step: Step of the first batch, counted from 0.

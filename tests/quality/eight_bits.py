@@ -27,6 +27,7 @@ from resrep_dist.models.files import load_model
 from resrep_dist.models.result_folder import current_folder
 from resrep_dist.timing.rounds import Median, time_in_turn
 from resrep_dist.training.evaluation import Evaluator
+from resrep_dist.training.phase import phase_seed
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def export_all(run: Path, config: Config, num_calibration_images: int, folder: P
     paths = {"base": run / "base" / "model.h5", "slim": current_folder(run / "slim") / "model.h5"}
     models = {name: load_model(path) for name, path in paths.items()}
     scores = {name: Evaluator(model, task=config.task).score(validation, 64) for name, model in models.items()}
-    calibration = first_epoch_images(train, num_calibration_images, config.seed)
+    calibration = first_epoch_images(train, num_calibration_images, phase_seed(config, config.prune is not None))
     images = validation.first_images(config.merge.num_images)
     rows = []
     for name, format_name in FILES:

@@ -176,6 +176,13 @@ def test_cifar_files_that_are_missing_cut_off_or_of_another_size(tmp_path):
         load(source="cifar10", path=tmp_path)
     with pytest.raises(DataError, match="none.tar.gz: cannot be read"):
         load(source="cifar10", path=tmp_path / "none.tar.gz")
+    with tarfile.open(tmp_path / "damaged.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "data_batch_1.bin")
+    data = bytearray((tmp_path / "damaged.tar.xz").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "damaged.tar.xz").write_bytes(data)
+    with pytest.raises(DataError, match="damaged.tar.xz: cannot be read"):
+        load(source="cifar10", path=tmp_path / "damaged.tar.xz")
 
 
 def write_npz(path, **changes):
