@@ -33,7 +33,8 @@ _OF_BATCHES = (
 
 # Positions per step in `fit`, where the size of the global batch is not known; it is smaller.
 _MAX_FIT_BATCH_SIZE = 1 << 24
-
+# Added to the position of a sample for each further row that is made of it; there are fewer positions.
+_ROW = 1 << 52
 
 # Operations whose numbers follow from a state that no checkpoint has.
 _WITH_STATE = {
@@ -257,7 +258,10 @@ def _call_one_by_one(layer: keras.layers.Layer, inputs: Any, *args: Any, **kwarg
         shapes.append(output.shape)
         return output
 
-    outputs = tf.map_fn(call_one, (inputs, positions), fn_output_signature=tf.as_dtype(layer.compute_dtype))
+    # A layer around it may have made several rows of each sample, such as the frames of a video.
+    num_rows = tf.shape(inputs, tf.int64)[0] // tf.size(positions, tf.int64)
+    rows = tf.reshape(positions[:, tf.newaxis] + tf.range(num_rows) * _ROW, [-1])
+    outputs = tf.map_fn(call_one, (inputs, rows), fn_output_signature=tf.as_dtype(layer.compute_dtype))
     # A later call of the same layer, as of a shared one, draws other numbers.
     generator.begin(positions, generator.num_draws)
     if shapes:

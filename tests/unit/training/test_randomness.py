@@ -125,6 +125,21 @@ def test_a_layer_that_inputs_of_different_sizes_share_draws_other_numbers_in_eve
         np.testing.assert_array_equal(again, output)
 
 
+def test_every_frame_of_a_video_has_numbers_of_its_own():
+    inputs = keras.Input([5, 4, 4, 1])
+    model = keras.Model(inputs, layers.TimeDistributed(layers.RandomRotation(0.5))(inputs))
+    image = np.arange(16.0, dtype=np.float32).reshape([4, 4, 1])
+
+    def turned(rank, size):
+        randomness, num_samples = LayerRandomness(model, 0, 6, Rank(rank, size)), tf.constant(6 // size)
+        with randomness.at(randomness.positions(tf.constant(3, tf.int64), num_samples)):
+            return model(tf.broadcast_to(image, [6 // size, 5, 4, 4, 1]), training=True).numpy()
+
+    whole = turned(0, 1)
+    assert len(np.unique(whole.reshape([30, -1]), axis=0)) > 25
+    np.testing.assert_array_equal(np.concatenate([turned(0, 2), turned(1, 2)]), whole)
+
+
 def test_two_layers_draw_different_numbers_of_the_right_distribution():
     inputs = keras.Input([4000])
     outputs = [layer(inputs) for layer in (layers.Dropout(0.3), layers.Dropout(0.3), layers.GaussianNoise(2.0))]
