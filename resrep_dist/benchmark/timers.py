@@ -168,7 +168,7 @@ def _layer_in_keras(model: keras.Model, batch_size: int) -> Run:
         return tf.while_loop(
             lambda done, _: done < number,
             lambda done, _: (done + 1, _infer(model, images)),
-            (tf.constant(0), tf.zeros((batch_size, *model.output_shape[1:]))),
+            (tf.constant(0), tf.zeros((batch_size, *model.output_shape[1:]), model.outputs[0].dtype)),
             parallel_iterations=1,
         )[1]
 

@@ -72,6 +72,13 @@ def test_a_call_of_a_keras_layer_makes_as_many_passes_as_it_is_asked_for():
     assert len(num_passes) == 8
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_a_keras_layer_is_timed_in_the_precision_that_it_has(policy):
+    images = keras.Input((8, 8, 4))
+    outputs = keras.layers.Conv2DTranspose(5, 3, strides=2, dtype=policy)(images)
+    single_layer(keras.Model(images, outputs), "keras", 2, 1).run(3)
+
+
 def test_a_dense_layer_in_onnx_is_that_of_the_model():
     onnxruntime = pytest.importorskip("onnxruntime")
     model = flatten(small_mobilenet(32, 10))
