@@ -259,7 +259,7 @@ def _call_one_by_one(layer: keras.layers.Layer, inputs: Any, *args: Any, **kwarg
         return output
 
     # A layer around it may have made several rows of each sample, such as the frames of a video.
-    num_rows = tf.shape(inputs, tf.int64)[0] // tf.size(positions, tf.int64)
+    num_rows = tf.shape(inputs, tf.int64)[0] // tf.maximum(tf.size(positions, tf.int64), 1)
     rows = tf.reshape(positions[:, tf.newaxis] + tf.range(num_rows) * _ROW, [-1])
     outputs = tf.map_fn(call_one, (inputs, rows), fn_output_signature=tf.as_dtype(layer.compute_dtype))
     # A later call of the same layer, as of a shared one, draws other numbers.

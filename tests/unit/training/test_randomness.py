@@ -140,6 +140,19 @@ def test_every_frame_of_a_video_has_numbers_of_its_own():
     np.testing.assert_array_equal(np.concatenate([turned(0, 2), turned(1, 2)]), whole)
 
 
+def test_a_batch_without_samples_passes_a_random_layer():
+    inputs = keras.Input([4, 4, 1])
+    model = keras.Model(inputs, layers.RandomRotation(0.5)(inputs))
+    randomness = LayerRandomness(model, 0, 2, Rank(1, 3))
+
+    @tf.function
+    def turned(images):
+        with randomness.at(randomness.positions(tf.constant(0, tf.int64), tf.shape(images)[0])):
+            return model(images, training=True)
+
+    assert turned(tf.zeros([0, 4, 4, 1])).shape == (0, 4, 4, 1)
+
+
 def test_two_layers_draw_different_numbers_of_the_right_distribution():
     inputs = keras.Input([4000])
     outputs = [layer(inputs) for layer in (layers.Dropout(0.3), layers.Dropout(0.3), layers.GaussianNoise(2.0))]
