@@ -163,17 +163,20 @@ def _model_in_keras(model: keras.Model, batch_size: int) -> Run:
 
 
 def _layer_in_keras(model: keras.Model, batch_size: int) -> Run:
-    def passes(images: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        # Each pass replaces the outputs of the one before, so that none can be left out.
-        return tf.while_loop(
-            lambda done, _: done < number,
-            lambda done, _: (done + 1, _infer(model, images)),
-            (tf.constant(0), tf.zeros((batch_size, *model.output_shape[1:]), model.outputs[0].dtype)),
-            parallel_iterations=1,
-        )[1]
-
-    function, images = tf.function(passes, autograph=False), _noise(model, batch_size)
+    # A function for each layer, by `partial`: of one that is defined anew TensorFlow says that it is traced too often.
+    function = tf.function(functools.partial(_passes, model), autograph=False)
+    images = _noise(model, batch_size)
     return Passes(_synchronized(lambda number: function(images, tf.constant(number))))
+
+
+def _passes(model: keras.Model, images: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    # Each pass replaces the outputs of the one before, so that none can be left out.
+    return tf.while_loop(
+        lambda done, _: done < number,
+        lambda done, _: (done + 1, _infer(model, images)),
+        (tf.constant(0), tf.zeros((images.shape[0], *model.output_shape[1:]), model.outputs[0].dtype)),
+        parallel_iterations=1,
+    )[1]
 
 
 def _synchronized(run: Callable[..., Any]) -> Callable[..., None]:

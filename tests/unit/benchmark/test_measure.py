@@ -79,6 +79,17 @@ def test_a_keras_layer_is_timed_in_the_precision_that_it_has(policy):
     single_layer(keras.Model(images, outputs), "keras", 2, 1).run(3)
 
 
+def test_many_keras_layers_bring_no_warning_of_tracing_too_often(caplog):
+    tf.get_logger().addHandler(caplog.handler)
+    try:
+        for channels in range(1, 8):
+            images = keras.Input((8, 8, channels))
+            single_layer(keras.Model(images, keras.layers.Conv2D(4, 3)(images)), "keras", 2, 1).run(3)
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text
+
+
 def test_a_dense_layer_in_onnx_is_that_of_the_model():
     onnxruntime = pytest.importorskip("onnxruntime")
     model = flatten(small_mobilenet(32, 10))
