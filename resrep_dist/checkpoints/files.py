@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ class CheckpointFolder:
                 remove(interrupted)
             existing = _listed(self._folder)
             _write(partial, arrays, {"format": _FORMAT, "step": step, **position})
-            for passed_over in (path for path in existing if path.name >= target.name):
+            for passed_over in (path for path in existing if _step_of(path) >= step):
                 # The run has resumed from an earlier step because these are damaged. They must not be the newest.
                 os.replace(passed_over, unused(passed_over.with_name(f"{passed_over.name}.damaged")))
             os.replace(partial, target)
@@ -85,7 +86,7 @@ class CheckpointFolder:
         except OSError as error:
             remove(partial)
             raise CheckpointWriteError(_describe(target, error, sum(a.nbytes for a in arrays.values()))) from None
-        for old in [*(path for path in existing if path.name < target.name), target][: -self._num_kept]:
+        for old in [*(path for path in existing if _step_of(path) < step), target][: -self._num_kept]:
             remove(old)
         return target
 
@@ -122,7 +123,7 @@ class CheckpointFolder:
             CheckpointError: If the folder cannot be listed.
         """
         existing = self._existing()
-        return int(existing[-1].name.removeprefix("step-")) if existing else None
+        return _step_of(existing[-1]) if existing else None
 
     def newest_position(self) -> dict[str, Any] | None:
         """Return the position of the newest checkpoint; None if there is none, or it cannot be read.
@@ -147,7 +148,7 @@ class CheckpointFolder:
         """
         path, existing = self._folder / f"step-{step:08d}", self._existing()
         if path not in existing:
-            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in existing)
+            steps = ", ".join(str(_step_of(found)) for found in existing)
             raise CheckpointError(f"checkpoint {path}: there is none; expected one of the steps {steps or '(none)'}")
         return path
 
@@ -284,13 +285,20 @@ def _sums(folder: Path) -> str:
 
 
 def _listed(folder: Path, suffix: str = "") -> list[Path]:
-    """Return the checkpoints in a folder by step, or what has a suffix; nothing if there is no folder."""
+    """Return the checkpoints in a folder by step, or what has a suffix; nothing if there is no folder.
+
+    A user's own copies, such as `step-00001200-keep`, are not among them.
+    """
     try:
         # `Path.glob` also returns nothing for a folder that cannot be listed.
-        found = [folder / name for name in os.listdir(folder) if name.startswith("step-")]
+        found = [folder / name for name in os.listdir(folder) if re.fullmatch(rf"step-\d{{8,}}{re.escape(suffix)}", name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(path for path in found if path.suffix == suffix)
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def _describe(target: Path, error: OSError, num_bytes: int) -> str:

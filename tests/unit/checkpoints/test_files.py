@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import subprocess
 
 from resrep_dist.checkpoints.files import CheckpointFolder, restore, snapshot
@@ -40,6 +41,17 @@ def refuse(monkeypatch, folder, number, *calls):
 
     for name in calls:
         monkeypatch.setattr(os, name, functools.partial(fail, getattr(os, name)))
+
+
+def test_what_a_user_has_put_beside_the_checkpoints_is_no_checkpoint_and_stays(tmp_path, variables):
+    folder, kept = CheckpointFolder(tmp_path, 2), ["step-00000004-keep", "step-best", "step-old.damaged"]
+    shutil.copytree(save(folder, variables, 2, 4), tmp_path / kept[0])
+    shutil.copytree(tmp_path / kept[0], tmp_path / kept[1])
+    (tmp_path / kept[2]).mkdir()
+    assert folder.newest_step() == 4
+    save(folder, variables, 6, 8, 10)
+    assert names(tmp_path) == sorted(["step-00000008", "step-00000010", *kept])
+    assert folder.restore_newest(variables)["step"] == 10
 
 
 def test_what_is_saved_comes_back_and_only_the_newest_are_kept(tmp_path, variables):
