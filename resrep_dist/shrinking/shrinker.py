@@ -208,9 +208,7 @@ class Shrinker:
 
     def _warn_if_inexact(self, model: keras.Model, gradient_clip_norm: float | None) -> None:
         reasons = []
-        if random := [
-            layer.name for layer in model.layers if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)
-        ]:
+        if random := [layer.name for layer in model.layers if _draws(layer)]:
             more = f" and {len(random) - 3} more" if len(random) > 3 else ""
             reasons.append(f"a smaller model draws other random numbers in {', '.join(random[:3])}{more}")
         if gradient_clip_norm is not None:
@@ -248,6 +246,13 @@ class Shrinker:
 
     def _macs(self, state: TrainState, channels: KeptChannels) -> int:
         return training_macs(state.model, self._graph, channels)
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer draws random numbers in training."""
+    if isinstance(layer, keras.layers.RNN):
+        return bool(getattr(layer, "dropout", 0) or getattr(layer, "recurrent_dropout", 0))
+    return isinstance(layer, keras.__internal__.layers.BaseRandomLayer)
 
 
 def _refused(step: int, reason: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """When a trainer's model shrinks, and that a run resumes from either side of it."""
 
+import functools
 import logging
 import shutil
 
@@ -143,9 +144,23 @@ def network_with_dropout():
     return keras.Model(model.inputs, keras.layers.Dense(10, name="classes")(outputs), name="dropout")
 
 
+def network_with_lstm(dropout=0.0):
+    model = small_network()
+    outputs = keras.layers.Reshape([1, 16])(model.get_layer("pool").output)
+    outputs = keras.layers.LSTM(4, recurrent_dropout=dropout, name="lstm")(outputs)
+    return keras.Model(model.inputs, keras.layers.Dense(10, name="classes")(outputs), name="lstm")
+
+
 @pytest.mark.parametrize(
     "make_model, mode, training, reasons",
     [
+        (network_with_lstm, "exact", {}, []),
+        (
+            functools.partial(network_with_lstm, 0.5),
+            "exact",
+            {},
+            ["other random numbers in lstm"],
+        ),
         (small_network, "exact", {}, []),
         (small_network, "exact", {"gradient_clip_norm": 1.0}, ["training.gradient_clip_norm no longer counts"]),
         (network_with_dropout, "exact", {}, ["a smaller model draws other random numbers in drop"]),
