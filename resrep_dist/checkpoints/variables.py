@@ -3,6 +3,8 @@
 import itertools
 from typing import Any
 
+from resrep_dist.layers.sync_batch_norm import AnyBatchNormalization
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -41,7 +43,7 @@ def batch_norm_statistics(model: keras.Model) -> list[tf.Variable]:
         variable
         # Unlike `layers`, this includes layers inside other layers.
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, AnyBatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
 

@@ -61,8 +61,8 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             variable.assign(variable * self.momentum + value * (1.0 - self.momentum))
 
 
-# What all of Keras' batch norms are of; it has no public name.
-_AnyBatchNormalization = keras.layers.BatchNormalization.__base__
+AnyBatchNormalization = keras.layers.BatchNormalization.__base__
+"""What all of Keras' batch norms are of, older ones too; it has no public name."""
 
 
 def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
@@ -77,7 +77,7 @@ def with_sync_batch_norm(model: keras.Model, cluster: Cluster) -> keras.Model:
     """
 
     def synchronized(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-        if not isinstance(layer, _AnyBatchNormalization):
+        if not isinstance(layer, AnyBatchNormalization):
             return None
         if type(layer) not in (keras.layers.BatchNormalization, SyncBatchNormalization):
             raise ModelError(

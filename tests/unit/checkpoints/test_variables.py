@@ -3,7 +3,7 @@
 from resrep_dist.checkpoints.average import WeightAverage
 from resrep_dist.checkpoints.files import CheckpointFolder, snapshot
 from resrep_dist.checkpoints.state import TrainState
-from resrep_dist.checkpoints.variables import model_variables
+from resrep_dist.checkpoints.variables import batch_norm_statistics, model_variables
 from resrep_dist.graph import trace
 from resrep_dist.layers.insertion import insert_compactors
 from resrep_dist.pruning.optimizer import ResRepOptimizer
@@ -11,6 +11,7 @@ from resrep_dist.shrinking.surgery import narrow_velocities
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow import keras
 
 layers = keras.layers
@@ -43,6 +44,15 @@ def test_repeated_names_are_numbered_and_others_are_as_keras_gives_them(model_an
     scale, names = model.get_layer("scale"), model_variables(model)
     assert names["scale/Variable"] is scale.factor and names["scale/Variable_1"] is scale.offset
     assert names.keys() - {"scale/Variable_1"} == {variable.name.removesuffix(":0") for variable in model.weights}
+
+
+def test_older_and_synchronized_batch_norms_have_statistics_as_well():
+    kinds = layers.BatchNormalization, tf.compat.v1.keras.layers.BatchNormalization
+    x = inputs = keras.Input([8, 8, 3])
+    for kind in (*kinds, layers.experimental.SyncBatchNormalization):
+        x = kind()(x)
+    model = keras.Model(inputs, x)
+    assert {v.ref() for v in batch_norm_statistics(model)} == {v.ref() for v in model.non_trainable_weights}
 
 
 def test_each_of_them_has_its_velocity_average_and_array(model_and_graph, tmp_path):
