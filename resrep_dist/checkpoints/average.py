@@ -82,13 +82,17 @@ class WeightAverage:
 
 
 def averaged_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """Return the variables of a model that are averaged, by name: trained weights, and batch-norm statistics.
+    """Return the variables of a model that are averaged, by name: weights, and batch-norm statistics.
+
+    Weights of frozen layers are among them. While nothing changes them, they are their own average. But when channels
+    leave, the model in training and the average each take up what their own channels added.
 
     Args:
         model: A functional Keras model.
     """
-    names, variables = variable_names(model), [*model.trainable_variables, *batch_norm_statistics(model)]
-    return {names[variable.ref()]: variable for variable in variables}
+    # Keras freezes layers. Of a variable `trainable` says what it is for.
+    names, weights = variable_names(model), [variable for variable in model.weights if variable.trainable]
+    return {names[variable.ref()]: variable for variable in [*weights, *batch_norm_statistics(model)]}
 
 
 def evaluated_variables(model: keras.Model, is_averaged: bool) -> dict[str, tf.Variable]:

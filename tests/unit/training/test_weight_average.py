@@ -150,6 +150,16 @@ def test_it_resumes_bit_for_bit_from_before_and_after_the_merge(whole, tmp_path)
             np.testing.assert_array_equal(variable.numpy(), trainer.state[name].numpy(), err_msg=name)
 
 
+def test_frozen_batch_norms_are_merged_in_training_as_well():
+    model = small_network(freeze_batch_norm=True)
+    randomise(model)
+    config = shrinking_config("merge", weight_average_decay=DECAY)
+    trainer = resrep_dist.Trainer(model, trace(model), config, SOURCE, VALIDATION, console=None)
+    trainer.start()
+    trainer.train_until(150)
+    assert trainer.state.early_merge["certificate"]["max_relative_difference"] < 1e-5
+
+
 def test_base_slim_model_and_final_model_are_the_average(tmp_path):
     phase = {"num_epochs": 1, "learning_rate": 0.05, "weight_average_decay": DECAY}
     model = {"name": "python:tests.networks:small_classifier"}
