@@ -78,6 +78,8 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         # No list: Keras would save the compactors as a part of the optimizer, and not find them in the model again.
         self.compactors: Sequence[Compactor] = UserList(compactors)
         self._num_lost = 0
+        # Not one of the optimizer's variables, which Keras saves.
+        self.num_skipped_in_a_row = tf.Variable(0, trainable=False, dtype=tf.int64, name="num_skipped_in_a_row")
         self.momentum, self.decay = momentum, decay
         self.lasso_strength, self.kept_lasso_strength = lasso_strength, kept_lasso_strength
         self.compactor_momentum, self.rule = compactor_momentum, rule
@@ -162,6 +164,7 @@ class ResRepOptimizer(keras.optimizers.Optimizer):
         averaged = list(zip(gradients, (variable for _, variable in pairs), strict=True))
         is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
         self._apply(averaged, norms, is_finite)
+        self.num_skipped_in_a_row.assign(_choose(is_finite, tf.zeros([], tf.int64), self.num_skipped_in_a_row + 1))
         return self.iterations.assign_add(1)
 
     def rate_at(self, step: int) -> float:

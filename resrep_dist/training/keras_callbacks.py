@@ -29,10 +29,11 @@ from resrep_dist.graph.kept_channels import KeptChannels
 from resrep_dist.monitoring.dashboard import write_layout
 from resrep_dist.monitoring.monitor import Monitor
 from resrep_dist.pruning.goals import agree_on_costs
-from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.pruning.pruner import Pruner
 from resrep_dist.pruning.targets import require_reachable_target
-from resrep_dist.training.randomness import draw_by_position_in_fit
+from resrep_dist.training.fit_checks import optimizer_of, require_equal_steps
+from resrep_dist.training.fit_step import replace_fit_step
+from resrep_dist.training.skipping import report_skipped
 
 import numpy as np
 from tensorflow import keras
@@ -92,9 +93,10 @@ class ChannelMasks(keras.callbacks.Callback):
 
         Raises:
             UserError: If the optimizer is not a ResRepOptimizer, or does not average over the same number of ranks, the
-                model was compiled with `steps_per_execution`, or the target cannot be reached.
+                model was compiled with `steps_per_execution`, the ranks have different numbers of steps, or the target
+                cannot be reached.
         """
-        optimizer = _optimizer_of(self.model)
+        optimizer = optimizer_of(self.model)
         self._cluster = self._cluster or optimizer.cluster
         num_averaged = optimizer.cluster.size if optimizer.cluster else 1
         if num_averaged != self.cluster.size:
@@ -103,6 +105,7 @@ class ChannelMasks(keras.callbacks.Callback):
                 "ChannelMasks, or each rank would train on its own gradients; make one resrep_dist.Cluster() and give "
                 "it as `cluster` to ResRepOptimizer and to ChannelMasks"
             )
+        require_equal_steps(self.params, self.cluster)
         agree_on_costs(self.cluster, self._config)
         require_reachable_target(self._graph, self._config)
         num_chosen = self.state.num_chosen if self.state else None
@@ -115,7 +118,7 @@ class ChannelMasks(keras.callbacks.Callback):
             num_chosen = sum(self._graph.widths) - sum(self.pruner.unmasked_widths())
         self.state.num_chosen = num_chosen
         self.pruner.warn_if_too_slow()
-        draw_by_position_in_fit(self.model, self._seed, self.cluster)
+        replace_fit_step(self.model, self._seed, self.cluster)
         self.share()
 
     def share(self) -> None:
@@ -141,9 +144,15 @@ class ChannelMasks(keras.callbacks.Callback):
                 variable.assign(value / self.cluster.size)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Choose the masks if they are due."""
+        """Choose the masks if they are due.
+
+        Raises:
+            NonFiniteError: On every rank, if too many steps in a row were skipped.
+        """
         assert self.pruner is not None and self.state is not None
         self.state.step = int(self.model.optimizer.iterations.numpy())
+        if num_skipped := int(self.model.optimizer.num_skipped_in_a_row.numpy()):
+            report_skipped(self.step, num_skipped, "a gradient of all ranks together")
         if self.pruner.is_due(self.step):
             self.agree()
             self.pruner.update()
@@ -202,11 +211,9 @@ class Checkpoints(keras.callbacks.Callback):
             self._save()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save a checkpoint if it is due."""
+        """See whether a checkpoint is due."""
+        # Not yet: at the end of an epoch, which may be now, other callbacks change the learning rate or the weights.
         self._is_due = self._masks.step % self._interval_steps == 0
-        # At the end of an epoch, which may be now, callbacks such as ReduceLROnPlateau change a rate that is a number.
-        if self._is_due and _started(self._masks, self).learning_rate is None:
-            self._save()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Save the final state."""
@@ -290,40 +297,6 @@ def _curves(section: str, logs: Mapping[str, Any]) -> dict[str, float]:
         names = [name] if np.ndim(value) == 0 else [f"{name}/{index}" for index in range(len(values))]
         points |= {f"{section}/{each}": float(number) for each, number in zip(names, values, strict=True)}
     return points
-
-
-def _optimizer_of(model: keras.Model) -> ResRepOptimizer:
-    """The optimizer of a model that was compiled as the callbacks need it.
-
-    Raises:
-        UserError: If it was not.
-    """
-    optimizer, num_steps = model.optimizer, getattr(model, "_steps_per_execution", None)
-    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-        raise UserError(
-            "the policy mixed_float16: `fit` does not support it, expected float32 or mixed_bfloat16; the Trainer "
-            "does, with training.precision: mixed_float16"
-        )
-    if not isinstance(optimizer, ResRepOptimizer):
-        raise UserError(
-            f"the optimizer: received a {type(optimizer).__name__}, expected a ResRepOptimizer; "
-            "compile the model with optimizer=resrep_dist.ResRepOptimizer(...)"
-        )
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        raise UserError(
-            f"the model: it was made under a {type(model.distribute_strategy).__name__} of "
-            f"{model.distribute_strategy.num_replicas_in_sync} devices, expected none; start one process for each "
-            "device, with horovodrun"
-        )
-    # Keras begins with 1 where it is to choose the number.
-    received = "auto" if getattr(model, "autotune_steps_per_execution", False) else int(num_steps or 1)
-    if received != 1:
-        # Keras calls the callbacks once for all of them, so masks and checkpoints would be left out.
-        raise UserError(
-            f"steps_per_execution: received {received}, expected 1, since masks are chosen between steps; leave it out "
-            "of model.compile"
-        )
-    return optimizer
 
 
 def _started(masks: ChannelMasks, callback: keras.callbacks.Callback) -> TrainState:

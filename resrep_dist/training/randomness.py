@@ -31,8 +31,6 @@ _OF_BATCHES = (
     _layers.SimpleRNNCell,
 )  # fmt: skip
 
-# Positions per step in `fit`, where the size of the global batch is not known; it is smaller.
-_MAX_FIT_BATCH_SIZE = 1 << 24
 # Added to the position of a sample for each further row that is made of it; there are fewer positions.
 _ROW = 1 << 52
 
@@ -89,37 +87,6 @@ class LayerRandomness:
         finally:
             for generator in self._generators:
                 generator.begin(None)
-
-
-def draw_by_position_in_fit(model: keras.Model, seed: int, cluster: Cluster) -> None:
-    """Make the random layers of a compiled model draw numbers in `fit` that follow from seed, step, sample and layer.
-
-    Keras says only how many samples a rank has. So each step has a fixed number of positions, and those of a rank begin
-    after the ranks before it, which have equally many: rank r of n has the r-th part of the global batch. `fit` without
-    the callbacks draws so from then on too.
-
-    Args:
-        model: The compiled model, changed in place.
-        seed: Seed of the numbers, the same on all ranks.
-        cluster: The ranks.
-    """
-    randomness = LayerRandomness(model, seed, _MAX_FIT_BATCH_SIZE, cluster)
-    keras_step = getattr(model.train_step, "keras_step", model.train_step)
-
-    def train_step(data: Any) -> Any:
-        samples = tf.nest.flatten(keras.utils.unpack_x_y_sample_weight(data)[0])[0]
-        num_samples = tf.shape(samples, tf.int64)[0]
-        first = model.optimizer.iterations * _MAX_FIT_BATCH_SIZE + cluster.rank * num_samples
-        with randomness.at(first + tf.range(num_samples)):
-            logs = keras_step(data)
-        if not tf.executing_eagerly():
-            warn_of_other_randomness(tf.compat.v1.get_default_graph(), [layer.name for layer in model.layers])
-        return logs
-
-    train_step.keras_step = keras_step  # type: ignore[attr-defined]
-    model.train_step = train_step
-    # An earlier `fit` may have compiled the step.
-    model.make_train_function(force=True)
 
 
 def warn_of_other_randomness(graph: tf.Graph, layers: Sequence[str]) -> None:

@@ -45,10 +45,23 @@ class SkippedSteps:
                 more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
                 found.append(f"rank {rank}: {', '.join(bad[:3])}{more}")
         where = "; ".join(found) or "a gradient of all ranks together is too large for float16"
-        in_a_row = self.num_in_a_row
-        _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, in_a_row, where)
-        if in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
-            raise NonFiniteError(
-                f"step {step}: {in_a_row} steps in a row were not finite ({where}); lower the learning rate or look "
-                "at the data, and start again from the last checkpoint, which is good"
-            )
+        report_skipped(step, self.num_in_a_row, where)
+
+
+def report_skipped(step: int, num_in_a_row: int, where: str) -> None:
+    """Log that a step was skipped.
+
+    Args:
+        step: Number of the step.
+        num_in_a_row: Number of skipped steps since the last good one, with this one.
+        where: What was not finite.
+
+    Raises:
+        NonFiniteError: If too many steps in a row were skipped.
+    """
+    _log.warning("Step %d is skipped by all ranks, %d in a row. Not finite: %s.", step, num_in_a_row, where)
+    if num_in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW:
+        raise NonFiniteError(
+            f"step {step}: {num_in_a_row} steps in a row were not finite ({where}); lower the learning rate or look "
+            "at the data, and start again from the last checkpoint, which is good"
+        )

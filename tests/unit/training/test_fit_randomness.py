@@ -1,7 +1,8 @@
 """Random layers in Keras' `fit`: their numbers follow from seed, step, sample and layer."""
 
 from resrep_dist.distributed.cluster import Cluster
-from resrep_dist.training.randomness import draw_by_position_in_fit
+from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.training.fit_step import replace_fit_step
 from tests.fitting import fit
 from tests.networks import random_source, small_config
 from tests.unit.training.test_randomness import Rank, random_network
@@ -30,9 +31,9 @@ def drawn(rank, size, num_steps=2, seed=3):
         seen.append(outputs.numpy())
         return 0.0 * outputs
 
-    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
+    model.compile(ResRepOptimizer(0.0), loss, run_eagerly=True)
     for _ in range(2):  # as by a second fit with the callbacks
-        draw_by_position_in_fit(model, seed, Rank(rank, size))
+        replace_fit_step(model, seed, Rank(rank, size))
     start, end = 12 * rank // size, 12 * (rank + 1) // size
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     for number in range(num_steps):
