@@ -289,9 +289,10 @@ def _listed(folder: Path, suffix: str = "") -> list[Path]:
 
     A user's own copies, such as `step-00001200-keep`, are not among them.
     """
+    pattern = re.compile(rf"step-\d{{8,}}{re.escape(suffix)}")
     try:
         # `Path.glob` also returns nothing for a folder that cannot be listed.
-        found = [folder / name for name in os.listdir(folder) if re.fullmatch(rf"step-\d{{8,}}{re.escape(suffix)}", name)]
+        found = [folder / name for name in os.listdir(folder) if pattern.fullmatch(name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=_step_of)
