@@ -38,7 +38,10 @@ class Scaled(Kind):
 
 
 class Sloped(Kind):
-    """PReLU: a trained slope for each channel, or for each channel of each pixel."""
+    """PReLU: a trained slope for each channel, or for each channel of each pixel.
+
+    With the channels among its `shared_axes` all have the same one.
+    """
 
     def trace(self, node: Any, inputs: Sequence[Segments], channels: ChannelSets) -> Segments:
         # A constant stays one only where all pixels have the same slope.
@@ -46,11 +49,14 @@ class Sloped(Kind):
         return tuple(s if s.state == State.ZERO or is_shared else s.at(State.VARYING) for s in inputs[0])
 
     def constant(self, node: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        slopes = node.layer.alpha.numpy().astype(np.float64).reshape(-1, len(inputs[0]))[0]
+        alpha = node.layer.alpha.numpy().astype(np.float64)
+        slopes = alpha.reshape(-1, alpha.shape[-1])[0]
         return np.where(inputs[0] > 0, inputs[0], slopes * inputs[0])
 
     def narrow(self, layer: keras.layers.Layer, inputs: np.ndarray, outputs: np.ndarray) -> Narrowed:
-        return Narrowed({}, [layer.alpha.numpy()[..., inputs]])
+        alpha = layer.alpha.numpy()
+        # A single channel has a single slope too, and does not go.
+        return Narrowed({}, [alpha if alpha.shape[-1] == 1 else alpha[..., inputs]])
 
 
 class Depthwise(Kind):

@@ -117,7 +117,9 @@ class OtherNetwork(Network):
         return self._layers.Add()([x, LayerScale(0.5, x.shape[-1])(self._layers.Dense(x.shape[-1])(y))])
 
     def slope(self, x):
-        return self._layers.PReLU(shared_axes=list(range(1, self._rank + 1)))(self.conv(x))
+        """A slope for each channel, or one for all."""
+        num_shared = self._rank + self._draw(st.integers(0, 1))
+        return self._layers.PReLU(shared_axes=list(range(1, num_shared + 1)))(self.conv(x))
 
     def function(self, x):
         return tf.concat([x, 1.0 - self.conv(x)], -1)

@@ -11,7 +11,9 @@ from resrep_dist.layers.insertion import compactors_of, insert_compactors
 from resrep_dist.models import building
 from resrep_dist.models.building import build_model
 from resrep_dist.models.files import load_model
+from resrep_dist.pruning.deadness import dead_channels
 from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.shrinking.surgery import removable, without_channels
 from resrep_dist.training.step import TrainStep
 from resrep_dist.training.trainer import Trainer
 from tests.networks import classifier_with, random_source, randomise, small_config, with_dead_channels
@@ -66,6 +68,36 @@ def test_one_number_for_each_channel_is_narrowed_with_the_channels(form):
     graph, slim, certificate = merged(classifier_with(VECTORS[form]))
     assert [group.name for group in graph.groups] == ["conv0", "conv1"]
     assert certificate.max_relative_difference < 1e-5 and slim.get_layer("conv1").filters < 8
+
+
+SLOPES = {  # what follows two convolutions, and the groups: behind the offset a dead channel has a negative value
+    "of_images": (lambda x: layers.PReLU(shared_axes=[1, 2, 3])(x - 0.5), ["conv0", "conv1"]),
+    "of_vectors": (
+        lambda x: layers.PReLU(shared_axes=[1])(layers.GlobalAveragePooling2D()(x) - 0.5), ["conv0", "conv1"],
+    ),
+    "of_pixels": (layers.PReLU(shared_axes=[3]), ["conv0", "conv1"]),
+    "of_one_channel": (
+        lambda x: layers.PReLU(shared_axes=[1, 2])(layers.Conv2D(1, 1, name="single")(x) - 0.5),
+        ["conv0", "conv1", "single"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", SLOPES)
+def test_one_slope_for_all_channels_stays_when_channels_go(form):
+    between, groups = SLOPES[form]
+    model = classifier_with(between)
+    graph = trace(model)
+    assert [group.name for group in graph.groups] == groups and not graph.refused
+    trained = with_dead_channels(model, graph)
+    slim, certificate = resrep_dist.merge(trained, graph, IMAGES)
+    assert certificate.max_relative_difference < 1e-5 and slim.get_layer("conv1").filters < 8
+    np.testing.assert_allclose(slim(IMAGES), trained(IMAGES), atol=1e-4)
+    # So it does in the model that is still in training.
+    dead = dead_channels(trained, graph)
+    going = removable(trained, graph, dead)
+    np.testing.assert_array_equal(np.concatenate(going), np.concatenate(dead))
+    np.testing.assert_allclose(without_channels(trained, graph, going)(IMAGES), trained(IMAGES), atol=1e-4)
 
 
 def test_vectors_at_the_input_are_carried(tmp_path):
