@@ -5,14 +5,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from resrep_dist.config import Config, build_config
-from resrep_dist.data.labels import are_one_hot, are_rows
-from resrep_dist.data.source import ImageSource, Source
+from resrep_dist.data.arrays import Data, open_sets
+from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
-from resrep_dist.errors import DataError, ModelError
+from resrep_dist.errors import ModelError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
@@ -34,15 +34,10 @@ from resrep_dist.training.phase import pruning_of
 from resrep_dist.training.start_checks import require_one_input_and_output
 from resrep_dist.training.trainer import Trainer
 
-import numpy as np
-import tensorflow as tf
 from rich.console import Console
 from tensorflow import keras
 
 _log = logging.getLogger(__name__)
-
-Data: TypeAlias = ImageSource | tuple[Any, Any] | Any
-"""Images and labels: a source, a pair of arrays, or a dataset of such pairs, batched or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,7 @@ def prune(
     """
     _require_classifier(model)
     cluster, workdir = cluster or cluster_for(settings or {}), Path(workdir) if workdir is not None else None
-    train_data, validation_data = _sources((train, validation), tuple(model.output_shape))
+    train_data, validation_data = open_sets((train, validation), tuple(model.output_shape))
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
     config = _config(model, train_data, target, num_epochs, settings or {})
@@ -218,60 +213,6 @@ def _config(
     document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
     document["task"] = train_data.task
     return build_config(document, "settings", to_start=False)
-
-
-def _sources(sets: Sequence[Data], output_shape: tuple[int | None, ...]) -> list[ImageSource]:
-    """Open the sets of one task: where one has several labels for an image, another may have one for each by chance."""
-    opened = [data if isinstance(data, ImageSource) else _arrays(data) for data in sets]
-    is_multilabel = any(
-        data.task == "multilabel" if isinstance(data, ImageSource) else are_rows(data[1]) and not are_one_hot(data[1])
-        for data in opened
-    )
-    return [data if isinstance(data, ImageSource) else _source(*data, output_shape, is_multilabel) for data in opened]
-
-
-def _arrays(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels, those in a column as [N]."""
-    if isinstance(data, tf.data.Dataset):
-        data = _read(data)
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        received = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
-        raise DataError(
-            f"data: received {received}, expected a Source, a pair (images, labels), or a tf.data.Dataset of such pairs"
-        )
-    images, labels = (np.asarray(part) for part in data)
-    return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-
-
-def _source(
-    images: np.ndarray, labels: np.ndarray, output_shape: tuple[int | None, ...], is_multilabel: bool
-) -> ImageSource:
-    num_classes = int(output_shape[-1] or 0)
-    has_all_classes = labels.ndim == 2 and labels.shape[1] == num_classes
-    is_of_labels = has_all_classes and is_multilabel and are_rows(labels)
-    if has_all_classes and not is_of_labels:
-        labels = labels.argmax(axis=1)
-    is_of_pixels = labels.ndim == 3 and len(output_shape) == 4
-    if images.ndim != 4 or not (labels.ndim == 1 or is_of_pixels or is_of_labels):
-        raise DataError(
-            f"data: received arrays of shapes {images.shape} and {labels.shape}, expected images [N, height, width, "
-            f"channels] and labels [N], or one-hot labels [N, {num_classes}] as the model has {num_classes} outputs, "
-            "or several labels of 0 and 1 of the same shape, or masks [N, height, width]"
-        )
-    return Source(images.astype(np.float32), labels, num_classes)
-
-
-def _read(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2 or not all(isinstance(each, tf.TensorSpec) for each in spec):
-        raise DataError(f"data: a dataset of {spec}, expected pairs of images and labels")
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise DataError("data: the dataset is endless, expected each image once; leave out `repeat`")
-    samples = (dataset.unbatch() if spec[0].shape.rank == 4 else dataset).batch(256)
-    parts = [(images.numpy(), labels.numpy()) for images, labels in samples]
-    if not parts:
-        raise DataError("data: the dataset is empty")
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
 def _report(

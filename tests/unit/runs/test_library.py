@@ -4,10 +4,10 @@ import json
 
 import resrep_dist
 from resrep_dist.cli.main import main
+from resrep_dist.data.arrays import open_sets
 from resrep_dist.errors import ConfigError, DataError, HostError, ModelError
 from resrep_dist.reporting.run_folder import read_runs
 from resrep_dist.reporting.verdict import verdict
-from resrep_dist.runs import library
 from tests.networks import random_source, small_config, small_network
 
 import keras as keras3
@@ -123,10 +123,10 @@ def test_what_cannot_be_pruned_is_refused_in_words():
 def test_both_sets_say_whether_rows_are_one_hot(train, validation, task):
     images = np.zeros([2, 16, 16, 3])
     sets = [(images, np.array(labels)) for labels in (train, validation)]
-    assert [source.task for source in library._sources(sets, (None, 3))] == [task] * 2
+    assert [source.task for source in open_sets(sets, (None, 3))] == [task] * 2
     if task == "multilabel":
         both = [resrep_dist.Source(images, np.array(train), 3), sets[1]]
-        assert [source.task for source in library._sources(both, (None, 3))] == [task] * 2
+        assert [source.task for source in open_sets(both, (None, 3))] == [task] * 2
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from pathlib import Path
 from resrep_dist.cli.main import main
 from resrep_dist.config import load_config
 from resrep_dist.config.loading import parse_config, parse_overrides
+from resrep_dist.data.finding import FoundData, find_data
 from resrep_dist.data.imagefolder import ImageFolder
 from resrep_dist.data.loading import load_sources
 from resrep_dist.errors import DataError
 from resrep_dist.models.files import save_model
 from resrep_dist.runs import library
-from resrep_dist.runs.proposal import FoundData, find_data, propose
+from resrep_dist.runs.proposal import propose
 from tests.images import write_image_folders
 from tests.networks import random_source, small_network
 
