@@ -159,7 +159,8 @@ def evaluation_batches(
 def _changed(source: ImageSource, config: DataConfig, own: range, seed: int, batch: Any, place: Any) -> Any:
     """Apply RandAugment, mixup and CutMix; what is read beside a rank's `own` samples is only mixed with these."""
     (images, labels), (_, positions) = batch, place
-    images = tf.ensure_shape(images, [*positions.shape, *images.shape[1:]])
+    # A program's arrays may have any type, and what follows multiplies by float32.
+    images = tf.cast(tf.ensure_shape(images, [*positions.shape, *images.shape[1:]]), tf.float32)
     if config.rand_augment is not None:
         scale = source.pixel_scale()
         assert scale is not None

@@ -5,6 +5,7 @@ import itertools
 import resrep_dist
 from resrep_dist.config import DataConfig, RandAugmentConfig, TrainingConfig, build_config
 from resrep_dist.data.mixing import MixedLabels, _draw, mix, with_partners
+from resrep_dist.data.normalization import Normalization
 from resrep_dist.data.order import rank_part, training_batches
 from resrep_dist.data.source import Source
 from resrep_dist.errors import ConfigError
@@ -79,6 +80,28 @@ def test_an_image_is_mixed_with_its_neighbor_by_the_share_of_its_label(name):
         assert is_other.sum() == len(rows) * len(columns), "a window"
         assert not len(rows) or len(rows) == rows[-1] - rows[0] + 1
     assert labels.weight.std() > 0.1 and labels.weight.min() >= 0 and labels.weight.max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}, BOTH])
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, np.int64])
+def test_arrays_of_any_type_are_mixed_as_those_of_float32(dtype, options):
+    source = flat_source()
+    other = Source(source.images.astype(dtype), source.labels, source.num_classes)
+    ((expected, _),) = parts(source, 1, config_of(**options), num_steps=1)
+    ((images, _),) = parts(other, 1, config_of(**options), num_steps=1)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_images_of_float64_with_a_known_scale_take_rand_augment():
+    scale = Normalization((120.0,) * 3, (60.0,) * 3)
+    images = np.random.default_rng(0).normal(size=(50, SIZE, SIZE, 3)).astype(np.float32)
+    config = config_of(rand_augment=RandAugmentConfig())
+    received = [
+        parts(Source(images.astype(dtype), np.arange(50), 50, scale=scale), 1, config, num_steps=1)[0][0]
+        for dtype in (np.float32, np.float64)
+    ]
+    np.testing.assert_array_equal(*received)
 
 
 @pytest.mark.parametrize("alpha", [0.02, 1.0])
