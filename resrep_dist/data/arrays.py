@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from resrep_dist.data.labels import are_one_hot, are_rows
+from resrep_dist.data.labels import are_one_hot, are_rows, require_numbers
 from resrep_dist.data.source import ImageSource, Source
 from resrep_dist.errors import DataError
 
@@ -43,6 +43,8 @@ def _arrays(data: Data) -> tuple[np.ndarray, np.ndarray]:
             f"data: received {received}, expected a Source, a pair (images, labels), or a tf.data.Dataset of such pairs"
         )
     images, labels = (np.asarray(part) for part in data)
+    # Before rows are compared and counted.
+    require_numbers(labels)
     return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 

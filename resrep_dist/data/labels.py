@@ -1,9 +1,27 @@
 """What labels say: which rows of 0 and 1 are classes, and which pixels of masks have none."""
 
+from resrep_dist.errors import DataError
+
 import numpy as np
 
 NO_CLASS = 255
 """Value of the pixels of masks that have no class, as in Pascal VOC and Cityscapes."""
+
+
+def require_numbers(labels: np.ndarray) -> None:
+    """Check that labels are numbers: texts have no least one, and objects none that a checksum could be of.
+
+    Args:
+        labels: The labels.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if labels.dtype.kind not in "biuf":
+        raise DataError(
+            f"labels of type {labels.dtype}, expected whole numbers, the classes by number; texts become these by "
+            "np.unique(labels, return_inverse=True)[1], of both sets together, numbers by labels.astype(int)"
+        )
 
 
 def are_rows(labels: np.ndarray) -> bool:

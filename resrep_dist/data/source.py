@@ -9,7 +9,7 @@ from typing import Any
 
 from resrep_dist.data.augmentation import augment, normalize
 from resrep_dist.data.batches import NUM_PARALLEL_BATCHES, Batches
-from resrep_dist.data.labels import with_no_class
+from resrep_dist.data.labels import require_numbers, with_no_class
 from resrep_dist.data.normalization import Normalization
 from resrep_dist.errors import DataError
 
@@ -130,8 +130,8 @@ class Source(ImageSource):
             green, red. None for integers in the order red, green, blue, or if that is not known.
 
     Raises:
-        DataError: If there are no images, not as many images as labels, or labels that are no classes, one-hot ones for
-            example.
+        DataError: If there are no images, not as many images as labels, or labels that are no classes, texts or one-hot
+            ones for example.
     """
 
     images: np.ndarray
@@ -147,6 +147,7 @@ class Source(ImageSource):
         require_finite(self.images, "the set")
         if len(self.images) != len(self.labels):
             raise DataError(f"expected as many images as labels, received {len(self.images)}, {len(self.labels)}")
+        require_numbers(self.labels)
         if self.labels.ndim not in _TASK_OF_NUM_AXES:
             raise DataError(
                 f"labels of shape {list(self.labels.shape)}, expected [N], [N, num_classes] or [N, height, width]"
