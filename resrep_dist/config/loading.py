@@ -5,7 +5,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +76,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-def build_config(document: dict[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:
+def build_config(document: Mapping[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:
     """Create a configuration from nested dicts.
 
     Args:
@@ -88,12 +88,8 @@ def build_config(document: dict[str, Any], origin: str = "config", *, to_start: 
         ConfigError: If there is an unknown key, a wrong type or an invalid value.
     """
     try:
-        # Strict validation accepts sections only as JSON; in it the dates of YAML are text.
-        text = json.dumps(document, default=str)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _error(f"{origin}: {error}; expected names as keys, and numbers, text and lists as values") from None
-    try:
-        config: Config = TypeAdapter(Config).validate_json(text)
+        # Strict validation accepts sections only as JSON.
+        config: Config = TypeAdapter(Config).validate_json(_json_of(document, origin))
     except ValidationError as error:
         raise _error(f"{origin}: {_describe(min(_of_one_branch(error.errors()), key=_is_no_unknown_key))}") from None
     try:
@@ -102,6 +98,21 @@ def build_config(document: dict[str, Any], origin: str = "config", *, to_start: 
     except ValueError as error:
         raise _error(f"{origin}: {error}") from None
     return config
+
+
+def _json_of(document: Any, origin: str) -> str:
+    try:
+        return json.dumps(document, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _error(f"{origin}: {error}; expected names as keys, and numbers, text and lists as values") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return for a value that JSON has not one that it has: Python's numbers for NumPy's, texts for dates."""
+    # Not by its class, since NumPy takes time to import.
+    if callable(getattr(value, "tolist", None)):
+        return value.tolist()
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def _read(path: Path) -> str:

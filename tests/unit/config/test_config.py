@@ -1,9 +1,11 @@
 import dataclasses
+import types
 
 from resrep_dist.config import build_config, load_config
 from resrep_dist.errors import ConfigError
 from tests.networks import DIGITS_CONFIG, small_config
 
+import numpy as np
 import pytest
 
 
@@ -108,3 +110,19 @@ def test_texts_of_all_kinds_are_read_back_from_the_recorded_yaml(tmp_path, text)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(path) == config
+
+
+def test_numbers_of_numpy_are_numbers_in_sections_and_in_lists():
+    document = small_config().to_dict()
+    document["seed"] = np.int64(3)
+    document["train"] |= {"learning_rate": np.float32(0.25), "milestone_epochs": (np.float32(1), np.int8(2))}
+    document["train"] |= {"schedule": np.str_("step"), "num_epochs": np.array(4.5)}
+    document["training"] |= {"xla": np.bool_(True), "class_weights": np.linspace(0, 1, 10, dtype=np.float32)}
+    config = build_config(types.MappingProxyType({**document, "data": types.MappingProxyType(document["data"])}))
+    assert config.seed == 3 and config.training.xla is True and len(config.training.class_weights) == 10
+    assert (config.train.learning_rate, config.train.milestone_epochs) == (0.25, (1.0, 2.0))
+    assert config.to_yaml().count("0.25") == 1
+    for value, received in ((np.float32("nan"), "nan"), (np.arange(2), r"\[0, 1\]"), (np.bool_(True), "True")):
+        document["train"]["learning_rate"] = value
+        with pytest.raises(ConfigError, match=f"train.learning_rate: received {received}, expected"):
+            build_config(document)
