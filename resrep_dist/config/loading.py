@@ -76,6 +76,26 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return document
 
 
+def read_settings(settings: object) -> dict[str, Any]:
+    """Return the settings that a program gives, as nested dicts whose names and values are not checked.
+
+    Args:
+        settings: Sections by name, with Python's or NumPy's numbers; None for none.
+
+    Raises:
+        ConfigError: If they are no sections.
+    """
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise _error(
+            f"settings: received {one_line(repr(settings))}, expected a dict of sections, as in "
+            "{'train': {'learning_rate': 0.02}}"
+        )
+    document: dict[str, Any] = json.loads(_json_of(settings, "settings"))
+    return document
+
+
 def build_config(document: Mapping[str, Any], origin: str = "config", *, to_start: bool = True) -> Config:
     """Create a configuration from nested dicts.
 
@@ -235,11 +255,18 @@ def _error(message: str) -> ConfigError:
 
 
 def _describe_unknown_key(location: tuple[Any, ...]) -> str:
-    section = _type_at(location[:-1])
-    names = [field.name for field in dataclasses.fields(section)] if section else []
+    names = _names_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1])[:100], names, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
+    if len(location) == 1:
+        # Its section was forgotten.
+        near = [f"{name}.{location[0]}" for name in names if location[0] in _names_at((name,))] or near
+    hint = f"did you mean `{'` or `'.join(near)}`?" if near else f"expected one of {', '.join(names)}"
     return f"{one_line('.'.join(map(str, location)))}: unknown key; {hint}"
+
+
+def _names_at(location: tuple[Any, ...]) -> list[str]:
+    section = _type_at(location)
+    return [field.name for field in dataclasses.fields(section)] if section else []
 
 
 def _type_at(location: tuple[Any, ...]) -> Any:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resrep_dist.config import Config, build_config
+from resrep_dist.config.loading import read_settings
 from resrep_dist.data.arrays import Data, open_sets
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
-from resrep_dist.errors import ModelError
+from resrep_dist.errors import ConfigError, ModelError
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
@@ -62,7 +63,7 @@ def prune(
     *,
     target: float = 0.5,
     num_epochs: float | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Any] | None = None,
     workdir: Path | str | None = None,
     cluster: Cluster | None = None,
     console: Console | Literal["default"] | None = "default",
@@ -79,7 +80,8 @@ def prune(
         validation: The validation set, likewise.
         target: Multiply-adds that may be left, as a fraction.
         num_epochs: Length of the pruning; None for one that fits the number of images.
-        settings: Sections whose keys replace the proposed ones, as in `{"train": {"learning_rate": 0.02}}`.
+        settings: Sections whose keys replace the proposed ones, as in `{"train": {"learning_rate": 0.02}}`, with
+            Python's or NumPy's numbers.
         workdir: Folder of the run, as the command line writes it; the same call resumes. None to write nothing.
         cluster: The ranks; None for those that the launcher started.
         console: Where progress is shown: by default on the terminal, or in lines. None to show none.
@@ -90,11 +92,12 @@ def prune(
         CertificateError: If the outputs of the slim model differ from those of the trained one.
     """
     _require_classifier(model)
-    cluster, workdir = cluster or cluster_for(settings or {}), Path(workdir) if workdir is not None else None
+    settings = read_settings(settings)
+    cluster, workdir = cluster or cluster_for(settings), Path(workdir) if workdir is not None else None
     train_data, validation_data = open_sets((train, validation), tuple(model.output_shape))
     require_fitting_end(model, train_data.task)
     model, history = _for_images(model, train_data), _History()
-    config = _config(model, train_data, target, num_epochs, settings or {})
+    config = _config(model, train_data, target, num_epochs, settings)
     if workdir:
         config = with_costs_of_run(config, workdir)
     agree_on_costs(cluster, config.prune)
@@ -192,14 +195,17 @@ def _config(
     train_data: ImageSource,
     target: float,
     num_epochs: float | None,
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
 ) -> Config:
+    if settings.get("prune", {}) is None:
+        raise ConfigError("settings: prune: received None, expected a section with keys below it; leave it out")
     num_images = len(train_data)
     batch_size = proposed_batch_size(num_images)
     epochs = proposed_epochs(num_images, batch_size) if num_epochs is None else num_epochs
     num_steps = max(1, round(epochs * num_images / batch_size))
     num_classes, image_size = int(model.output_shape[-1]), int(model.input_shape[1])
-    proposed: dict[str, dict[str, Any]] = {
+    document: dict[str, Any] = {
+        "task": train_data.task,
         "model": {"name": model.name, "num_classes": num_classes, "image_size": image_size},
         "data": {"source": "arrays", "global_batch_size": batch_size},
         "train": {"num_epochs": float(epochs), "learning_rate": 0.01},
@@ -209,9 +215,10 @@ def _config(
             "evaluation_epochs": max(1.0, epochs / 20),
         },
     }
-    sections = proposed.keys() | settings.keys()
-    document: dict[str, Any] = {name: {**proposed.get(name, {}), **settings.get(name, {})} for name in sections}
-    document["task"] = train_data.task
+    for name, value in settings.items():
+        proposed = document.get(name)
+        is_section = isinstance(proposed, dict) and isinstance(value, Mapping)
+        document[name] = {**proposed, **value} if is_section else value
     return build_config(document, "settings", to_start=False)
 
 
