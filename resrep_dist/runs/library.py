@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import logging
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from resrep_dist.data.arrays import Data, open_sets
 from resrep_dist.data.source import ImageSource
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.distributed.lease import hold_lease
-from resrep_dist.errors import ConfigError, ModelError
+from resrep_dist.errors import ConfigError, ModelError, one_line
 from resrep_dist.graph import Graph, flatten, require_functional, trace, with_input_size
 from resrep_dist.merging.certificate import Certificate
 from resrep_dist.merging.merge import merge
@@ -201,14 +203,14 @@ def _config(
         raise ConfigError("settings: prune: received None, expected a section with keys below it; leave it out")
     num_images = len(train_data)
     batch_size = proposed_batch_size(num_images)
-    epochs = proposed_epochs(num_images, batch_size) if num_epochs is None else num_epochs
+    epochs = proposed_epochs(num_images, batch_size) if num_epochs is None else _length(num_epochs)
     num_steps = max(1, round(epochs * num_images / batch_size))
     num_classes, image_size = int(model.output_shape[-1]), int(model.input_shape[1])
     document: dict[str, Any] = {
         "task": train_data.task,
         "model": {"name": model.name, "num_classes": num_classes, "image_size": image_size},
         "data": {"source": "arrays", "global_batch_size": batch_size},
-        "train": {"num_epochs": float(epochs), "learning_rate": 0.01},
+        "train": {"num_epochs": epochs, "learning_rate": 0.01},
         **proposed_pruning(target, proposed_shrink_mode(model), settings),
         "logging": {
             "interval_steps": min(100, max(1, num_steps // 50)),
@@ -220,6 +222,17 @@ def _config(
         is_section = isinstance(proposed, dict) and isinstance(value, Mapping)
         document[name] = {**proposed, **value} if is_section else value
     return build_config(document, "settings", to_start=False)
+
+
+def _length(num_epochs: object) -> float:
+    """Return a number of epochs that is one, before steps are counted with it."""
+    is_number = isinstance(num_epochs, numbers.Real) and not isinstance(num_epochs, bool)
+    if not is_number or not 0 < float(num_epochs) < math.inf:
+        raise ConfigError(
+            f"num_epochs: received {one_line(repr(num_epochs))}, expected a number greater than 0: the length of the "
+            "pruning in epochs, such as 30, or None for one that fits the number of images"
+        )
+    return float(num_epochs)
 
 
 def _report(

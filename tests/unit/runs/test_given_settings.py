@@ -68,3 +68,20 @@ def test_numbers_of_numpy_say_the_same_to_the_ranks_and_to_the_run(model, monkey
     config = library._config(model, random_source(8), np.float32(0.5), None, library.read_settings(settings))
     assert (config.training.deterministic, config.train.learning_rate) == (False, 0.5)
     assert config.prune.target_macs_fraction == 0.5
+
+
+@pytest.mark.parametrize("num_epochs", ["3", 0, -1.0, float("nan"), np.inf, True, [3], 1 + 0j, np.array([3.0])])
+def test_lengths_that_are_none_are_refused(model, num_epochs):
+    expected = "expected a number greater than 0: the length of the pruning in epochs"
+    assert expected in refused(model, num_epochs=num_epochs)
+
+
+@pytest.mark.parametrize("num_epochs", [3, 3.0, np.int64(3), np.float32(3), np.float16(3)])
+def test_lengths_of_any_type_of_number_are_the_same(model, num_epochs):
+    config = library._config(model, random_source(8), 0.5, num_epochs, {})
+    assert config == library._config(model, random_source(8), 0.5, 3, {}) and config.train.num_epochs == 3.0
+
+
+@pytest.mark.parametrize("target", ["0.5", None, 1.5, float("nan"), [0.5]])
+def test_targets_that_are_none_are_refused(model, target):
+    assert "prune" in refused(model, target=target)
