@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from resrep_dist.config.model_names import unknown_model
 from resrep_dist.config.normalization import default_normalization
 from resrep_dist.data.finding import FoundData, find_data
+from resrep_dist.errors import ConfigError
 from resrep_dist.models.files import load_model
 from resrep_dist.models.input_scale import scaling_layer
 from resrep_dist.pruning.schedule import PAPER_LASSO_STRENGTH
@@ -115,15 +117,18 @@ def propose(
         settings: Settings by section and key that will replace proposed ones. What they exclude is not proposed.
 
     Raises:
+        ConfigError: If the model is neither a file nor one of the names.
         DataError: If the data is of no known kind.
         ModelError: If the model's file cannot be read, or it has several inputs or outputs.
     """
+    name = f"file:{model}" if model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model else model
+    if message := unknown_model(name):
+        raise ConfigError(message)
     found = find_data(Path(data))
-    is_file = model.lower().endswith(_MODEL_SUFFIXES) and ":" not in model
-    name = f"file:{model}" if is_file else model
+    is_file = name.startswith("file:")
     size, scaling, loaded = image_size or found.image_size or _DEFAULT_IMAGE_SIZE, None, None
     if is_file:
-        loaded = load_model(Path(model), open_size=size)
+        loaded = load_model(Path(name.removeprefix("file:")), open_size=size)
         require_one_input_and_output(loaded)
         size, scaling = image_size or loaded.inputs[0].shape[1], scaling_layer(loaded)
     batch_size = proposed_batch_size(found.num_images)
