@@ -153,13 +153,19 @@ def _commented(setting: str, comment: str) -> str:
     return f"{setting:<31} # {comment}"
 
 
+def _quoted(text: str) -> str:
+    """Return a text in quotes of YAML, as it is read, but for what cannot be printed."""
+    # JSON escapes an emoji as two halves, which are none to YAML; Python as one character.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in json.dumps(text, ensure_ascii=False))
+
+
 def _model(name: str, found: FoundData, size: int, weights: str | None) -> list[str]:
     return [
         "model:",
-        f"  name: {json.dumps(name)}",
+        f"  name: {_quoted(name)}",
         _commented(f"  num_classes: {found.num_classes}", "found in the data"),
         _commented(f"  image_size: {size}", "pixels, height and width"),
-        *([f"  weights: {json.dumps(weights)}"] if weights else []),
+        *([f"  weights: {_quoted(weights)}"] if weights else []),
         "",
     ]
 
@@ -169,7 +175,7 @@ def _data(found: FoundData, batch_size: int, normalization: str) -> list[str]:
     return [
         "data:",
         f"  source: {found.source}",
-        *([f"  path: {json.dumps(found.path)}"] if found.path else []),
+        *([f"  path: {_quoted(found.path)}"] if found.path else []),
         _commented(f"  global_batch_size: {batch_size}", batch),
         normalization,
         "",

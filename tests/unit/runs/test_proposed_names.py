@@ -1,11 +1,15 @@
 """The names of models and files in what `resrep init` proposes."""
 
+from pathlib import Path
+
 from resrep_dist.cli.main import main
+from resrep_dist.config import load_config
 from resrep_dist.config.loading import parse_config
 from resrep_dist.models.files import save_model
 from resrep_dist.runs.proposal import propose
 from tests.networks import small_network
 
+import numpy as np
 import pytest
 
 
@@ -34,3 +38,34 @@ def test_a_file_by_its_full_name_is_read_as_one_by_its_path(tmp_path):
     text = propose(f"file:{path}", "digits")
     assert text == propose(str(path), "digits")
     assert parse_config(text, "proposal").base is None
+
+
+NAMES = (
+    "données été",
+    "猫🐱",
+    'a "quoted" one',
+    "it's: #1, {x}",
+    "back\\slash",
+    "tab\tnew\nline",
+    "\x7f\x85\u2028\u00a0",
+    "🏴\U000e0067",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_are_written_as_they_are_read_and_load_again(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    model, data, yaml = Path(name, "net.h5"), Path(name, "data.npz"), tmp_path / "mine.yaml"
+    save_model(small_network(), model)
+    images, labels = np.zeros([20, 16, 16, 3], np.uint8), np.arange(20) % 10
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    # As the message says for a path with a colon.
+    assert main(["init", str(data), f"file:{model}"]) == 0
+    text = capsys.readouterr().out
+    yaml.write_text(text, encoding="utf-8")
+    config = load_config(yaml)
+    assert (config.model.name, config.data.path) == (f"file:{model}", str(data))
+    assert name in text or not name.isprintable() or set(name) & {'"', "\\"}
+    with_weights = parse_config(propose("resnet20", data, weights=f"{name}.h5"), "proposal")
+    assert with_weights.model.weights == f"{name}.h5"
