@@ -152,7 +152,8 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
         ConfigError: If the shapes differ.
     """
     expected, received = model.input_shape[1:], source.first_images(1).shape[1:]
-    if any(wanted not in (None, found) for wanted, found in zip(expected, received, strict=True)):
+    fits = len(expected) == len(received)
+    if not fits or any(wanted not in (None, found) for wanted, found in zip(expected, received, strict=True)):
         # Grayscale files are read in three channels.
         hint = "; arrays in a program keep their one channel" if expected[-1] == 1 and received[-1] == 3 else ""
         raise ConfigError(

@@ -2,11 +2,13 @@
 
 import logging
 
+from resrep_dist.data.source import Source
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
 from resrep_dist.training.start_checks import check_data, check_images, check_start
 from tests.networks import random_source, small_config, small_network
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
@@ -21,6 +23,15 @@ def test_images_that_the_model_does_not_take_are_refused():
     grey = keras.Sequential([keras.Input([16, 16, 1]), layers.Conv2D(4, 3)], name="grey")
     with pytest.raises(ConfigError, match=r"grey takes images .* \(16, 16, 1\), but .* are \(16, 16, 3\)"):
         check_images(grey, source)
+
+
+def test_signals_are_not_images():
+    signals = Source(np.zeros([4, 16, 3], np.float32), np.arange(4), 10)
+    of_signals = keras.Sequential([keras.Input([None, 3]), layers.Conv1D(4, 3)], name="wave")
+    check_images(of_signals, signals)
+    for model, source in ((small_network(), signals), (of_signals, random_source(4))):
+        with pytest.raises(ConfigError, match=rf"{model.name} takes images .*, but those of data.source are \("):
+            check_images(model, source)
 
 
 @pytest.mark.parametrize(
