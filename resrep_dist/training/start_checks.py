@@ -2,7 +2,7 @@
 
 import logging
 
-from resrep_dist.config import Config, PruneConfig
+from resrep_dist.config import Config, DataConfig, PruneConfig
 from resrep_dist.config.tasks import TASKS
 from resrep_dist.data.rand_augment import check_rand_augment
 from resrep_dist.data.source import ImageSource, Source
@@ -45,7 +45,8 @@ def check_start(
         num_ranks: Number of ranks.
 
     Raises:
-        ConfigError: As in `check_data`, `check_rand_augment` and `check_images`, and if the target cannot be reached.
+        ConfigError: As in `check_data`, `check_rand_augment` and `check_images`, if what is no image is to be
+            augmented, and if the target cannot be reached.
         ModelError: If the model is no functional one of Keras 2 or has several inputs or outputs, or the graph has
             nothing to prune.
     """
@@ -56,6 +57,7 @@ def check_start(
     check_rand_augment(config.data, train_data)
     for source in (train_data, validation_data):
         check_images(model, source)
+    _check_augmentation(config.data, train_data)
     if graph:
         require_prunable(model.name, graph)
         require_reachable_target(graph, pruning_of(config))
@@ -166,6 +168,21 @@ def check_images(model: keras.Model, source: ImageSource) -> None:
             raise ConfigError(
                 f"model.name: {model.name} returns maps of height and width {outputs}, but the masks of "
                 f"data.source are {masks}; give another model or masks of its size"
+            )
+
+
+def _check_augmentation(data: DataConfig, source: ImageSource) -> None:
+    """Refuse what moves or mixes pixels of images for other samples, such as signals [N, length, channels]."""
+    shape = source.first_images(1).shape[1:]
+    if len(shape) == 3:
+        return
+    off = {"augmentation": "none", "rand_augment": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    for name, value in off.items():
+        received = getattr(data, name)
+        if received != value:
+            raise ConfigError(
+                f"data.{name}: received {received!r}, which is for images of height, width and channels, but the "
+                f"samples have shape {shape}; set data.{name}: {'null' if value is None else value}"
             )
 
 

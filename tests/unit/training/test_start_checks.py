@@ -2,6 +2,7 @@
 
 import logging
 
+from resrep_dist.data.normalization import IMAGENET
 from resrep_dist.data.source import Source
 from resrep_dist.errors import ConfigError
 from resrep_dist.graph import trace
@@ -32,6 +33,30 @@ def test_signals_are_not_images():
     for model, source in ((small_network(), signals), (of_signals, random_source(4))):
         with pytest.raises(ConfigError, match=rf"{model.name} takes images .*, but those of data.source are \("):
             check_images(model, source)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (
+            {"augmentation": "shift"},
+            r"data.augmentation: received 'shift', .* shape \(16, 3\); set .*augmentation: none",
+        ),
+        ({"augmentation": "pad_crop_flip"}, "set data.augmentation: none"),
+        ({"mixup_alpha": 0.2}, "data.mixup_alpha: received 0.2, .*; set data.mixup_alpha: 0"),
+        ({"cutmix_alpha": 1.0}, "set data.cutmix_alpha: 0"),
+        ({"rand_augment": {}}, "set data.rand_augment: null"),
+    ],
+)
+def test_only_images_are_augmented(options, expected):
+    signals = Source(np.zeros([64, 16, 3], np.float32), np.arange(64) % 10, 10, scale=IMAGENET)
+    x = keras.layers.ReLU()(layers.Conv1D(8, 3, name="conv0")(inputs := keras.Input([16, 3])))
+    x = keras.layers.ReLU()(layers.Conv1D(8, 3, name="conv1")(x))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling1D()(x)))
+    plain = {"source": "arrays", "augmentation": "none"}
+    check_start(small_config(data=plain), model, trace(model), signals, signals, 1)
+    with pytest.raises(ConfigError, match=expected):
+        check_start(small_config(data=plain | options), model, trace(model), signals, signals, 1)
 
 
 @pytest.mark.parametrize(
