@@ -51,15 +51,7 @@ def add_export_command(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> int:
     _check(options)
     path = model_file(options.model)
-    found = [folder / "config.yaml" for folder in path.absolute().parents[:2]]
-    config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
-    if config_path is None:
-        raise UserError(
-            f"--config: missing, and no config.yaml beside or above {path}; it names the images to compare on"
-        )
-    from resrep_dist.config import load_config
-
-    config = load_config(config_path, options.overrides, to_start=False)
+    config = _config(options, path)
     console = start_terminal()
     from resrep_dist.data.loading import load_sources
     from resrep_dist.export.record import require_earlier_exports, require_earlier_usage
@@ -82,6 +74,26 @@ def _export(options: argparse.Namespace) -> int:
     _require_shape(path, model, sources[1].first_images(1).shape[1:])
     _write(console, options, config, model, file_sha256(path), sources, output, usage)
     return 0
+
+
+def _config(options: argparse.Namespace, path: Path) -> Any:
+    """Read the configuration that names the images: the one that is given, or that of the model's run."""
+    found = [folder / "config.yaml" for folder in path.absolute().parents[:2]]
+    config_path = options.config or next((candidate for candidate in found if candidate.exists()), None)
+    if config_path is None:
+        raise UserError(
+            f"--config: missing, and no config.yaml beside or above {path}; it names the images to compare on"
+        )
+    from resrep_dist.config import load_config
+
+    config = load_config(config_path, options.overrides, to_start=False)
+    if config.data.source == "arrays":
+        raise UserError(
+            "data.source: received 'arrays', which a Python program gives to the Trainer; save them as .npz with "
+            "x_train, y_train, x_test and y_test, and add --set data.source=npz --set data.path=FILE, or give a "
+            "--config that names these images"
+        )
+    return config
 
 
 def _is_of_a_run(folder: Path) -> bool:

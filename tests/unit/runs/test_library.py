@@ -24,7 +24,7 @@ def with_softmax():
     return keras.Model(model.inputs, keras.layers.Softmax()(model.output), name="probabilities")
 
 
-def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
+def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path, capsys):
     training, validation = random_source(), random_source(64, seed=1)
     one_hot = np.eye(10, dtype=np.float32)[training.labels]
     batches = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(24)
@@ -46,6 +46,16 @@ def test_arrays_and_a_model_give_a_slim_one_its_proof_and_its_history(tmp_path):
     assert again.report == report and again.history == []
     with pytest.raises(ConfigError, match="prune.target_macs_fraction is 0.6 there and 0.7 here"):
         resrep_dist.prune(with_softmax(), (training.images, one_hot), batches, **call | {"target": 0.7})
+    export = ["export", str(tmp_path / "run"), "--format", "saved_model"]
+    assert main(export) == 2
+    assert "and add --set data.source=npz --set data.path=FILE, or give a --config" in capsys.readouterr().err
+    test = {"x_test": validation.images, "y_test": validation.labels}
+    np.savez(tmp_path / "data.npz", x_train=training.images, y_train=training.labels, **test)
+    settings = ["data.source=npz", f"data.path={tmp_path / 'data.npz'}"]
+    assert main([*export, *(f"--set={setting}" for setting in settings)]) == 0
+    config = resrep_dist.load_config(tmp_path / "run" / "config.yaml", settings)
+    (tmp_path / "mine.yaml").write_text(config.to_yaml())
+    assert main([*export, "--config", str(tmp_path / "mine.yaml")]) == 0
 
 
 def test_images_that_are_no_squares_are_pruned_in_a_folder_and_merged_again(tmp_path, capsys):
