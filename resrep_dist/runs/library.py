@@ -219,15 +219,13 @@ def _config(
     }
     for name, value in settings.items():
         proposed = document.get(name)
-        is_section = isinstance(proposed, dict) and isinstance(value, Mapping)
-        document[name] = {**proposed, **value} if is_section else value
+        document[name] = {**proposed, **value} if isinstance(proposed, dict) and isinstance(value, Mapping) else value
     return build_config(document, "settings", to_start=False)
 
 
 def _length(num_epochs: object) -> float:
     """Return a number of epochs that is one, before steps are counted with it."""
-    is_number = isinstance(num_epochs, numbers.Real) and not isinstance(num_epochs, bool)
-    if not is_number or not 0 < float(num_epochs) < math.inf:
+    if isinstance(num_epochs, bool) or not isinstance(num_epochs, numbers.Real) or not 0 < float(num_epochs) < math.inf:
         raise ConfigError(
             f"num_epochs: received {one_line(repr(num_epochs))}, expected a number greater than 0: the length of the "
             "pruning in epochs, such as 30, or None for one that fits the number of images"
