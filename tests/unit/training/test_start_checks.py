@@ -27,8 +27,8 @@ def test_images_that_the_model_does_not_take_are_refused():
 
 
 def test_signals_are_not_images():
-    signals = Source(np.zeros([4, 16, 3], np.float32), np.arange(4), 10)
-    of_signals = keras.Sequential([keras.Input([None, 3]), layers.Conv1D(4, 3)], name="wave")
+    signals = Source(np.zeros([4, 16, 16], np.float32), np.arange(4), 10)
+    of_signals = keras.Sequential([keras.Input([None, 16]), layers.Conv1D(4, 3)], name="wave")
     check_images(of_signals, signals)
     for model, source in ((small_network(), signals), (of_signals, random_source(4))):
         with pytest.raises(ConfigError, match=rf"{model.name} takes images .*, but those of data.source are \("):
