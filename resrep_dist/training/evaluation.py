@@ -97,7 +97,9 @@ class Evaluator:
         return self._scores.count(labels, outputs)
 
     def _sum_metrics(self, cluster: Cluster) -> None:
-        variables = [variable for metric in self._metrics for variable in metric.variables]
-        if variables:
-            for variable, value in zip(variables, cluster.sum(variables, "metrics"), strict=True):
+        by_type: dict[tf.DType, list[tf.Variable]] = {}
+        for variable in (variable for metric in self._metrics for variable in metric.variables):
+            by_type.setdefault(variable.dtype, []).append(variable)
+        for dtype, variables in by_type.items():
+            for variable, value in zip(variables, cluster.sum(variables, f"metrics_{dtype.name}"), strict=True):
                 variable.assign(value)

@@ -16,8 +16,8 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 # One launch for all scenarios of a number of ranks, since most of its time is TensorFlow's start. The last one ends it.
 SCENARIOS = {
     1: "trajectory",
-    2: "threads,identical,trajectory,not_finite,evaluation,root_error,other_data,statistics,shrink,early_merge,"
-    "flipped_bits",
+    2: "threads,identical,trajectory,not_finite,evaluation,unequal_fit,root_error,other_data,statistics,shrink,"
+    "early_merge,flipped_bits",
     4: "fixed_sums,again,identical,trajectory,not_finite,flipped_bits",
 }
 
@@ -129,8 +129,8 @@ def test_steps_that_are_not_finite_are_skipped_by_all_named_and_end_the_run(work
     worked(num_ranks, "not_finite")
 
 
-@pytest.mark.parametrize("scenario", ["evaluation", "root_error", "other_data"])
-def test_evaluation_errors_of_rank_0_and_other_data(worked, scenario):
+@pytest.mark.parametrize("scenario", ["evaluation", "unequal_fit", "root_error", "other_data"])
+def test_evaluation_a_refused_fit_errors_of_rank_0_and_other_data(worked, scenario):
     worked(2, scenario)
 
 

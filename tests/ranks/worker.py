@@ -17,6 +17,10 @@ from resrep_dist.distributed import cluster as cluster_module
 from resrep_dist.distributed.cluster import Cluster
 from resrep_dist.errors import CheckpointWriteError, DisagreementError, NonFiniteError, UserError
 from resrep_dist.graph import trace
+from resrep_dist.layers.insertion import compactors_of, insert_compactors
+from resrep_dist.pruning.optimizer import ResRepOptimizer
+from resrep_dist.training.evaluation import Evaluator
+from resrep_dist.training.keras_callbacks import ChannelMasks
 from resrep_dist.training.trainer import Trainer
 from tests.fitting import fit
 from tests.networks import random_source, randomise, shrinking_config, small_config, small_network, sources_of
@@ -238,6 +242,30 @@ def evaluation(cluster: Cluster, folder: Path) -> None:
     shared = trainer._live.evaluator.top1(source, 50, cluster)
     alone = trainer._live.evaluator.top1(source, 360)
     assert shared == alone, (shared, alone)
+    # Its variables are of two types. The targets are one-hot, as this metric wants them.
+    evaluator = Evaluator(trainer.model, ["R2Score"], "multilabel")
+    labels = np.eye(10, dtype=np.int64)[source.labels]
+    one_hot = Source(source.images, labels, 10)
+    shared, alone = (evaluator.evaluate(one_hot, *how)["R2Score"] for how in ((50, cluster), (360,)))
+    assert abs(shared - alone) < 1e-4, (shared, alone)
+
+
+def unequal_fit(cluster: Cluster, folder: Path) -> None:
+    """`fit` with parts of other sizes ends at once, and does not wait for ever."""
+    source, config = random_source(), small_config()
+    base = small_network()
+    graph = trace(base)
+    model = insert_compactors(base, graph)
+    model.compile(
+        ResRepOptimizer(0.01, compactors_of(model, graph), cluster=cluster), "sparse_categorical_crossentropy"
+    )
+    masks = ChannelMasks(graph, config.prune, first_step=1, last_step=10, cluster=cluster)
+    num_samples = 32 - 16 * cluster.rank
+    try:
+        model.fit(source.images[:num_samples], np.zeros([num_samples, 10]), 8, verbose=0, callbacks=[masks])
+        raise AssertionError("a rank made more steps than the other")
+    except UserError as error:
+        assert "(rank 0: 1 epochs of 4, rank 1: 1 epochs of 2)" in str(error), error
 
 
 def other_data(cluster: Cluster, folder: Path) -> None:
