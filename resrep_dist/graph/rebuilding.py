@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from resrep_dist.errors import ModelError, one_line
+from resrep_dist.graph.activations import has_activation_to_split, has_activity_to_move, layers_at_ends
 from resrep_dist.graph.application_layers import as_layer_scale, is_copied_layer_scale
 from resrep_dist.graph.configurations import activity_regularization, config_of
 from resrep_dist.graph.objectives import check_objective
@@ -20,11 +21,6 @@ import tensorflow as tf
 from tensorflow import keras
 
 _layers = keras.layers
-_WITH_ACTIVATION = (
-    _layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Conv1DTranspose, _layers.Conv2DTranspose,
-    _layers.Conv3DTranspose, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D, _layers.SeparableConv1D,
-    _layers.SeparableConv2D, _layers.Dense,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +51,11 @@ def flatten(model: keras.Model) -> keras.Model:
     """
     require_functional(model)
     check_objective(model)
+    ends = layers_at_ends(model)
     is_flat = all(
         not isinstance(node.layer, keras.Model)
-        and not _has_activation_to_split(node.layer)
-        and not _has_activity_to_move(node.layer)
+        and not has_activation_to_split(node.layer, ends)
+        and not has_activity_to_move(node.layer, ends)
         and not is_copied_layer_scale(node.layer)
         and operator_as_layer(node) is None
         for node in nodes(model)
@@ -161,7 +158,7 @@ def require_functional(model: keras.Model) -> None:
 class _Rebuilding:
     def __init__(self, model: keras.Model, call: Call, names: Mapping[str, str]) -> None:
         self.names = {id(layer): names.get(name, name) for layer, name in _flat_names(model)}
-        self._call_back = call
+        self._call_back, self._ends = call, layers_at_ends(model)
         self._clones: dict[int, list[keras.layers.Layer]] = {}
 
     def run(self, model: keras.Model, inputs: Sequence[Any], training: bool | None) -> list[Any]:
@@ -189,7 +186,7 @@ class _Rebuilding:
         if training is not None and layer._expects_training_arg and kwargs.get("training") is None:
             kwargs["training"] = training
         if id(layer) not in self._clones:
-            self._clones[id(layer)] = _clone(layer, name)
+            self._clones[id(layer)] = _clone(layer, name, self._ends)
         clone, *behind = self._clones[id(layer)]
         outputs = self._call_back(layer, clone, CallInputs(args, kwargs))
         for split in behind:
@@ -238,17 +235,17 @@ def _call_clone(layer: keras.layers.Layer, clone: keras.layers.Layer, inputs: Ca
     return clone(*inputs.args, **inputs.kwargs)
 
 
-def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
-    """Return the copy of a layer, and the layers that follow it for what is split off."""
+def _clone(layer: keras.layers.Layer, name: str, ends: Collection[int]) -> list[keras.layers.Layer]:
+    """Return the copy of a layer, and the layers that follow it for what is split off; `ends`: `layers_at_ends`."""
     behind: list[keras.layers.Layer] = []
     if is_copied_layer_scale(layer):
         return [as_layer_scale(layer, name)]
     try:
         config = {**config_of(layer), "name": name}
-        if _has_activation_to_split(layer):
+        if has_activation_to_split(layer, ends):
             config["activation"] = "linear"
             behind.append(_layers.Activation(layer.activation, name=f"{name}_activation"))
-        if _has_activity_to_move(layer):
+        if has_activity_to_move(layer, ends):
             if "activity_regularizer" in config:
                 config["activity_regularizer"] = None
             behind.append(activity_regularization(layer, f"{name}_activity"))
@@ -262,18 +259,6 @@ def _clone(layer: keras.layers.Layer, name: str) -> list[keras.layers.Layer]:
             f"({one_line(error, 120)}); give its class get_config and from_config, and write functions among its "
             "options (a lambda) as classes, such as of keras.constraints"
         ) from None
-
-
-def _has_activity_to_move(layer: keras.layers.Layer) -> bool:
-    """Return True for an activity regularizer that the copy of a layer would lose, or apply before the activation."""
-    if getattr(layer, "activity_regularizer", None) is None or isinstance(layer, _layers.ActivityRegularization):
-        return False
-    return _has_activation_to_split(layer) or "activity_regularizer" not in layer.get_config()
-
-
-def _has_activation_to_split(layer: keras.layers.Layer) -> bool:
-    kept = (keras.activations.linear, keras.activations.softmax, None)
-    return type(layer) in _WITH_ACTIVATION and layer.activation not in kept
 
 
 def _flat_names(model: keras.Model) -> list[tuple[keras.layers.Layer, str]]:

@@ -113,7 +113,7 @@ class OtherNetwork(Network):
 
     def expand(self, x):
         """An expanded width between two dense layers, as in ConvNeXt."""
-        y = self._layers.Dense(6, activation="gelu")(self.normalize(x))
+        y = self._layers.Dense(6, activation=self._draw(st.sampled_from(["gelu", "softmax"])))(self.normalize(x))
         return self._layers.Add()([x, LayerScale(0.5, x.shape[-1])(self._layers.Dense(x.shape[-1])(y))])
 
     def slope(self, x):

@@ -62,3 +62,30 @@ def test_a_copy_knows_the_order_of_the_first_model_under_its_own_names():
     swapped = rebuild(rebuild(model), names={"a": "b", "b": "a"})
     assert stored_order(swapped) == [*order[:2], ("Conv2D", "b"), ("Conv2D", "a")]
     assert stored_order(flatten(swapped)) == stored_order(swapped)
+
+
+def test_a_softmax_stays_in_the_layers_that_make_outputs_up_to_the_files(tmp_path):
+    head = keras.Sequential([keras.Input([8]), layers.Dense(3, activation="softmax", name="kind")], name="head")
+    head = keras.Sequential([keras.Input([8]), head], name="outer_head")
+    inputs = keras.Input([8, 8, 3])
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(inputs)
+    gate = layers.Dense(8, activation="softmax", name="gate")(layers.GlobalAveragePooling2D()(x))
+    outputs = {
+        "kind": head(gate),
+        "part": layers.Conv2D(4, 1, activation="softmax", name="part")(x),
+        "moved": layers.Flatten()(layers.Dense(2, activation="softmax", name="moved")(gate)),
+    }
+    model = keras.Model(inputs, outputs)
+    randomise(model)
+    images = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype(np.float32)
+    graph = resrep_dist.trace(model)
+    assert [group.name for group in graph.groups] == ["conv"]
+    assert graph.refused == {"part": "its channels are an output of the model"}
+    trained = with_dead_channels(model, graph)
+    slim, certificate = resrep_dist.merge(trained, graph, images)
+    assert certificate.max_relative_difference < 1e-5
+    resrep_dist.save_model(slim, tmp_path / "slim.h5")
+    read = keras.models.load_model(tmp_path / "slim.h5", compile=False)
+    for each in (flatten(model), rebuild(flatten(model)), trained, slim, read):
+        functions = {name: each.get_layer(name).activation.__name__ for name in ("kind", "part", "gate", "moved")}
+        assert functions == {"kind": "softmax", "part": "softmax", "gate": "linear", "moved": "linear"}

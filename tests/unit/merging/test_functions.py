@@ -4,6 +4,8 @@ import resrep_dist
 from resrep_dist.errors import ModelError
 from resrep_dist.graph import flatten, trace
 from resrep_dist.models.files import load_model
+from resrep_dist.pruning.deadness import dead_channels
+from resrep_dist.shrinking.surgery import removable, without_channels
 from tests.networks import classifier_with, with_dead_channels
 
 import numpy as np
@@ -92,6 +94,50 @@ def test_activations_that_are_functions_of_the_user_are_carried(function, built_
     mixes = function in ("function", "mixing")
     assert [group.name for group in graph.groups] == ["conv0", "conv1"] + ["own"] * (not mixes)
     assert certificate.max_relative_difference < 1e-5
+
+
+def gate(x):
+    squeezed = layers.Dense(4, activation="relu")(layers.GlobalAveragePooling2D()(x))
+    squeezed = layers.Dense(16, activation="softmax", name="mixing")(squeezed)
+    return layers.Multiply()([x, layers.Reshape((1, 1, 16))(squeezed)])
+
+
+def wide(x):
+    return layers.Conv2D(16, 1, activation="relu", name="wide")(x)
+
+
+# A softmax in a layer, and the convolutions whose channels it mixes.
+SOFTMAX = {
+    "convolution": (layers.Conv2D(16, 1, activation="softmax", name="mixing"), ["mixing"]),
+    "separable": (layers.SeparableConv2D(16, 3, padding="same", activation="softmax", name="mixing"), ["mixing"]),
+    "depthwise": (lambda x: layers.DepthwiseConv2D(3, activation="softmax", name="mixing")(wide(x)), ["wide"]),
+    "gate": (lambda x: gate(wide(x)), ["wide"]),
+}
+
+
+@pytest.mark.parametrize("kind", SOFTMAX)
+def test_a_softmax_in_a_layer_inside_of_the_network_keeps_the_channels_that_it_mixes(kind):
+    between, mixed = SOFTMAX[kind]
+    graph, _, certificate = merged(classifier_with(between))
+    assert graph.refused == dict.fromkeys(mixed, "the activation mixing_activation mixes its channels")
+    assert [group.name for group in graph.groups] == ["conv0", "conv1"]
+    assert certificate.max_relative_difference < 1e-5
+
+
+def test_a_constant_does_not_pass_a_softmax_in_a_layer_to_the_batch_norm_behind_it():
+    def between(x):
+        x = layers.Conv2D(8, 1, use_bias=False, activation="softmax", name="mixing")(keras.activations.sigmoid(x))
+        return layers.BatchNormalization()(x)
+
+    model = classifier_with(between)
+    graph = trace(model)
+    trained = with_dead_channels(model, graph)
+    dead = dead_channels(trained, graph)
+    going = removable(trained, graph, dead)
+    # Those of conv1 have nowhere to go before the merge, which gives a bias to the layer that takes them.
+    assert dead[1].any() and not going[1].any()
+    np.testing.assert_array_equal(going[0], dead[0])
+    np.testing.assert_allclose(without_channels(trained, graph, going)(IMAGES), trained(IMAGES), atol=1e-4)
 
 
 @pytest.mark.parametrize("call", CALLS)
