@@ -95,7 +95,8 @@ def make_metrics(names: Sequence[str], model: keras.Model, task: str = "classifi
             over the ranks.
     """
     num_classes = int(model.output_shape[-1])
-    options = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False}
+    # `average`: F1Score has a value for each class unless it is told to take their mean.
+    options = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False, "average": "macro"}
     metrics = []
     for name in names:
         found = _named("metrics", name, "training.metrics")

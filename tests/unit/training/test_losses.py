@@ -70,7 +70,7 @@ def test_what_cannot_be_used_is_refused(options, expected):
 
 
 def test_keras_metrics_get_what_their_names_ask_for():
-    names = ["sparse_top_k_categorical_accuracy", "MeanIoU", "AUC", "categorical_crossentropy", "Precision"]
+    names = ["sparse_top_k_categorical_accuracy", "MeanIoU", "AUC", "categorical_crossentropy", "Precision", "F1Score"]
     metrics = make_metrics(names, model_with(None))
     for name, metric in zip(names, metrics, strict=True):
         # The check at the start leaves traces; an evaluation begins with a reset.
@@ -85,6 +85,8 @@ def test_keras_metrics_get_what_their_names_ask_for():
     unions = [((predicted == c) | (c == LABELS)).sum() for c in range(4)]
     overlaps = [((predicted == c) & (c == LABELS)).sum() for c in range(4)]
     assert values["MeanIoU"] == pytest.approx(np.mean([o / u for o, u in zip(overlaps, unions, strict=True) if u]))
+    sizes = [(predicted == c).sum() + (c == LABELS).sum() for c in range(4)]
+    assert values["F1Score"] == pytest.approx(np.mean([2 * o / s for o, s in zip(overlaps, sizes, strict=True)]))
     is_positive = PROBABILITIES > 0.5
     assert values["Precision"] == pytest.approx((is_positive & (np.eye(4)[LABELS] > 0)).sum() / is_positive.sum())
 
