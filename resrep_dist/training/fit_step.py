@@ -4,6 +4,7 @@ from typing import Any
 
 from resrep_dist.checkpoints.variables import batch_norm_statistics
 from resrep_dist.distributed.cluster import Cluster
+from resrep_dist.pruning.optimizer import ResRepOptimizer
 from resrep_dist.training.randomness import LayerRandomness, warn_of_other_randomness
 
 import tensorflow as tf
@@ -35,15 +36,18 @@ def replace_fit_step(model: keras.Model, seed: int, cluster: Cluster) -> None:
     statistics = batch_norm_statistics(model)
 
     def train_step(data: Any) -> Any:
-        before = [tf.identity(variable) for variable in statistics]
+        # Another optimizer, with which a program has compiled the model since, skips no step.
+        can_skip = isinstance(model.optimizer, ResRepOptimizer)
+        before = [tf.identity(variable) for variable in statistics] if can_skip else []
         samples = tf.nest.flatten(keras.utils.unpack_x_y_sample_weight(data)[0])[0]
         num_samples = tf.shape(samples, tf.int64)[0]
         first = model.optimizer.iterations * _MAX_BATCH_SIZE + cluster.rank * num_samples
         with randomness.at(first + tf.range(num_samples)):
             logs = keras_step(data)
-        is_good = tf.equal(model.optimizer.num_skipped_in_a_row, 0)
-        for variable, value in zip(statistics, before, strict=True):
-            variable.assign(tf.where(is_good, variable, value))
+        if can_skip:
+            is_good = tf.equal(model.optimizer.num_skipped_in_a_row, 0)
+            for variable, value in zip(statistics, before, strict=True):
+                variable.assign(tf.where(is_good, variable, value))
         if not tf.executing_eagerly():
             warn_of_other_randomness(tf.compat.v1.get_default_graph(), [layer.name for layer in model.layers])
         return logs

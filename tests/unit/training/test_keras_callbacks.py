@@ -129,6 +129,15 @@ def test_too_many_batches_with_nan_in_a_row_end_the_fit():
         fit_with_masks(images)
 
 
+def test_a_model_that_was_compiled_with_another_optimizer_since_can_be_fitted():
+    images = np.random.default_rng(0).normal(size=(16, 16, 16, 3)).astype(np.float32)
+    model = fit_with_masks(images)
+    before = model.get_layer("bn0").moving_mean.numpy()
+    model.compile("adam", "mse")
+    model.fit(images, np.zeros([16, 10], np.float32), 8, verbose=0)
+    assert not np.array_equal(model.get_layer("bn0").moving_mean.numpy(), before)
+
+
 def test_the_last_checkpoint_has_what_other_callbacks_have_made_of_the_weights(tmp_path):
     class Doubled(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
