@@ -84,7 +84,7 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_is_exported(tmp_path):
     [
         pytest.param("unet_segmentation.py", "mean IoU", 85, ["classes"], marks=pytest.mark.slow),
         pytest.param("two_headed_detector.py", "F1", 85, ["boxes", "classes"], marks=pytest.mark.slow),
-        ("signals_conv1d.py", "top-1", 95, ["classes"]),
+        pytest.param("signals_conv1d.py", "top-1", 95, ["classes"], marks=pytest.mark.slow),
     ],
 )
 def test_more_than_classifiers_of_images_are_pruned_to_half_and_exported(tmp_path, name, score, lowest, outputs):
