@@ -69,7 +69,8 @@ def normalize(pixels: tf.Tensor, mean: Sequence[float], std: Sequence[float]) ->
         float32 of the same shape.
     """
     # Factors for every pixel, since Eigen multiplies by three channels at a tenth of the speed.
-    shape = pixels.shape[-3:]
+    # Of signals [B, length, channels] the first one is not known.
+    shape = [size or 1 for size in pixels.shape[-3:]]
     factors = np.broadcast_to(1.0 / np.asarray(std), shape).astype(np.float32)
     offsets = np.broadcast_to(-np.asarray(mean) / np.asarray(std), shape).astype(np.float32)
     return tf.cast(pixels, tf.float32) * factors + offsets

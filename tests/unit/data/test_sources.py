@@ -263,3 +263,9 @@ def test_pixels_of_255_have_no_class_in_the_masks_of_a_program(dtype):
     assert Source(images, masks, 256).labels is masks
     with pytest.raises(DataError, match=r"expected labels from 0 to 2, received -1(\.0)? to 7"):
         Source(images, np.where(masks == 2, 7, masks), 3)
+
+
+def test_signals_are_normalized_by_channel():
+    signals = np.arange(5 * 7 * 2, dtype=np.float32).reshape(5, 7, 2)
+    source = Source(signals, np.zeros(5, np.int64), 2, mean=(3.0, 4.0), std=(2.0, 5.0))
+    np.testing.assert_allclose(source.first_images(5), (signals - [3.0, 4.0]) / [2.0, 5.0], rtol=1e-5)
