@@ -95,8 +95,12 @@ def make_metrics(names: Sequence[str], model: keras.Model, task: str = "classifi
             over the ranks.
     """
     num_classes = int(model.output_shape[-1])
-    # `average`: F1Score has a value for each class unless it is told to take their mean.
-    options = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False, "average": "macro"}
+    options: dict[str, Any] = {"num_classes": num_classes, "sparse_y_true": False, "sparse_y_pred": False}
+    # F1Score has a value for each class unless it is told to take their mean.
+    options["average"] = "macro"
+    if task == "multilabel":
+        # Without it F1Score takes the most likely label of each sample and no other.
+        options["threshold"] = 0.5
     metrics = []
     for name in names:
         found = _named("metrics", name, "training.metrics")

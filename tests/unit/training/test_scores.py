@@ -37,16 +37,19 @@ def test_labels_are_scored_as_scikit_learn_does_from_logits_and_from_probabiliti
     keras.utils.set_random_seed(0)
     model, source = of_values([4]), Source(IMAGES, LABELS, 4)
     logits = model.predict(IMAGES, verbose=0)
-    evaluator = Evaluator(model, ["binary_accuracy"], "multilabel")
+    names = ["binary_accuracy", "F1Score"]
+    evaluator = Evaluator(model, names, "multilabel")
     values = evaluator.evaluate(source, 7)
     expected = average_precision_score(LABELS[:, :3], logits[:, :3], average="macro")
     # Logits in the same bin of 1/32 count as equal.
     assert values["mean_average_precision"] == pytest.approx(100 * expected, abs=0.5)
     assert values["f1"] == pytest.approx(100 * f1_score(LABELS, logits > 0, average="micro"), abs=1e-9)
     assert values["binary_accuracy"] == pytest.approx(np.mean((logits > 0) == LABELS), abs=1e-6)
+    expected = f1_score(LABELS, logits > 0, average="macro", zero_division=0)
+    assert values["F1Score"] == pytest.approx(expected, abs=1e-6)
     assert evaluator.guessing == pytest.approx(100 * LABELS[:, :3].mean())
     sigmoid = keras.Model(model.inputs, keras.layers.Activation("sigmoid")(model.outputs[0]))
-    of_sigmoid = Evaluator(sigmoid, ["binary_accuracy"], "multilabel").evaluate(source, 60)
+    of_sigmoid = Evaluator(sigmoid, names, "multilabel").evaluate(source, 60)
     assert of_sigmoid == pytest.approx(values, abs=0.5)
 
 
